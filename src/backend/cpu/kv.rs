@@ -1,0 +1,108 @@
+//! Storage of keys and values.
+
+use super::memory::{Aligned, Shared};
+use super::{lanes, parallel};
+use crate::backend::{AttentionShape, Layout, PAGE, Slot};
+use std::ops::Range;
+
+/// Keys and values of all layers, bf16.
+///
+/// A page of keys is packed like a weight whose outputs are the sixteen keys, `[kv_head][head_dim / 2][16][2]`, so
+/// scores are a product of the same micro kernel. A page of values is `[kv_head][16][head_dim]`.
+pub struct KvPool {
+    keys: Aligned<u32>,
+    values: Aligned<u16>,
+    shape: AttentionShape,
+    layers: usize,
+    pages: usize,
+}
+
+impl KvPool {
+    pub(super) fn new(layers: usize, pages: usize, shape: AttentionShape) -> Self {
+        assert!(shape.head_dim.is_multiple_of(4), "head_dim {} is not a multiple of 4", shape.head_dim);
+        assert!(
+            shape.kv_heads > 0 && shape.heads.is_multiple_of(shape.kv_heads),
+            "{} query heads do not share {} key heads",
+            shape.heads,
+            shape.kv_heads
+        );
+        let values = layers * pages * shape.kv_heads * PAGE * shape.head_dim;
+        Self { keys: Aligned::zeroed(values / 2), values: Aligned::zeroed(values), shape, layers, pages }
+    }
+
+    /// Heads of the layers.
+    pub fn shape(&self) -> AttentionShape {
+        self.shape
+    }
+
+    /// Values of one head in one page; half as many pairs of keys.
+    pub(super) fn head_len(&self) -> usize {
+        PAGE * self.shape.head_dim
+    }
+
+    fn layer(&self, layer: usize) -> Range<usize> {
+        assert!(layer < self.layers, "layer {layer} of {}", self.layers);
+        let len = self.pages * self.shape.kv_heads * self.head_len();
+        layer * len..(layer + 1) * len
+    }
+
+    /// Keys of a layer, `[page][kv_head][head_dim / 2][16]`.
+    pub(super) fn keys(&self, layer: usize) -> &[u32] {
+        let all = self.layer(layer);
+        &self.keys.as_slice()[all.start / 2..all.end / 2]
+    }
+
+    /// Values of a layer, `[page][kv_head][16][head_dim]`.
+    pub(super) fn values(&self, layer: usize) -> &[u16] {
+        &self.values.as_slice()[self.layer(layer)]
+    }
+
+    pub(super) fn copy_page(&mut self, from: u32, to: u32) {
+        assert!((from as usize) < self.pages && (to as usize) < self.pages, "page outside of the pool");
+        let len = self.shape.kv_heads * self.head_len();
+        for layer in 0..self.layers {
+            let at = |page: u32| (layer * self.pages + page as usize) * len;
+            self.values.as_mut_slice().copy_within(at(from)..at(from) + len, at(to));
+            self.keys.as_mut_slice().copy_within(at(from) / 2..(at(from) + len) / 2, at(to) / 2);
+        }
+    }
+
+    /// Rounds the rows of `k` and `v` into their slots.
+    pub(super) fn store(&mut self, layer: usize, layout: &Layout, k: &[f32], v: &[f32]) {
+        let (all, len, pages) = (self.layer(layer), self.head_len(), self.pages);
+        let AttentionShape { kv_heads, head_dim, .. } = self.shape;
+        let keys = Shared::new(&mut self.keys.as_mut_slice()[all.start / 2..all.end / 2], len / 2);
+        let values = Shared::new(&mut self.values.as_mut_slice()[all], len);
+        // By head rather than by row: two rows may share a cache line of keys, and a careless layout even a slot.
+        let threads = parallel::threads_for(k.len() as f64);
+        parallel::for_each(threads, kv_heads, |head| {
+            let source = |x: &[f32], row: usize| row * kv_heads * head_dim + head * head_dim..x.len();
+            for (row, place) in layout.rows.iter().enumerate() {
+                let (page, offset) = locate(layout, place.sequence, place.slot);
+                assert!(page < pages, "page {page} of {pages}");
+                // SAFETY: a head of a page is one row of the storage, and each head belongs to one task.
+                let (keys, values) = unsafe {
+                    (keys.part(page * kv_heads + head, 0, len / 2), values.part(page * kv_heads + head, 0, len))
+                };
+                let k = &k[source(k, row)][..head_dim];
+                for (pair, k) in keys.chunks_exact_mut(PAGE).zip(k.chunks_exact(2)) {
+                    pair[offset] = u32::from(lanes::to_bf16(k[0])) | u32::from(lanes::to_bf16(k[1])) << 16;
+                }
+                let v = &v[source(v, row)][..head_dim];
+                for (value, &v) in values[offset * head_dim..][..head_dim].iter_mut().zip(v) {
+                    *value = lanes::to_bf16(v);
+                }
+            }
+        });
+    }
+}
+
+/// Page and offset of a slot.
+fn locate(layout: &Layout, sequence: u32, slot: Slot) -> (usize, usize) {
+    let table = &layout.sequences[sequence as usize];
+    let (pages, index) = match slot {
+        Slot::Prefix(i) => (&table.prefix, i as usize),
+        Slot::Grid(p) => (&table.grid, p as usize),
+    };
+    (pages[index / PAGE] as usize, index % PAGE)
+}

@@ -1,0 +1,190 @@
+//! Rotary, cache and attention.
+
+use super::*;
+use crate::backend::PAGE;
+
+const SHAPE: AttentionShape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 24 };
+const ROTARY: Rotary = Rotary { theta: 100.0 };
+const WIDTH: usize = 7;
+const HEIGHT: usize = 9;
+
+/// Branch `index` of an image: its own pages (in an order of their own), its own prompt.
+fn table(index: usize, prefix_len: usize, frontier: &[u32]) -> PageTable {
+    let grid_pages = (WIDTH * HEIGHT).div_ceil(PAGE);
+    let base = (index * 10) as u32;
+    PageTable {
+        prefix: (0..prefix_len.div_ceil(PAGE) as u32).map(|i| base + i).collect(),
+        prefix_len,
+        grid: (0..grid_pages as u32).map(|i| base + 9 - i).collect(),
+        width: WIDTH,
+        frontier: frontier.to_vec(),
+    }
+}
+
+/// Three branches with different prompts and frontiers, and every slot of each.
+fn layout() -> Layout {
+    let frontiers: [&[u32]; 3] = [&[7; 9], &[7, 5, 3, 0, 2, 1, 0, 0, 0], &[7, 7, 6, 6, 0, 0, 7, 0, 0]];
+    let sequences: Vec<PageTable> =
+        frontiers.iter().enumerate().map(|(i, f)| table(i, [1, 19, 32][i], f)).collect();
+    let mut rows = Vec::new();
+    for (s, table) in sequences.iter().enumerate() {
+        let slots = (0..table.prefix_len as u32).map(Slot::Prefix);
+        let slots = slots.chain((0..(WIDTH * HEIGHT) as u32).map(Slot::Grid));
+        rows.extend(slots.map(|slot| RowPlace { sequence: s as u32, slot }));
+    }
+    Layout { sequences, rows }
+}
+
+/// q, k and v of all rows, and a cache that holds them in layer 1 of 2.
+struct Filled {
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    kv: KvPool,
+}
+
+fn filled(backend: &CpuBackend, layout: &Layout, norm: bool) -> Filled {
+    let mut noise = Noise(77);
+    let m = layout.rows.len();
+    let (qd, kd) = (SHAPE.heads * SHAPE.head_dim, SHAPE.kv_heads * SHAPE.head_dim);
+    let v = noise.values(m * kd);
+    let mut q = tensor(backend, &noise.values(m * qd).iter().map(|x| x * 4.0).collect::<Vec<_>>(), qd);
+    let mut k = tensor(backend, &noise.values(m * kd), kd);
+    let weights = backend.vector(&noise.weights(SHAPE.head_dim));
+    let mut kv = backend.kv_pool(2, 30, SHAPE);
+    let norm = norm.then_some((&weights, &weights, 1e-5));
+    backend.rotate_and_store(&mut q, &mut k, &tensor(backend, &v, kd), norm, ROTARY, layout, 1, &mut kv);
+    Filled { q: backend.read(&q).into_owned(), k: backend.read(&k).into_owned(), v, kv }
+}
+
+fn attend(backend: &CpuBackend, q: &[f32], layout: &Layout, kv: &KvPool) -> Vec<f32> {
+    let cols = SHAPE.heads * SHAPE.head_dim;
+    let mut out = backend.tensor(layout.rows.len(), cols);
+    backend.attention(&tensor(backend, q, cols), layout, 1, kv, &mut out);
+    backend.read(&out).into_owned()
+}
+
+#[test]
+fn rotary_turns_and_norms_heads() {
+    for backend in backends() {
+        for norm in [false, true] {
+            let layout = layout();
+            let got = filled(&backend, &layout, norm);
+            let mut noise = Noise(77);
+            let (qd, kd) = (SHAPE.heads * SHAPE.head_dim, SHAPE.kv_heads * SHAPE.head_dim);
+            noise.values(layout.rows.len() * kd);
+            let q: Vec<f32> = noise.values(layout.rows.len() * qd).iter().map(|x| x * 4.0).collect();
+            let k = noise.values(layout.rows.len() * kd);
+            let weights = backend.vector(&noise.weights(SHAPE.head_dim));
+            for (before, after) in [(&q, &got.q), (&k, &got.k)] {
+                let per_row = before.len() / layout.rows.len() / SHAPE.head_dim;
+                let heads = before.chunks(SHAPE.head_dim).zip(after.chunks(SHAPE.head_dim));
+                for (i, (before, after)) in heads.enumerate() {
+                    let head = if norm {
+                        reference::rms_norm(before, &weights.0, 1e-5)
+                    } else {
+                        before.iter().map(|&x| f64::from(x)).collect()
+                    };
+                    let slot = layout.rows[i / per_row].slot;
+                    let want = reference::rotate(&head, ROTARY, slot, WIDTH);
+                    assert_near(after, &want, 3e-6, &format!("{} head {i} at {slot:?}", backend.isa()));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_sees_what_it_may_and_nothing_else() {
+    for backend in backends() {
+        let layout = layout();
+        let Filled { q, k, v, kv } = filled(&backend, &layout, false);
+        let got = attend(&backend, &q, &layout, &kv);
+        let dim = SHAPE.head_dim;
+        for (i, place) in layout.rows.iter().enumerate() {
+            for head in 0..SHAPE.heads {
+                let at = |row: usize| {
+                    (row * SHAPE.kv_heads + reference::key_head(SHAPE, head)) * dim
+                };
+                let keys: Vec<_> = (0..layout.rows.len())
+                    .filter(|&j| layout.rows[j].sequence == place.sequence)
+                    .filter(|&j| reference::sees(&layout, place.sequence as usize, place.slot, layout.rows[j].slot))
+                    .map(|j| (k[at(j)..][..dim].to_vec(), v[at(j)..][..dim].to_vec()))
+                    .collect();
+                let start = (i * SHAPE.heads + head) * dim;
+                let want = reference::attend(&q[start..][..dim], &keys);
+                assert_near(&got[start..][..dim], &want, 1e-5, &format!("{} {place:?} head {head}", backend.isa()));
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_does_not_see_other_rows() {
+    for backend in backends() {
+        let layout = layout();
+        let Filled { q, kv, .. } = filled(&backend, &layout, false);
+        let cols = SHAPE.heads * SHAPE.head_dim;
+        let whole = attend(&backend, &q, &layout, &kv);
+        assert_eq!(bits(&with_threads(1, || attend(&backend, &q, &layout, &kv))), bits(&whole), "one thread");
+        for m in [1, 2, 3, 5, 6, 7, 8, 48, 100] {
+            for start in 0..7 {
+                // Rows of one sequence are adjacent, in any order.
+                let mut rows: Vec<usize> = (0..m).map(|i| (i * 29 + start * 31) % layout.rows.len()).collect();
+                rows.sort_by_key(|&i| (layout.rows[i].sequence + start as u32) % 3);
+                let part = Layout {
+                    sequences: layout.sequences.clone(),
+                    rows: rows.iter().map(|&i| layout.rows[i]).collect(),
+                };
+                let queries: Vec<f32> = rows.iter().flat_map(|&i| q[i * cols..][..cols].to_vec()).collect();
+                let got = attend(&backend, &queries, &part, &kv);
+                for (got, &i) in got.chunks(cols).zip(&rows) {
+                    let want = &whole[i * cols..][..cols];
+                    assert_eq!(bits(got), bits(want), "{} {:?} among {m}", backend.isa(), layout.rows[i]);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn masked_slots_do_not_change_a_bit() {
+    for backend in backends() {
+        let layout = layout();
+        let Filled { q, k, v, mut kv } = filled(&backend, &layout, false);
+        let (qd, kd) = (SHAPE.heads * SHAPE.head_dim, SHAPE.kv_heads * SHAPE.head_dim);
+        for i in (0..layout.rows.len()).step_by(5) {
+            let place = layout.rows[i];
+            let one = Layout { sequences: layout.sequences.clone(), rows: vec![place] };
+            let q = &q[i * qd..][..qd];
+            let before = attend(&backend, q, &one, &kv);
+            let hidden: Vec<usize> = (0..layout.rows.len())
+                .filter(|&j| {
+                    let key = layout.rows[j];
+                    key.sequence != place.sequence
+                        || !reference::sees(&layout, place.sequence as usize, place.slot, key.slot)
+                })
+                .collect();
+            let rows = Layout {
+                sequences: layout.sequences.clone(),
+                rows: hidden.iter().map(|&j| layout.rows[j]).collect(),
+            };
+            let huge = vec![-3e38; hidden.len() * kd];
+            kv.store(1, &rows, &huge, &huge);
+            assert_eq!(bits(&attend(&backend, q, &one, &kv)), bits(&before), "{} {place:?}", backend.isa());
+            kv.store(1, &layout, &k, &v);
+        }
+    }
+}
+
+#[test]
+fn copied_pages_hold_the_same_in_all_layers() {
+    let backend = CpuBackend::new();
+    let mut layout = layout();
+    let Filled { q, mut kv, .. } = filled(&backend, &layout, false);
+    let want = attend(&backend, &q, &layout, &kv);
+    let moved = layout.sequences[1].grid[0];
+    backend.copy_page(&mut kv, moved, 22);
+    layout.sequences[1].grid[0] = 22;
+    assert_eq!(bits(&attend(&backend, &q, &layout, &kv)), bits(&want));
+}

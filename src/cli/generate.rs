@@ -1,0 +1,215 @@
+//! `weft generate`: pictures from a prompt.
+
+use super::Failure;
+use super::options::{ModelOptions, SamplingOptions};
+use crate::backend::Backend;
+use crate::backend::cpu::CpuBackend;
+use crate::decode::methods::Method;
+use crate::engine::{Generator, Output, Picture, Request};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Options of `weft generate`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// What the picture shows
+    #[arg(required = true)]
+    prompt: Vec<String>,
+    /// PNG file to write; with --n above 1, FILE-1.png, FILE-2.png, ...
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    #[command(flatten)]
+    model: ModelOptions,
+    #[command(flatten)]
+    sampling: SamplingOptions,
+    /// Number of pictures
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    n: u32,
+    /// Seed of all randomness
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Decoder, see `weft decoders`
+    #[arg(long, default_value = DEFAULT_DECODER)]
+    decoder: Method,
+    /// The same picture that plain AR would make, bit for bit: --decoder exact
+    #[arg(long, conflicts_with_all = ["decoder", "rounds"])]
+    exact: bool,
+    /// Verifications per token, for decoders that have such a knob
+    #[arg(long)]
+    rounds: Option<u32>,
+    /// Write all pictures as one sheet to FILE
+    #[arg(long)]
+    grid_sheet: bool,
+    /// Print one JSON object per picture
+    #[arg(long)]
+    json: bool,
+    /// Add the token ids to the JSON
+    #[arg(long, requires = "json")]
+    tokens: bool,
+}
+
+/// The fastest decoder whose pictures are as good as plain AR's, see the README's table.
+pub const DEFAULT_DECODER: &str = "wavefront";
+
+/// Runs the command.
+pub fn run(args: &Args) -> Result<(), Failure> {
+    check_output(&args.output)?;
+    let files = args.model.files()?;
+    let generator = Generator::load(CpuBackend::new(), &files)?;
+    let request = request(args, &generator)?;
+    warn_about_words(&generator, &request.prompt)?;
+    let texts = [
+        ("prompt", request.prompt.clone()),
+        ("seed", request.seed.to_string()),
+        ("decoder", request.method.name().to_owned()),
+        ("model", files.describe()),
+    ];
+    let bar = progress_bar(u64::from(args.n) * generator.model.grid().len() as u64);
+    let (mut totals, mut sheet) = (Totals::default(), Vec::new());
+    for image in 0..args.n {
+        let done = u64::from(image) * generator.model.grid().len() as u64;
+        let output = generator.generate(&request, image, &mut |tokens| bar.set_position(done + tokens as u64))?;
+        totals.add(&output);
+        let path = if args.grid_sheet { args.output.clone() } else { numbered(&args.output, image, args.n) };
+        if !args.grid_sheet {
+            output.picture.save(&path, &texts)?;
+        }
+        if args.json {
+            let line = json(args, &generator, &request, image, &path, &output);
+            bar.suspend(|| writeln!(std::io::stdout(), "{line}"))?;
+        }
+        if args.grid_sheet {
+            sheet.push(output.picture);
+        }
+    }
+    bar.finish_and_clear();
+    if args.grid_sheet {
+        let columns = (f64::from(args.n)).sqrt().ceil() as usize;
+        Picture::sheet(&sheet, columns).save(&args.output, &texts)?;
+    }
+    let summary = totals.summary(&generator.model, request.method.name());
+    if args.json { writeln!(std::io::stderr(), "{summary}")? } else { writeln!(std::io::stdout(), "{summary}")? }
+    Ok(())
+}
+
+fn request(args: &Args, generator: &Generator<CpuBackend>) -> Result<Request, Failure> {
+    let mut method = if args.exact { Method::EXACT } else { args.decoder };
+    if let Some(rounds) = args.rounds {
+        method = method.with_rounds(rounds)?;
+    }
+    let sampling = args.sampling.resolve(generator)?;
+    Ok(Request { prompt: args.prompt.join(" "), seed: args.seed, sampling, method })
+}
+
+/// Finds out before any work that the output cannot be written.
+fn check_output(path: &Path) -> Result<(), Failure> {
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    if path.file_name().is_none() || path.is_dir() {
+        return Err(format!("--output {}: this is not a file name", path.display()).into());
+    }
+    if !folder.is_dir() {
+        return Err(format!("--output {}: the directory {} does not exist", path.display(), folder.display()).into());
+    }
+    if std::fs::metadata(folder)?.permissions().readonly() {
+        return Err(format!("--output {}: the directory {} is read-only", path.display(), folder.display()).into());
+    }
+    Ok(())
+}
+
+fn warn_about_words(generator: &Generator<CpuBackend>, text: &str) -> Result<(), Failure> {
+    let prompt = generator.prompt(text)?;
+    if !prompt.unknown.is_empty() {
+        eprintln!("weft: warning: the model never saw these words and ignores them: {}", prompt.unknown.join(", "));
+    }
+    if prompt.dropped > 0 {
+        eprintln!("weft: warning: the prompt is too long, its last {} words are ignored", prompt.dropped);
+    }
+    Ok(())
+}
+
+/// `FILE` for a single picture, else `FILE-1`, `FILE-2`, ... before the extension.
+fn numbered(path: &Path, image: u32, n: u32) -> PathBuf {
+    if n == 1 {
+        return path.to_owned();
+    }
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let extension = path.extension().map_or(String::new(), |extension| format!(".{}", extension.to_string_lossy()));
+    path.with_file_name(format!("{stem}-{}{extension}", image + 1))
+}
+
+/// Draws on a terminal only.
+fn progress_bar(tokens: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} tokens {elapsed}");
+    ProgressBar::new(tokens).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+fn json(
+    args: &Args,
+    generator: &Generator<CpuBackend>,
+    request: &Request,
+    image: u32,
+    path: &Path,
+    output: &Output,
+) -> serde_json::Value {
+    let (stats, tokens) = (output.outcome.stats, &output.outcome.tokens);
+    let mut object = serde_json::json!({
+        "file": path.to_string_lossy(),
+        "width": output.picture.width,
+        "height": output.picture.height,
+        "seed": request.seed,
+        "image": image,
+        "device": generator.model.backend.name(),
+        "decoder": request.method.name(),
+        "exact": request.method.is_exact(),
+        "nfe": stats.nfe,
+        "tokens": tokens.len(),
+        "tokens_per_pass": tokens.len() as f64 / stats.nfe as f64,
+        "acceptance": stats.acceptance(),
+        "seconds": (output.decode_time + output.pixel_time).as_secs_f64(),
+    });
+    if args.tokens {
+        object["token_ids"] = tokens.as_slice().into();
+    }
+    object
+}
+
+/// Sums over the pictures of a run.
+#[derive(Default)]
+struct Totals {
+    images: usize,
+    tokens: usize,
+    stats: crate::decode::Stats,
+    decode_seconds: f64,
+    pixel_seconds: f64,
+}
+
+impl Totals {
+    fn add(&mut self, output: &Output) {
+        self.images += 1;
+        self.tokens += output.outcome.tokens.len();
+        self.stats.nfe += output.outcome.stats.nfe;
+        self.stats.drafted += output.outcome.stats.drafted;
+        self.stats.accepted += output.outcome.stats.accepted;
+        self.decode_seconds += output.decode_time.as_secs_f64();
+        self.pixel_seconds += output.pixel_time.as_secs_f64();
+    }
+
+    /// The last line: what it cost, per picture. GB/s counts every pass as one read of the decoder's weights.
+    fn summary<B: Backend>(&self, model: &crate::models::avatar::Avatar<B>, decoder: &str) -> String {
+        let per = |total: f64| total / self.images as f64;
+        let bytes = (self.stats.nfe * model.transformer.weight_bytes()) as f64;
+        format!(
+            "{decoder}: {:.0} passes, {:.1} tokens/pass, {:.0}% accepted, {:.0} ms ({:.0} ms pixels), {:.1} GB/s of weights",
+            per(self.stats.nfe as f64),
+            self.tokens as f64 / self.stats.nfe as f64,
+            100.0 * self.stats.acceptance(),
+            per(1e3 * (self.decode_seconds + self.pixel_seconds)),
+            per(1e3 * self.pixel_seconds),
+            bytes / self.decode_seconds / 1e9,
+        )
+    }
+}

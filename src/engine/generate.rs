@@ -1,0 +1,111 @@
+//! One request: prompt and settings to tokens and pixels.
+
+use super::{Error, Picture};
+use crate::backend::Backend;
+use crate::checkpoint::Files;
+use crate::decode::methods::Method;
+use crate::decode::sampling::{Sampling, log_prob};
+use crate::decode::session::Session;
+use crate::decode::{Outcome, Placed, Target};
+use crate::models::avatar::{Avatar, Condition, Prompt};
+use crate::rng::Stream;
+use std::time::{Duration, Instant};
+
+/// A model that is ready to generate.
+pub struct Generator<B: Backend> {
+    /// The model.
+    pub model: Avatar<B>,
+    unconditional: Condition,
+}
+
+/// How a picture is to be made.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Words.
+    pub prompt: String,
+    /// Seed of all randomness.
+    pub seed: u64,
+    /// Guidance, temperature, truncation.
+    pub sampling: Sampling,
+    /// The decoder.
+    pub method: Method,
+}
+
+/// A picture and how it came about.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// Tokens and counters.
+    pub outcome: Outcome,
+    /// Pixels.
+    pub picture: Picture,
+    /// From the tokenized prompt to the last token.
+    pub decode_time: Duration,
+    /// From tokens to pixels.
+    pub pixel_time: Duration,
+}
+
+impl<B: Backend> Generator<B> {
+    /// Loads a model onto a backend.
+    pub fn load(backend: B, files: &Files) -> Result<Self, Error> {
+        let model = Avatar::load(backend, files)?;
+        let unconditional = model.condition(&model.unconditional());
+        Ok(Self { model, unconditional })
+    }
+
+    /// The model's own defaults.
+    pub fn default_sampling(&self) -> Sampling {
+        let defaults = self.model.config.generation;
+        Sampling {
+            cfg: defaults.cfg,
+            temperature: defaults.temperature,
+            top_k: defaults.top_k,
+            top_p: defaults.top_p,
+        }
+    }
+
+    /// Tokenizes and checks a prompt.
+    pub fn prompt(&self, text: &str) -> Result<Prompt, Error> {
+        Ok(self.model.prompt(text)?)
+    }
+
+    /// Makes image number `image` of a request. `progress` is told how many tokens are done.
+    pub fn generate(&self, request: &Request, image: u32, progress: &mut dyn FnMut(usize)) -> Result<Output, Error> {
+        let mut session = self.session(&request.prompt, request.sampling)?;
+        let start = Instant::now();
+        let stream = Stream { seed: request.seed, image };
+        let outcome = request.method.decode(&mut session, stream, progress);
+        let decode_time = start.elapsed();
+        let start = Instant::now();
+        let picture = self.picture(&outcome.tokens);
+        Ok(Output { outcome, picture, decode_time, pixel_time: start.elapsed() })
+    }
+
+    /// Pixels of a grid of tokens.
+    pub fn picture(&self, tokens: &[u32]) -> Picture {
+        let (vq, grid) = (&self.model.vq, self.model.grid());
+        let rgb = vq.decode(&self.model.backend, tokens, grid);
+        Picture { width: grid.width * vq.downscale(), height: grid.height * vq.downscale(), rgb }
+    }
+
+    /// Negative log-likelihood of a grid of tokens under the processed distribution, in bits per token.
+    pub fn bits_per_token(&self, prompt: &str, sampling: Sampling, tokens: &[u32]) -> Result<f64, Error> {
+        let mut session = self.session(prompt, sampling)?;
+        session.prefill();
+        let mut nats = f64::from(log_prob(session.log_weights(0), tokens[0]));
+        let block: Vec<Placed> =
+            tokens.iter().enumerate().map(|(position, &token)| Placed { position, token }).collect();
+        let grid = self.model.grid();
+        session.feed(&block[..grid.len() - 1], &vec![grid.width as u32; grid.height]);
+        for (row, &token) in tokens[1..].iter().enumerate() {
+            nats += f64::from(log_prob(session.log_weights(row), token));
+        }
+        Ok(-nats / std::f64::consts::LN_2 / grid.len() as f64)
+    }
+
+    /// A session for one image of a prompt.
+    pub fn session(&self, prompt: &str, sampling: Sampling) -> Result<Session<'_, B>, Error> {
+        sampling.validate().map_err(Error::Request)?;
+        let condition = self.model.condition(&self.prompt(prompt)?);
+        Ok(Session::new(&self.model, condition, self.unconditional.clone(), sampling)?)
+    }
+}

@@ -1,0 +1,190 @@
+//! The embedded text-to-image family: a word-level prompt through a small bidirectional encoder, a Llama-style
+//! decoder over a grid of VQ tokens, spatial heads, a VQ tokenizer.
+//!
+//! The decoder's sequence is `[text] ... [text] [BOI] [image] ...`. Every image token's input is the sum of its
+//! embedding, a row and a column embedding and the condition (a projection of the encoder's first output), so
+//! that the prompt is present at every token and not only through attention to the prefix. The empty prompt is
+//! the unconditional branch.
+
+use crate::backend::{Backend, Epilogue};
+use crate::checkpoint::{Config, Error, Files};
+use crate::grid::Grid;
+use crate::nn::Loader;
+use crate::nn::classifier::Classifier;
+use crate::nn::spatial_heads::SpatialHeads;
+use crate::nn::text_encoder::TextEncoder;
+use crate::nn::transformer::Transformer;
+use crate::nn::vq::Vq;
+use tokenizers::Tokenizer;
+
+const BOS: &str = "[BOS]";
+const UNKNOWN: &str = "[UNK]";
+
+/// A loaded model.
+pub struct Avatar<B: Backend> {
+    /// Where it runs.
+    pub backend: B,
+    /// Its configuration.
+    pub config: Config,
+    /// The decoder.
+    pub transformer: Transformer<B>,
+    /// The draft heads.
+    pub heads: SpatialHeads<B>,
+    /// The image tokenizer.
+    pub vq: Vq<B>,
+    tokenizer: Tokenizer,
+    bos: u32,
+    unknown: u32,
+    text: TextEncoder<B>,
+    text_proj: B::Weight,
+    cond_proj: B::Weight,
+    boi: Vec<f32>,
+    embed: Vec<f32>,
+    row_embed: Vec<f32>,
+    col_embed: Vec<f32>,
+}
+
+/// Token ids of a prompt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Prompt {
+    /// `[BOS]` and the words.
+    pub ids: Vec<u32>,
+    /// Words that the model never saw, in order of appearance.
+    pub unknown: Vec<String>,
+    /// Words beyond the encoder's positions, which are dropped.
+    pub dropped: usize,
+}
+
+/// A prompt as the decoder takes it.
+#[derive(Clone, Debug)]
+pub struct Condition {
+    /// Inputs of the prefix, BOI last: `[tokens, hidden]`.
+    pub prefix: Vec<f32>,
+    /// Added to the input of every image token: `[hidden]`.
+    pub bias: Vec<f32>,
+}
+
+impl<B: Backend> Avatar<B> {
+    /// Loads and checks every file but the classifier's.
+    pub fn load(backend: B, files: &Files) -> Result<Self, Error> {
+        let config = files.config()?;
+        let tokenizer = load_tokenizer(files, config.text_encoder.vocab_size)?;
+        let special = |token: &str| {
+            tokenizer.token_to_id(token).ok_or_else(|| Error::Format {
+                file: "tokenizer.json".into(),
+                reason: format!("the token {token} is missing"),
+            })
+        };
+        let (bos, unknown) = (special(BOS)?, special(UNKNOWN)?);
+        let (hidden, vocab) = (config.hidden_size, config.image_vocab_size);
+        let tensors = files.tensors("model")?;
+        let loader = Loader { backend: &backend, tensors: &tensors };
+        let text_width = config.text_encoder.hidden_size;
+        let text = TextEncoder::load(&loader, &config.text_encoder, config.rms_norm_eps)?;
+        let transformer = Transformer::load(&loader, &config)?;
+        let heads = SpatialHeads::load(&loader, &config)?;
+        let text_proj = loader.linear("model.text_proj", hidden, text_width)?;
+        let cond_proj = loader.linear("model.cond_proj", hidden, text_width)?;
+        let boi = loader.host("model.boi.weight", &[hidden])?;
+        let embed = loader.host("model.embed_tokens.weight", &[vocab, hidden])?;
+        let row_embed = loader.host("model.row_embed.weight", &[config.grid.height, hidden])?;
+        let col_embed = loader.host("model.col_embed.weight", &[config.grid.width, hidden])?;
+        tensors.finish()?;
+        let tensors = files.tensors("vq")?;
+        let vq = Vq::load(&Loader { backend: &backend, tensors: &tensors }, &config.vq, vocab)?;
+        tensors.finish()?;
+        Ok(Self {
+            backend,
+            config,
+            transformer,
+            heads,
+            vq,
+            tokenizer,
+            bos,
+            unknown,
+            text,
+            text_proj,
+            cond_proj,
+            boi,
+            embed,
+            row_embed,
+            col_embed,
+        })
+    }
+
+    /// Loads the classifier that evaluates this model's pictures, when the model ships one.
+    pub fn load_classifier(&self, files: &Files) -> Result<Option<Classifier<B>>, Error> {
+        let Some(config) = self.config.classifier.as_ref().filter(|_| files.contains("classifier.safetensors")) else {
+            return Ok(None);
+        };
+        let tensors = files.tensors("classifier")?;
+        let classifier = Classifier::load(&Loader { backend: &self.backend, tensors: &tensors }, config)?;
+        tensors.finish()?;
+        Ok(Some(classifier))
+    }
+
+    /// The token grid.
+    pub fn grid(&self) -> Grid {
+        self.config.grid()
+    }
+
+    /// Tokenizes a prompt.
+    pub fn prompt(&self, text: &str) -> Result<Prompt, Error> {
+        let encoding = self
+            .tokenizer
+            .encode(text, false)
+            .map_err(|error| Error::Format { file: "tokenizer.json".into(), reason: error.to_string() })?;
+        let words = encoding.get_ids().iter().zip(encoding.get_offsets());
+        let unknown = words.filter(|(id, _)| **id == self.unknown);
+        let unknown = unknown.filter_map(|(_, &(start, end))| text.get(start..end)).map(str::to_owned).collect();
+        let mut ids = vec![self.bos];
+        ids.extend(encoding.get_ids());
+        let dropped = ids.len().saturating_sub(self.config.text_encoder.max_positions);
+        ids.truncate(self.config.text_encoder.max_positions);
+        Ok(Prompt { ids, unknown, dropped })
+    }
+
+    /// The empty prompt: the unconditional branch of guidance.
+    pub fn unconditional(&self) -> Prompt {
+        Prompt { ids: vec![self.bos], unknown: Vec::new(), dropped: 0 }
+    }
+
+    /// Runs the text encoder.
+    pub fn condition(&self, prompt: &Prompt) -> Condition {
+        let (backend, hidden) = (&self.backend, self.config.hidden_size);
+        let encoded = self.text.encode(backend, &prompt.ids);
+        let mut projected = backend.tensor(prompt.ids.len(), hidden);
+        backend.linear(&encoded, &self.text_proj, &mut projected, Epilogue::Store);
+        let mut prefix = backend.read(&projected).into_owned();
+        backend.linear(&encoded, &self.cond_proj, &mut projected, Epilogue::Store);
+        let bias = backend.read(&projected)[..hidden].to_vec();
+        prefix.extend(self.boi.iter().zip(&bias).map(|(boi, bias)| boi + bias));
+        Condition { prefix, bias }
+    }
+
+    /// The bare embedding of an image token, `[hidden]`.
+    pub fn embedding(&self, token: u32) -> &[f32] {
+        let hidden = self.config.hidden_size;
+        &self.embed[token as usize * hidden..][..hidden]
+    }
+
+    /// Appends the decoder's input for `token` at raster `position` to `out`.
+    pub fn push_input(&self, condition: &Condition, position: usize, token: u32, out: &mut Vec<f32>) {
+        let (hidden, grid) = (self.config.hidden_size, self.grid());
+        let row = &self.row_embed[grid.row(position) * hidden..][..hidden];
+        let col = &self.col_embed[grid.col(position) * hidden..][..hidden];
+        let terms = self.embedding(token).iter().zip(row).zip(col).zip(&condition.bias);
+        out.extend(terms.map(|(((token, row), col), bias)| token + row + col + bias));
+    }
+}
+
+fn load_tokenizer(files: &Files, vocab: usize) -> Result<Tokenizer, Error> {
+    let file = "tokenizer.json";
+    let invalid = |reason: String| Error::Format { file: file.into(), reason };
+    let tokenizer = Tokenizer::from_bytes(files.read(file)?).map_err(|error| invalid(error.to_string()))?;
+    let size = tokenizer.get_vocab_size(true);
+    if size != vocab {
+        return Err(invalid(format!("it has {size} tokens, config.json says text_encoder.vocab_size {vocab}")));
+    }
+    Ok(tokenizer)
+}

@@ -1,0 +1,4 @@
+//! Model families: from a checkpoint to networks, prompts and embeddings.
+
+pub mod avatar;
+pub mod embedded;

@@ -1,0 +1,155 @@
+//! The Rust networks against PyTorch in fp32 on the shipped weights, for one held-out caption and picture
+//! (`models/avatar/export.py` writes the fixture).
+
+use half::bf16;
+use safetensors::SafeTensors;
+use weft::backend::cpu::CpuBackend;
+use weft::backend::Backend;
+use weft::decode::sampling::Sampling;
+use weft::decode::session::Session;
+use weft::decode::{Placed, Source, Target};
+use weft::engine::Generator;
+use weft::models::embedded;
+use weft::nn::spatial_heads::Offset;
+
+const FIXTURE: &[u8] = include_bytes!("data/avatar_oracle.safetensors");
+
+struct Oracle(SafeTensors<'static>);
+
+impl Oracle {
+    fn load() -> Self {
+        Self(SafeTensors::deserialize(FIXTURE).expect("the fixture is valid"))
+    }
+
+    fn floats(&self, name: &str) -> Vec<f32> {
+        let data = self.0.tensor(name).expect(name).data();
+        data.chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap())).collect()
+    }
+
+    fn integers(&self, name: &str) -> Vec<usize> {
+        let data = self.0.tensor(name).expect(name).data();
+        data.chunks_exact(8).map(|bytes| i64::from_le_bytes(bytes.try_into().unwrap()) as usize).collect()
+    }
+
+    fn bytes(&self, name: &str) -> &[u8] {
+        self.0.tensor(name).expect(name).data()
+    }
+
+    fn prompt(&self) -> String {
+        let (_, header) = SafeTensors::read_metadata(FIXTURE).unwrap();
+        header.metadata().as_ref().unwrap()["prompt"].clone()
+    }
+
+    fn tokens(&self) -> Vec<Placed> {
+        let tokens = self.integers("tokens").into_iter().enumerate();
+        tokens.map(|(position, token)| Placed { position, token: token as u32 }).collect()
+    }
+}
+
+fn generator() -> Generator<CpuBackend> {
+    Generator::load(CpuBackend::new(), &embedded::avatar()).expect("the embedded model loads")
+}
+
+/// Relative L2 distance. Weights are exact in bf16; what differs is the rounding of activations to bf16 at every
+/// product and of keys and values in the cache: 2^-9 relative each, over 9 layers.
+fn distance(ours: &[f32], theirs: &[f32]) -> f64 {
+    assert_eq!(ours.len(), theirs.len());
+    let square = |x: f32| f64::from(x) * f64::from(x);
+    let difference: f64 = ours.iter().zip(theirs).map(|(a, b)| square(a - b)).sum();
+    (difference / theirs.iter().map(|&x| square(x)).sum::<f64>()).sqrt()
+}
+
+const CLOSE: f64 = 0.02;
+
+fn session(generator: &Generator<CpuBackend>, prompt: &str) -> Vec<f32> {
+    let sampling = Sampling { cfg: 1.0, temperature: 1.0, top_k: 0, top_p: 1.0 };
+    let mut session = generator.session(prompt, sampling).unwrap();
+    let (oracle, grid) = (Oracle::load(), generator.model.grid());
+    session.prefill();
+    let mut logits = session.log_weights(0).to_vec();
+    session.feed(&oracle.tokens()[..grid.len() - 1], &vec![grid.width as u32; grid.height]);
+    (0..grid.len() - 1).for_each(|row| logits.extend_from_slice(session.log_weights(row)));
+    logits
+}
+
+fn rows(all: &[f32], width: usize, rows: &[usize]) -> Vec<f32> {
+    rows.iter().flat_map(|row| &all[row * width..][..width]).copied().collect()
+}
+
+#[test]
+fn the_prompt_is_tokenized_and_encoded_alike() {
+    let (oracle, generator) = (Oracle::load(), generator());
+    let prompt = generator.prompt(&oracle.prompt()).unwrap();
+    let ids: Vec<usize> = prompt.ids.iter().map(|&id| id as usize).collect();
+    assert_eq!(ids, oracle.integers("prompt_ids"));
+    let condition = generator.model.condition(&prompt);
+    assert!(distance(&condition.bias, &oracle.floats("cond")) < CLOSE);
+}
+
+#[test]
+fn logits_agree_in_both_branches() {
+    let (oracle, generator) = (Oracle::load(), generator());
+    let positions = oracle.integers("positions");
+    for (prompt, name) in [(oracle.prompt(), "logits_cond"), (String::new(), "logits_uncond")] {
+        let ours = rows(&session(&generator, &prompt), 512, &positions);
+        let apart = distance(&ours, &oracle.floats(name));
+        assert!(apart < CLOSE, "{name}: {apart}");
+    }
+}
+
+#[test]
+fn spatial_heads_agree() {
+    let (oracle, generator) = (Oracle::load(), generator());
+    let sampling = Sampling { cfg: 1.0, temperature: 1.0, top_k: 0, top_p: 1.0 };
+    let mut session: Session<'_, _> = generator.session(&oracle.prompt(), sampling).unwrap();
+    let (tokens, grid) = (oracle.tokens(), generator.model.grid());
+    session.prefill();
+    session.feed(&tokens[..grid.len() - 1], &vec![grid.width as u32; grid.height]);
+    let (horizontal, vertical) = session.heads();
+    let offsets = (1..=horizontal).map(Offset::Right).chain((1..=vertical).map(Offset::Down));
+    let theirs = [oracle.floats("head_logits_horizontal"), oracle.floats("head_logits_vertical")].concat();
+    for (offset, theirs) in offsets.zip(theirs.chunks_exact(4 * 512)) {
+        let sources: Vec<Source> =
+            oracle.integers("head_sources").iter().map(|&at| Source { from: tokens[at], offset }).collect();
+        session.draft(&sources);
+        let ours: Vec<f32> = (0..4).flat_map(|i| session.draft_log_weights(i).to_vec()).collect();
+        let apart = distance(&ours, theirs);
+        assert!(apart < CLOSE, "{offset:?}: {apart}");
+    }
+}
+
+#[test]
+fn pixels_agree_in_both_directions() {
+    let (oracle, generator) = (Oracle::load(), generator());
+    let tokens: Vec<u32> = oracle.tokens().iter().map(|placed| placed.token).collect();
+    let decoded = generator.picture(&tokens);
+    let off = decoded.rgb.iter().zip(oracle.bytes("decoded")).map(|(a, b)| a.abs_diff(*b)).max();
+    assert!(off <= Some(6), "a pixel is off by {off:?}");
+    let encoded = generator.model.vq.encode(&generator.model.backend, oracle.bytes("picture"), (96, 96));
+    let same = encoded.iter().zip(&tokens).filter(|(a, b)| a == b).count();
+    assert!(same >= 560, "only {same} of 576 tokens agree");
+}
+
+#[test]
+fn the_classifier_agrees() {
+    let (oracle, generator) = (Oracle::load(), generator());
+    let classifier = generator.model.load_classifier(&embedded::avatar()).unwrap().expect("it ships");
+    let judged = classifier.judge(&generator.model.backend, oracle.bytes("picture"), (96, 96));
+    assert!(distance(&judged.features, &oracle.floats("features")) < CLOSE);
+    for (attribute, logits) in &judged.logits {
+        assert!(distance(logits, &oracle.floats(&format!("classifier.{attribute}"))) < CLOSE, "{attribute}");
+    }
+}
+
+/// The whole chain again, in f32 on the host from the weights, for one linear layer: the backend rounds its input to
+/// bf16 and nothing else.
+#[test]
+fn linear_rounds_only_its_input() {
+    let backend = CpuBackend::new();
+    let weight: Vec<bf16> = (0..6).map(|i| bf16::from_f32(i as f32 - 2.5)).collect();
+    let weight = backend.weight(&weight, 2, 3);
+    let (mut x, mut out) = (backend.tensor(1, 3), backend.tensor(1, 2));
+    backend.upload(&[1.0, 1.000_976_6, -2.0], &mut x);
+    backend.linear(&x, &weight, &mut out, weft::backend::Epilogue::Store);
+    assert_eq!(&*backend.read(&out), [-2.5 - 1.5 + 1.0, 0.5 + 1.5 - 5.0]);
+}
