@@ -3,8 +3,8 @@
 
 use half::bf16;
 use safetensors::SafeTensors;
-use weft::backend::cpu::CpuBackend;
 use weft::backend::Backend;
+use weft::backend::cpu::CpuBackend;
 use weft::decode::sampling::Sampling;
 use weft::decode::session::Session;
 use weft::decode::{Placed, Source, Target};

@@ -117,11 +117,7 @@ impl Config {
 
     /// Shape of every attention layer.
     pub fn attention(&self) -> AttentionShape {
-        AttentionShape {
-            heads: self.num_attention_heads,
-            kv_heads: self.num_key_value_heads,
-            head_dim: self.head_dim,
-        }
+        AttentionShape { heads: self.num_attention_heads, kv_heads: self.num_key_value_heads, head_dim: self.head_dim }
     }
 
     /// Checks every size against its neighbours and against limits far above any known model, so that no later
@@ -132,12 +128,32 @@ impl Config {
         }
         self.check_sizes()?;
         let checks = [
-            (self.num_attention_heads.is_multiple_of(self.num_key_value_heads), "num_key_value_heads must divide num_attention_heads"),
-            (self.head_dim.is_multiple_of(4), "head_dim must be a multiple of 4 for the rotary embedding over two axes"),
-            (self.text_encoder.hidden_size.is_multiple_of(self.text_encoder.num_attention_heads), "text_encoder.num_attention_heads must divide its hidden_size"),
-            ([&self.vq.res_blocks, &self.vq.encoder_res_blocks].iter().all(|blocks| blocks.len() == self.vq.channels.len()), "vq.channels, vq.res_blocks and vq.encoder_res_blocks must be of one length"),
-            (self.vq.channels.len() < 8 && self.vq.downscale == 1 << self.vq.channels.len().saturating_sub(1), "vq.downscale must be 2^(levels - 1)"),
-            (self.vq.channels.iter().all(|c| c.is_multiple_of(self.vq.group_norm_groups)), "vq.group_norm_groups must divide every channel count"),
+            (
+                self.num_attention_heads.is_multiple_of(self.num_key_value_heads),
+                "num_key_value_heads must divide num_attention_heads",
+            ),
+            (
+                self.head_dim.is_multiple_of(4),
+                "head_dim must be a multiple of 4 for the rotary embedding over two axes",
+            ),
+            (
+                self.text_encoder.hidden_size.is_multiple_of(self.text_encoder.num_attention_heads),
+                "text_encoder.num_attention_heads must divide its hidden_size",
+            ),
+            (
+                [&self.vq.res_blocks, &self.vq.encoder_res_blocks]
+                    .iter()
+                    .all(|blocks| blocks.len() == self.vq.channels.len()),
+                "vq.channels, vq.res_blocks and vq.encoder_res_blocks must be of one length",
+            ),
+            (
+                self.vq.channels.len() < 8 && self.vq.downscale == 1 << self.vq.channels.len().saturating_sub(1),
+                "vq.downscale must be 2^(levels - 1)",
+            ),
+            (
+                self.vq.channels.iter().all(|c| c.is_multiple_of(self.vq.group_norm_groups)),
+                "vq.group_norm_groups must divide every channel count",
+            ),
             (self.rms_norm_eps > 0.0 && self.rms_norm_eps < 1.0, "rms_norm_eps must lie in (0, 1)"),
             (self.rope_theta > 1.0 && self.rope_theta.is_finite(), "rope_theta must be above 1"),
         ];

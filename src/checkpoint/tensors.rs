@@ -92,8 +92,7 @@ impl Tensors {
     /// The elements of a tensor, row-major. Copies only when the file holds them unaligned.
     pub fn take<T: Element>(&self, name: &str, shape: &[usize]) -> Result<Cow<'_, [T]>, Error> {
         let file = self.name.clone();
-        let entry =
-            self.entries.get(name).ok_or_else(|| Error::Missing { file: file.clone(), name: name.into() })?;
+        let entry = self.entries.get(name).ok_or_else(|| Error::Missing { file: file.clone(), name: name.into() })?;
         if entry.dtype != T::DTYPE {
             let found = format!("{:?}", entry.dtype);
             return Err(Error::Dtype { file, name: name.into(), found, expected: T::NAME });

@@ -13,7 +13,7 @@ use std::io::Write;
 /// Options of `weft eval`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Decoders to measure, or "all"
+    /// Decoders to measure, or "all"; each NAME or NAME:KNOB=VALUE:...
     #[arg(long, value_delimiter = ',', default_value = "all")]
     decoders: Vec<String>,
     /// Pictures per decoder, from held-out prompts
@@ -48,7 +48,10 @@ pub fn run(args: &Args) -> Result<(), Failure> {
             sampling.temperature,
             generator.model.backend.name()
         )?;
-        writeln!(out, "| decoder | law | NFE | passes saved | time saved | drafts accepted | attribute accuracy | NLL, bits/token | FID |")?;
+        writeln!(
+            out,
+            "| decoder | law | NFE | passes saved | time saved | drafts accepted | attribute accuracy | NLL, bits/token | FID |"
+        )?;
         writeln!(out, "|---|---|---|---|---|---|---|---|---|")?;
     }
     for method in methods {
@@ -79,19 +82,24 @@ fn methods(names: &[String]) -> Result<Vec<Method>, Failure> {
     Ok(names.iter().map(|name| name.parse()).collect::<Result<_, _>>()?)
 }
 
+/// The decoder's name with its default knobs.
+fn default_knobs(report: &Report) -> String {
+    report.decoder.parse::<Method>().map_or_else(|_| report.decoder.clone(), |method| method.to_string())
+}
+
 /// A row of the table; ratios are to plain AR in the same run.
 fn row(report: &Report, plain: Option<&Report>) -> String {
     let ratio = |value: fn(&Report) -> f64| {
-        plain.or((report.decoder == "ar").then_some(report)).map_or("".into(), |plain| {
-            format!("{:.2}x", value(plain) / value(report))
-        })
+        plain
+            .or((report.decoder == "ar").then_some(report))
+            .map_or("".into(), |plain| format!("{:.2}x", value(plain) / value(report)))
     };
     let with_error = |estimate: Estimate, scale: f64, digits: usize| {
         format!("{:.digits$} ± {:.digits$}", estimate.value * scale, estimate.error * scale)
     };
     format!(
         "| {} | {} | {:.1} | {} | {} | {:.0}% | {}% | {} | {} |",
-        report.decoder,
+        if report.knobs == default_knobs(report) { &report.decoder } else { &report.knobs },
         if report.exact { "exact" } else { "relaxed" },
         report.nfe.value,
         ratio(|report| report.nfe.value),

@@ -29,7 +29,7 @@ pub struct Args {
     /// Seed of all randomness
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Decoder, see `weft decoders`
+    /// Decoder, see `weft decoders`; NAME or NAME:KNOB=VALUE:...
     #[arg(long, default_value = DEFAULT_DECODER)]
     decoder: Method,
     /// The same picture that plain AR would make, bit for bit: --decoder exact
@@ -89,14 +89,18 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         Picture::sheet(&sheet, columns).save(&args.output, &texts)?;
     }
     let summary = totals.summary(&generator.model, request.method.name());
-    if args.json { writeln!(std::io::stderr(), "{summary}")? } else { writeln!(std::io::stdout(), "{summary}")? }
+    if args.json {
+        writeln!(std::io::stderr(), "{summary}")?
+    } else {
+        writeln!(std::io::stdout(), "{summary}")?
+    }
     Ok(())
 }
 
 fn request(args: &Args, generator: &Generator<CpuBackend>) -> Result<Request, Failure> {
     let mut method = if args.exact { Method::EXACT } else { args.decoder };
     if let Some(rounds) = args.rounds {
-        method = method.with_rounds(rounds)?;
+        method = method.with_knob("rounds", &rounds.to_string())?;
     }
     let sampling = args.sampling.resolve(generator)?;
     Ok(Request { prompt: args.prompt.join(" "), seed: args.seed, sampling, method })

@@ -28,11 +28,22 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let config = &generator.model.config;
     let (grid, shape) = (config.grid(), config.attention());
     let mut out = std::io::stdout().lock();
-    writeln!(out, "model       {} ({}), {}", config.model_type, Files::describe(&files), config.architectures.join(", "))?;
+    writeln!(
+        out,
+        "model       {} ({}), {}",
+        config.model_type,
+        Files::describe(&files),
+        config.architectures.join(", ")
+    )?;
     writeln!(
         out,
         "decoder     {} layers, {} wide, {} heads of {}, SwiGLU {}, rotary base {}",
-        config.num_hidden_layers, config.hidden_size, shape.heads, shape.head_dim, config.intermediate_size, config.rope_theta
+        config.num_hidden_layers,
+        config.hidden_size,
+        shape.heads,
+        shape.head_dim,
+        config.intermediate_size,
+        config.rope_theta
     )?;
     writeln!(
         out,
@@ -45,13 +56,23 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     )?;
     let heads = config.spatial_heads;
     writeln!(out, "drafts      {} horizontal and {} vertical heads", heads.horizontal, heads.vertical)?;
-    writeln!(out, "prompt      {} words known, {} at most", config.text_encoder.vocab_size, config.text_encoder.max_positions - 1)?;
+    writeln!(
+        out,
+        "prompt      {} words known, {} at most",
+        config.text_encoder.vocab_size,
+        config.text_encoder.max_positions - 1
+    )?;
     let defaults = config.generation;
-    writeln!(out, "defaults    cfg {}, temperature {}, top-k {}, top-p {}", defaults.cfg, defaults.temperature, defaults.top_k, defaults.top_p)?;
+    writeln!(
+        out,
+        "defaults    cfg {}, temperature {}, top-k {}, top-p {}",
+        defaults.cfg, defaults.temperature, defaults.top_k, defaults.top_p
+    )?;
     let judged = classifier.map_or(0, |classifier| classifier.attributes().count());
     writeln!(out, "evaluation  {judged} attributes")?;
     let mut total = 0;
-    for stem in ["model", "vq", "classifier"].into_iter().filter(|stem| files.contains(&format!("{stem}.safetensors"))) {
+    for stem in ["model", "vq", "classifier"].into_iter().filter(|stem| files.contains(&format!("{stem}.safetensors")))
+    {
         let tensors = files.tensors(stem)?;
         total += tensors.byte_len();
         writeln!(out, "weights     {:<10} {:>12} bytes, {} tensors", stem, tensors.byte_len(), tensors.list().count())?;
@@ -63,6 +84,10 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     }
     let page = config.num_hidden_layers * 2 * shape.kv_heads * shape.head_dim * PAGE * 2;
     let pages = Allocator::pages_for(grid.len());
-    writeln!(out, "memory      {total} bytes of weights; keys and values {} bytes per branch of an image, and {page} per {PAGE} prompt tokens", pages * page)?;
+    writeln!(
+        out,
+        "memory      {total} bytes of weights; keys and values {} bytes per branch of an image, and {page} per {PAGE} prompt tokens",
+        pages * page
+    )?;
     Ok(())
 }

@@ -20,16 +20,16 @@ pub struct ModelOptions {
 #[derive(clap::Args)]
 pub struct SamplingOptions {
     /// Classifier-free guidance; 1 is none
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     cfg: Option<f32>,
     /// Temperature; 0 is greedy
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     temperature: Option<f32>,
     /// Keep the K most probable tokens; 0 keeps all
     #[arg(long, value_name = "K")]
     top_k: Option<usize>,
     /// Keep the smallest set of tokens with this mass; 1 keeps all
-    #[arg(long, value_name = "MASS")]
+    #[arg(long, value_name = "MASS", allow_negative_numbers = true)]
     top_p: Option<f32>,
 }
 

@@ -3,6 +3,8 @@
 use super::accept::Acceptance;
 use super::{Placed, Source, Target};
 use crate::nn::spatial_heads::Offset;
+use std::fmt;
+use std::str::FromStr;
 
 /// What a drafter may look at: tokens so far, and which positions the target has predicted (so that the state they
 /// were predicted from exists).
@@ -22,6 +24,26 @@ pub enum Preference {
     Above,
     /// The geometric mean of both.
     Both,
+}
+
+impl FromStr for Preference {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let known = [Self::Left, Self::Above, Self::Both];
+        let found = known.into_iter().find(|preference| preference.to_string() == name);
+        found.ok_or_else(|| format!("draft={name}: must be left, above or both"))
+    }
+}
+
+impl fmt::Display for Preference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Left => "left",
+            Self::Above => "above",
+            Self::Both => "both",
+        })
+    }
 }
 
 /// Drafts each position from spatial heads whose source the target has predicted.

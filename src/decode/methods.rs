@@ -4,6 +4,7 @@ use super::accept::{AutoCorrect, Coupled};
 use super::drafter::{Preference, SpatialDrafter};
 use super::{Outcome, Target, ar, pipeline, ssd};
 use crate::rng::Stream;
+use std::fmt;
 use std::str::FromStr;
 
 /// A decoder with its knobs.
@@ -36,8 +37,18 @@ pub struct Description {
 pub const DECODERS: [Description; 4] = [
     Description { name: "ar", exact: true, needs: "nothing", source: "one token a pass, Gumbel-max sampling" },
     Description { name: "ssd", exact: false, needs: "spatial heads", source: "arXiv 2606.20543" },
-    Description { name: "wavefront", exact: false, needs: "spatial heads", source: "weft: rows in flight, coupled noise" },
-    Description { name: "exact", exact: true, needs: "spatial heads", source: "weft: the same, committed when verified" },
+    Description {
+        name: "wavefront",
+        exact: false,
+        needs: "spatial heads",
+        source: "weft: rows in flight, coupled noise",
+    },
+    Description {
+        name: "exact",
+        exact: true,
+        needs: "spatial heads",
+        source: "weft: the same, committed when verified",
+    },
 ];
 
 const DRAFTER: SpatialDrafter = SpatialDrafter { preference: Preference::Both };
@@ -76,14 +87,30 @@ impl Method {
         }
     }
 
-    /// The same decoder with another number of rounds, or why it has none.
-    pub fn with_rounds(self, rounds: u32) -> Result<Self, String> {
-        match self {
-            Self::Ssd(knobs) => Ok(Self::Ssd(ssd::Knobs { rounds: rounds as usize, ..knobs })),
-            Self::Wavefront(_) if rounds == 0 => Err("wavefront needs at least one round".into()),
-            Self::Wavefront(knobs) => Ok(Self::Wavefront(pipeline::Knobs { rounds: Some(rounds), ..knobs })),
-            Self::Ar | Self::Exact(_) => Err(format!("decoder {} has no rounds to set", self.name())),
+    /// The same decoder with one knob changed, or why that cannot be.
+    pub fn with_knob(self, knob: &str, value: &str) -> Result<Self, String> {
+        let invalid = |limits: &str| format!("{knob}={value}: must be {limits}");
+        let count = |least: usize| match value.parse::<usize>() {
+            Ok(count) if (least..=10_000).contains(&count) => Ok(count),
+            _ => Err(invalid(&format!("a whole number in {least}..=10000"))),
+        };
+        let number = |largest: f64| match value.parse::<f64>() {
+            Ok(number) if (0.0..=largest).contains(&number) => Ok(number),
+            _ => Err(invalid(&format!("a number in 0..={largest}"))),
+        };
+        let mut changed = self;
+        match (&mut changed, knob) {
+            (Self::Ssd(knobs), "rounds") => knobs.rounds = count(0)?,
+            (Self::Ssd(knobs), "rows") => knobs.rows_per_block = count(1)?,
+            (Self::Ssd(knobs), "refinements") => knobs.refinements = count(0)?,
+            (Self::Wavefront(knobs), "rounds") => knobs.rounds = Some(count(1)? as u32),
+            (Self::Wavefront(knobs) | Self::Exact(knobs), "lag") => knobs.lag = number(1e4)?,
+            (Self::Wavefront(knobs) | Self::Exact(knobs), "slope") => knobs.slope = number(1e4)?,
+            (Self::Wavefront(knobs) | Self::Exact(knobs), "window") => knobs.window = number(f64::INFINITY)?,
+            (Self::Wavefront(knobs) | Self::Exact(knobs), "draft") => knobs.drafter.preference = value.parse()?,
+            _ => return Err(format!("{} has no knob {knob:?}", self.name())),
         }
+        Ok(changed)
     }
 
     /// Decodes one image. `progress` is told how many tokens are done.
@@ -98,15 +125,71 @@ impl Method {
     }
 }
 
+/// `name` or `name:knob=value:knob=value`, as on the command line.
 impl FromStr for Method {
     type Err = String;
 
-    fn from_str(name: &str) -> Result<Self, String> {
-        [Self::Ar, Self::SSD, Self::WAVEFRONT, Self::EXACT].into_iter().find(|method| method.name() == name).ok_or_else(
-            || {
-                let names: Vec<_> = DECODERS.iter().map(|decoder| decoder.name).collect();
-                format!("unknown decoder {name:?}, known are {}", names.join(", "))
-            },
-        )
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut parts = text.split(':');
+        let name = parts.next().unwrap_or_default();
+        let known = [Self::Ar, Self::SSD, Self::WAVEFRONT, Self::EXACT];
+        let method = known.into_iter().find(|method| method.name() == name).ok_or_else(|| {
+            let names: Vec<_> = DECODERS.iter().map(|decoder| decoder.name).collect();
+            format!("unknown decoder {name:?}, known are {}", names.join(", "))
+        })?;
+        parts.try_fold(method, |method, part| {
+            let (knob, value) =
+                part.split_once('=').ok_or_else(|| format!("{part:?} is not of the form knob=value"))?;
+            method.with_knob(knob, value)
+        })
+    }
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.name())?;
+        match self {
+            Self::Ar => Ok(()),
+            Self::Ssd(knobs) => {
+                write!(f, ":rounds={}", knobs.rounds)?;
+                if knobs.rows_per_block > 1 {
+                    write!(f, ":rows={}:refinements={}", knobs.rows_per_block, knobs.refinements)?;
+                }
+                Ok(())
+            }
+            Self::Wavefront(knobs) | Self::Exact(knobs) => {
+                write!(f, ":lag={}:slope={}:window={}", knobs.lag, knobs.slope, knobs.window)?;
+                knobs.rounds.map_or(Ok(()), |rounds| write!(f, ":rounds={rounds}"))?;
+                write!(f, ":draft={}", knobs.drafter.preference)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn knobs_are_parsed_and_printed() {
+        let method: Method = "wavefront:lag=2:rounds=5:draft=left".parse().unwrap();
+        assert_eq!(method.to_string().parse(), Ok(method));
+        assert!(method.to_string().contains("lag=2") && method.to_string().contains("rounds=5:draft=left"));
+        for method in [Method::Ar, Method::SSD, Method::WAVEFRONT, Method::EXACT] {
+            assert_eq!(method.to_string().parse(), Ok(method));
+        }
+        for (text, error) in [
+            ("magic", "unknown decoder"),
+            ("exact:rounds=3", "exact has no knob \"rounds\""),
+            ("ar:lag=1", "ar has no knob \"lag\""),
+            ("wavefront:lag=-1", "lag=-1: must be"),
+            ("wavefront:lag=nan", "lag=nan: must be"),
+            ("wavefront:rounds=0", "rounds=0: must be"),
+            ("ssd:rows=x", "rows=x"),
+            ("ssd:rows", "knob=value"),
+        ] {
+            let message = text.parse::<Method>().unwrap_err();
+            assert!(message.contains(error), "{message}");
+        }
     }
 }

@@ -144,8 +144,7 @@ impl<'a, T: Target, A: Acceptance> Wave<'a, T, A> {
             let next_is_final = position + 1 == length || self.cells[position + 1].is_final;
             self.has_entered(position) && !(self.cells[position].fed_final && next_is_final)
         });
-        let block: Vec<Placed> =
-            in_flight.map(|position| Placed { position, token: self.tokens[position] }).collect();
+        let block: Vec<Placed> = in_flight.map(|position| Placed { position, token: self.tokens[position] }).collect();
         self.run.feed(&block, &self.entered);
         for placed in &block {
             let cell = &mut self.cells[placed.position];
@@ -232,7 +231,8 @@ mod tests {
 
     #[test]
     fn exact_returns_the_tokens_of_ar_for_every_shape() {
-        let shapes = [(7.0, 1.0, 4.0), (7.0, 1.0, 0.0), (1.0, 0.0, 3.0), (0.5, 0.0, 9.0), (2.0, 0.5, 5.0), (3.0, 0.2, 100.0)];
+        let shapes =
+            [(7.0, 1.0, 4.0), (7.0, 1.0, 0.0), (1.0, 0.0, 3.0), (0.5, 0.0, 9.0), (2.0, 0.5, 5.0), (3.0, 0.2, 100.0)];
         for seed in 0..40 {
             let plain = ar::decode(&mut Toy::new(5, 7, 6), Stream { seed, image: 0 }, &mut |_| ());
             for (lag, slope, window) in shapes {

@@ -55,12 +55,7 @@ impl<B: Backend> Generator<B> {
     /// The model's own defaults.
     pub fn default_sampling(&self) -> Sampling {
         let defaults = self.model.config.generation;
-        Sampling {
-            cfg: defaults.cfg,
-            temperature: defaults.temperature,
-            top_k: defaults.top_k,
-            top_p: defaults.top_p,
-        }
+        Sampling { cfg: defaults.cfg, temperature: defaults.temperature, top_k: defaults.top_k, top_p: defaults.top_p }
     }
 
     /// Tokenizes and checks a prompt.

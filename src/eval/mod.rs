@@ -45,6 +45,8 @@ pub struct Estimate {
 pub struct Report {
     /// Name.
     pub decoder: String,
+    /// Name with every knob.
+    pub knobs: String,
     /// Is its law the model's?
     pub exact: bool,
     /// Pictures that were made.
@@ -79,7 +81,8 @@ impl<B: Backend> Judge<B> {
         let cases: Vec<Case> =
             serde_json::from_slice(&files.read(name)?).map_err(|error| invalid(name, error.to_string()))?;
         let classifier = generator.model.load_classifier(files)?;
-        let classifier = classifier.ok_or_else(|| Error::Request("this model has no classifier to judge with".into()))?;
+        let classifier =
+            classifier.ok_or_else(|| Error::Request("this model has no classifier to judge with".into()))?;
         check(&cases, &classifier).map_err(|reason| invalid(name, reason))?;
         let features = generator.model.config.classifier.as_ref().map_or(0, |config| config.features);
         let tensors = files.tensors("reference_stats")?;
@@ -124,6 +127,7 @@ impl<B: Backend> Judge<B> {
         let over = |value: fn(&Sample) -> Option<f64>| Estimate::of(samples.iter().filter_map(value));
         Ok(Report {
             decoder: method.name().into(),
+            knobs: method.to_string(),
             exact: method.is_exact(),
             images,
             nfe: over(|sample| Some(sample.nfe)),
@@ -138,8 +142,7 @@ impl<B: Backend> Judge<B> {
     fn sample(&self, generator: &Generator<B>, request: &Request, case: &Case) -> Result<Sample, Error> {
         let output = generator.generate(request, 0, &mut |_| ())?;
         let picture = &output.picture;
-        let judged =
-            self.classifier.judge(&generator.model.backend, &picture.rgb, (picture.height, picture.width));
+        let judged = self.classifier.judge(&generator.model.backend, &picture.rgb, (picture.height, picture.width));
         let right = case.attributes.iter().filter(|(attribute, class)| {
             let classes = self.classifier.attributes().find(|(name, _)| name == attribute).map(|(_, classes)| classes);
             let logits = judged.logits.iter().find(|(name, _)| name == *attribute).map(|(_, logits)| logits);

@@ -1,0 +1,92 @@
+//! Decoders and row invariance on the embedded model.
+
+use weft::backend::cpu::CpuBackend;
+use weft::decode::methods::Method;
+use weft::decode::sampling::Sampling;
+use weft::decode::{Placed, Target};
+use weft::engine::{Generator, Request};
+use weft::models::embedded;
+
+const PROMPT: &str = "a smiling woman with long red hair, glasses and a green shirt, blue background";
+
+fn generator() -> Generator<CpuBackend> {
+    Generator::load(CpuBackend::new(), &embedded::avatar()).expect("the embedded model loads")
+}
+
+fn tokens(generator: &Generator<CpuBackend>, method: Method, sampling: Sampling, seed: u64) -> (Vec<u32>, usize) {
+    let request = Request { prompt: PROMPT.into(), seed, sampling, method };
+    let output = generator.generate(&request, 0, &mut |_| ()).unwrap();
+    (output.outcome.tokens, output.outcome.stats.nfe)
+}
+
+#[test]
+fn exact_returns_the_tokens_of_ar_at_any_temperature() {
+    let generator = generator();
+    let defaults = generator.default_sampling();
+    let settings = [
+        defaults,
+        Sampling { temperature: 0.0, ..defaults },
+        Sampling { temperature: 1.7, cfg: 1.0, ..defaults },
+        Sampling { top_k: 40, top_p: 0.9, ..defaults },
+    ];
+    for (seed, sampling) in settings.into_iter().enumerate() {
+        let (plain, passes) = tokens(&generator, Method::Ar, sampling, seed as u64);
+        let (exact, fewer) = tokens(&generator, Method::EXACT, sampling, seed as u64);
+        assert_eq!(exact, plain, "{sampling:?}");
+        assert_eq!(passes, 576);
+        assert!(fewer < passes / 2, "{fewer} passes");
+    }
+}
+
+#[test]
+fn ssd_makes_eighty_passes() {
+    let generator = generator();
+    assert_eq!(tokens(&generator, Method::SSD, generator.default_sampling(), 0).1, 80);
+}
+
+#[test]
+fn seeds_and_images_differ_and_repeat() {
+    let generator = generator();
+    let sampling = generator.default_sampling();
+    let run = |seed| tokens(&generator, Method::WAVEFRONT, sampling, seed).0;
+    assert_eq!(run(1), run(1));
+    assert_ne!(run(1), run(2));
+}
+
+/// The distribution after position p is bitwise the same whether p is fed alone, in blocks of any size, or again in
+/// place after garbage was written to the slots behind it.
+#[test]
+fn a_row_does_not_depend_on_its_company() {
+    let generator = generator();
+    let (grid, sampling) = (generator.model.grid(), generator.default_sampling());
+    let block: Vec<Placed> =
+        (0..grid.len()).map(|position| Placed { position, token: (position * 37 % 512) as u32 }).collect();
+    let distributions = |sizes: &[usize], garbage: bool| {
+        let mut session = generator.session(PROMPT, sampling).unwrap();
+        session.prefill();
+        let (mut rows, mut start, mut sizes) = (Vec::new(), 0, sizes.iter().cycle());
+        while start < 5 * grid.width {
+            let end = start + sizes.next().unwrap();
+            let mut frontier: Vec<u32> =
+                (0..grid.height).map(|row| end.saturating_sub(row * grid.width).min(grid.width) as u32).collect();
+            if garbage {
+                let wrong: Vec<Placed> =
+                    block[start..end + 30].iter().map(|placed| Placed { token: 3, ..*placed }).collect();
+                let beyond: Vec<u32> = vec![grid.width as u32; grid.height];
+                session.feed(&wrong, &beyond);
+            }
+            frontier.iter_mut().skip(grid.row(end - 1) + 1).for_each(|columns| *columns = 0);
+            session.feed(&block[start..end], &frontier);
+            (0..end - start).for_each(|row| rows.push(session.log_weights(row).to_vec()));
+            start = end;
+        }
+        rows.truncate(5 * grid.width);
+        rows
+    };
+    let alone = distributions(&[1], false);
+    for (sizes, garbage) in [(&[24usize][..], false), (&[7, 1, 48], false), (&[120], false), (&[13, 2], true)] {
+        let together = distributions(sizes, garbage);
+        let differing = alone.iter().zip(&together).position(|(a, b)| a != b);
+        assert_eq!(differing, None, "blocks of {sizes:?}, garbage {garbage}");
+    }
+}
