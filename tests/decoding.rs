@@ -15,7 +15,7 @@ fn generator() -> Generator<CpuBackend> {
 
 fn tokens(generator: &Generator<CpuBackend>, method: Method, sampling: Sampling, seed: u64) -> (Vec<u32>, usize) {
     let request = Request { prompt: PROMPT.into(), seed, sampling, method };
-    let output = generator.generate(&request, 0, &mut |_| ()).unwrap();
+    let output = generator.generate(&request, &mut |_| ()).unwrap();
     (output.outcome.tokens, output.outcome.stats.nfe)
 }
 
@@ -45,7 +45,7 @@ fn ssd_makes_eighty_passes() {
 }
 
 #[test]
-fn seeds_and_images_differ_and_repeat() {
+fn seeds_differ_and_repeat() {
     let generator = generator();
     let sampling = generator.default_sampling();
     let run = |seed| tokens(&generator, Method::WAVEFRONT, sampling, seed).0;

@@ -19,7 +19,7 @@ use half::bf16;
 pub enum Epilogue {
     /// `out = x W^T`
     Store,
-    /// `out = out + x W^T` (a residual stream)
+    /// `out = out + x W^T` (a residual stream): the product is summed first, then added
     Add,
 }
 
@@ -148,10 +148,27 @@ pub trait Backend: Send + Sync {
     fn copy_page(&self, kv: &mut Self::KvPool, from: u32, to: u32);
     /// 3x3 convolution, padding 1, over NHWC images: x `[n*h*w, cin]`, w `[cout, 9*cin]` with the k axis ordered
     /// (ky, kx, cin), out `[n*h'*w', cout]` with `h' = (h + stride - 1) / stride`; bias added.
-    fn conv3x3(&self, x: &Self::Tensor, size: (usize, usize), stride: usize, w: &Self::Weight, bias: &Self::Vector, out: &mut Self::Tensor);
-    /// `out = silu?(group_norm(x))` over NHWC images of `h*w` rows each; silu when `activate`.
+    fn conv3x3(
+        &self,
+        x: &Self::Tensor,
+        size: (usize, usize),
+        stride: usize,
+        w: &Self::Weight,
+        bias: &Self::Vector,
+        out: &mut Self::Tensor,
+    );
+    /// `out = silu?(group_norm(x))` over NHWC images of `pixels` rows each, epsilon 1e-6; silu when `activate`.
     #[allow(clippy::too_many_arguments)]
-    fn group_norm(&self, x: &Self::Tensor, pixels: usize, groups: usize, weight: &Self::Vector, bias: &Self::Vector, activate: bool, out: &mut Self::Tensor);
+    fn group_norm(
+        &self,
+        x: &Self::Tensor,
+        pixels: usize,
+        groups: usize,
+        weight: &Self::Vector,
+        bias: &Self::Vector,
+        activate: bool,
+        out: &mut Self::Tensor,
+    );
     /// `x[m] += y[m]`.
     fn add(&self, x: &mut Self::Tensor, y: &Self::Tensor);
 }

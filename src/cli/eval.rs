@@ -5,10 +5,11 @@ use super::options::{ModelOptions, SamplingOptions};
 use crate::backend::Backend;
 use crate::backend::cpu::CpuBackend;
 use crate::decode::methods::{DECODERS, Method};
-use crate::engine::Generator;
+use crate::engine::{Generator, Picture};
 use crate::eval::{Estimate, Judge, Report};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::Write;
+use std::path::PathBuf;
 
 /// Options of `weft eval`.
 #[derive(clap::Args)]
@@ -22,6 +23,9 @@ pub struct Args {
     /// Print one JSON object per decoder
     #[arg(long)]
     json: bool,
+    /// Write the first pictures of the first decoder as a sheet, whatever they look like
+    #[arg(long, value_name = "FILE")]
+    sheet: Option<PathBuf>,
     #[command(flatten)]
     model: ModelOptions,
     #[command(flatten)]
@@ -38,7 +42,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let style = ProgressStyle::with_template("{msg:<10} {bar:40} {pos}/{len} pictures {elapsed}");
     let bar = ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     let mut out = std::io::stdout().lock();
-    let mut plain: Option<Report> = None;
+    let (mut plain, mut sheet): (Option<Report>, _) = (None, args.sheet.as_ref());
     if !args.json {
         writeln!(
             out,
@@ -67,6 +71,9 @@ pub fn run(args: &Args) -> Result<(), Failure> {
             }
             Ok(())
         })?;
+        if let Some(path) = sheet.take() {
+            Picture::sheet(&report.pictures, 5).save(path, &[("decoder", report.knobs.clone())])?;
+        }
         if method == Method::Ar {
             plain = Some(report);
         }

@@ -4,7 +4,9 @@ use super::Failure;
 use super::options::{ModelOptions, SamplingOptions};
 use crate::backend::Backend;
 use crate::backend::cpu::CpuBackend;
+use crate::checkpoint::Files;
 use crate::decode::methods::Method;
+use crate::decode::sampling::Sampling;
 use crate::engine::{Generator, Output, Picture, Request};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::Write;
@@ -26,7 +28,7 @@ pub struct Args {
     /// Number of pictures
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     n: u32,
-    /// Seed of all randomness
+    /// Seed of all randomness; the pictures of --n take this seed and the ones after it
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Decoder, see `weft decoders`; NAME or NAME:KNOB=VALUE:...
@@ -59,24 +61,19 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     let generator = Generator::load(CpuBackend::new(), &files)?;
     let request = request(args, &generator)?;
     warn_about_words(&generator, &request.prompt)?;
-    let texts = [
-        ("prompt", request.prompt.clone()),
-        ("seed", request.seed.to_string()),
-        ("decoder", request.method.name().to_owned()),
-        ("model", files.describe()),
-    ];
     let bar = progress_bar(u64::from(args.n) * generator.model.grid().len() as u64);
     let (mut totals, mut sheet) = (Totals::default(), Vec::new());
     for image in 0..args.n {
         let done = u64::from(image) * generator.model.grid().len() as u64;
-        let output = generator.generate(&request, image, &mut |tokens| bar.set_position(done + tokens as u64))?;
+        let request = Request { seed: args.seed.wrapping_add(u64::from(image)), ..request.clone() };
+        let output = generator.generate(&request, &mut |tokens| bar.set_position(done + tokens as u64))?;
         totals.add(&output);
         let path = if args.grid_sheet { args.output.clone() } else { numbered(&args.output, image, args.n) };
         if !args.grid_sheet {
-            output.picture.save(&path, &texts)?;
+            output.picture.save(&path, &texts(&request, &files))?;
         }
         if args.json {
-            let line = json(args, &generator, &request, image, &path, &output);
+            let line = json(args, &generator, &request, &path, &output);
             bar.suspend(|| writeln!(std::io::stdout(), "{line}"))?;
         }
         if args.grid_sheet {
@@ -86,7 +83,7 @@ pub fn run(args: &Args) -> Result<(), Failure> {
     bar.finish_and_clear();
     if args.grid_sheet {
         let columns = (f64::from(args.n)).sqrt().ceil() as usize;
-        Picture::sheet(&sheet, columns).save(&args.output, &texts)?;
+        Picture::sheet(&sheet, columns).save(&args.output, &texts(&request, &files))?;
     }
     let summary = totals.summary(&generator.model, request.method.name());
     if args.json {
@@ -95,6 +92,18 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         writeln!(std::io::stdout(), "{summary}")?
     }
     Ok(())
+}
+
+/// What it takes to make a picture again, for its text chunks.
+fn texts(request: &Request, files: &Files) -> Vec<(&'static str, String)> {
+    let Sampling { cfg, temperature, top_k, top_p } = request.sampling;
+    vec![
+        ("prompt", request.prompt.clone()),
+        ("seed", request.seed.to_string()),
+        ("decoder", request.method.to_string()),
+        ("model", files.describe()),
+        ("sampling", format!("cfg {cfg}, temperature {temperature}, top-k {top_k}, top-p {top_p}")),
+    ]
 }
 
 fn request(args: &Args, generator: &Generator<CpuBackend>) -> Result<Request, Failure> {
@@ -155,7 +164,6 @@ fn json(
     args: &Args,
     generator: &Generator<CpuBackend>,
     request: &Request,
-    image: u32,
     path: &Path,
     output: &Output,
 ) -> serde_json::Value {
@@ -165,7 +173,6 @@ fn json(
         "width": output.picture.width,
         "height": output.picture.height,
         "seed": request.seed,
-        "image": image,
         "device": generator.model.backend.name(),
         "decoder": request.method.name(),
         "exact": request.method.is_exact(),

@@ -63,11 +63,11 @@ impl<B: Backend> Generator<B> {
         Ok(self.model.prompt(text)?)
     }
 
-    /// Makes image number `image` of a request. `progress` is told how many tokens are done.
-    pub fn generate(&self, request: &Request, image: u32, progress: &mut dyn FnMut(usize)) -> Result<Output, Error> {
+    /// Makes a picture. `progress` is told how many tokens are done.
+    pub fn generate(&self, request: &Request, progress: &mut dyn FnMut(usize)) -> Result<Output, Error> {
         let mut session = self.session(&request.prompt, request.sampling)?;
         let start = Instant::now();
-        let stream = Stream { seed: request.seed, image };
+        let stream = Stream { seed: request.seed, image: 0 };
         let outcome = request.method.decode(&mut session, stream, progress);
         let decode_time = start.elapsed();
         let start = Instant::now();

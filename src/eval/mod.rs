@@ -6,7 +6,7 @@ use crate::backend::Backend;
 use crate::checkpoint::{Error as CheckpointError, Files};
 use crate::decode::methods::Method;
 use crate::decode::sampling::{Sampling, argmax};
-use crate::engine::{Error, Generator, Request};
+use crate::engine::{Error, Generator, Picture, Request};
 use crate::nn::classifier::Classifier;
 use crate::rng::{Purpose, Stream};
 use fid::Moments;
@@ -63,6 +63,9 @@ pub struct Report {
     pub nll: Estimate,
     /// Fréchet distance to reconstructions of held-out pictures, in the classifier's features; bootstrap error.
     pub fid: Estimate,
+    /// The first pictures, at most [`SHOWN`].
+    #[serde(skip)]
+    pub pictures: Vec<Picture>,
 }
 
 struct Sample {
@@ -71,6 +74,7 @@ struct Sample {
     accuracy: Option<f64>,
     nll: f64,
     features: Vec<f32>,
+    picture: Picture,
 }
 
 impl<B: Backend> Judge<B> {
@@ -114,7 +118,7 @@ impl<B: Backend> Judge<B> {
             method,
         };
         let seconds = (0..images.min(TIMED)).map(|index| {
-            let output = generator.generate(&request(index), 0, &mut |_| ())?;
+            let output = generator.generate(&request(index), &mut |_| ())?;
             Ok(output.decode_time.as_secs_f64())
         });
         let seconds: Vec<f64> = seconds.collect::<Result<_, Error>>()?;
@@ -136,11 +140,12 @@ impl<B: Backend> Judge<B> {
             attribute_accuracy: over(|sample| sample.accuracy),
             nll: over(|sample| Some(sample.nll)),
             fid: self.fid(&samples),
+            pictures: samples.into_iter().take(SHOWN).map(|sample| sample.picture).collect(),
         })
     }
 
     fn sample(&self, generator: &Generator<B>, request: &Request, case: &Case) -> Result<Sample, Error> {
-        let output = generator.generate(request, 0, &mut |_| ())?;
+        let output = generator.generate(request, &mut |_| ())?;
         let picture = &output.picture;
         let judged = self.classifier.judge(&generator.model.backend, &picture.rgb, (picture.height, picture.width));
         let right = case.attributes.iter().filter(|(attribute, class)| {
@@ -155,6 +160,7 @@ impl<B: Backend> Judge<B> {
             accuracy: (named > 0).then(|| right.count() as f64 / named as f64),
             nll: generator.bits_per_token(&request.prompt, request.sampling, &output.outcome.tokens)?,
             features: judged.features,
+            picture: output.picture,
         })
     }
 
@@ -180,6 +186,9 @@ impl<B: Backend> Judge<B> {
         Estimate { value, error: variance.sqrt() }
     }
 }
+
+/// Pictures that a report keeps.
+pub const SHOWN: usize = 20;
 
 /// Pictures that are timed, one after another.
 const TIMED: usize = 16;

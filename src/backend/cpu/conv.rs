@@ -5,9 +5,6 @@ use super::memory::{Scratch, Shared};
 use super::parallel;
 use super::weight::{BLOCK, Weight};
 
-/// Output pixels of one tile.
-const TILE: usize = 6;
-
 /// Geometry of a convolution over images `[h, w, cin]`.
 #[derive(Clone, Copy)]
 pub(super) struct Shape {
@@ -39,7 +36,7 @@ pub(super) fn conv3x3<K: Kernel>(kernel: K, x: &[f32], shape: Shape, weight: &We
     let pairs = scratch.slice::<K::Pair>(images * image_pairs);
 
     let macs = images * out_h * out_w * weight.n() * weight.k();
-    let threads = parallel::threads_for(macs as f64 / 100.0);
+    let threads = parallel::threads_for(macs as f64 / K::MACS_PER_NANOSECOND);
     let shared = Shared::new(&mut *pairs, row_pairs);
     parallel::for_each(threads, images * image_rows, |i| {
         let (image, row) = (i / image_rows, i % image_rows);
@@ -61,7 +58,7 @@ pub(super) fn conv3x3<K: Kernel>(kernel: K, x: &[f32], shape: Shape, weight: &We
     };
     let step = if copied { weight.pairs() } else { stride * cin / 2 };
     let left = Left { pairs: &*pairs, stride: step, segments: &segments };
-    let tiles_per_row = out_w.div_ceil(TILE);
+    let tiles_per_row = out_w.div_ceil(K::ROWS);
     let width = K::blocks(out_w.div_ceil(tiles_per_row));
     let members = |g: usize| g * width..weight.blocks().min((g + 1) * width);
     let cols = weight.n();

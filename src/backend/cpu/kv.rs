@@ -7,8 +7,9 @@ use std::ops::Range;
 
 /// Keys and values of all layers, bf16.
 ///
-/// A page of keys is packed like a weight whose outputs are the sixteen keys, `[kv_head][head_dim / 2][16][2]`, so
-/// scores are a product of the same micro kernel. A page of values is `[kv_head][16][head_dim]`.
+/// A page of keys is packed like a weight whose outputs are the sixteen keys, `[head_dim / 2][16][2]`, so scores are
+/// a product of the same micro kernel. A page of values is `[16][head_dim]`. Both stand in the order layer, head,
+/// page: a head reads its pages, mostly neighbours, as one stream.
 pub struct KvPool {
     keys: Aligned<u32>,
     values: Aligned<u16>,
@@ -46,25 +47,30 @@ impl KvPool {
         layer * len..(layer + 1) * len
     }
 
-    /// Keys of a layer, `[page][kv_head][head_dim / 2][16]`.
+    /// Keys of a layer, `[kv_head][page][head_dim / 2][16]`.
     pub(super) fn keys(&self, layer: usize) -> &[u32] {
         let all = self.layer(layer);
         &self.keys.as_slice()[all.start / 2..all.end / 2]
     }
 
-    /// Values of a layer, `[page][kv_head][16][head_dim]`.
+    /// Values of a layer, `[kv_head][page][16][head_dim]`.
     pub(super) fn values(&self, layer: usize) -> &[u16] {
         &self.values.as_slice()[self.layer(layer)]
     }
 
     pub(super) fn copy_page(&mut self, from: u32, to: u32) {
         assert!((from as usize) < self.pages && (to as usize) < self.pages, "page outside of the pool");
-        let len = self.shape.kv_heads * self.head_len();
-        for layer in 0..self.layers {
-            let at = |page: u32| (layer * self.pages + page as usize) * len;
+        let len = self.head_len();
+        for head in 0..self.layers * self.shape.kv_heads {
+            let at = |page: u32| (head * self.pages + page as usize) * len;
             self.values.as_mut_slice().copy_within(at(from)..at(from) + len, at(to));
             self.keys.as_mut_slice().copy_within(at(from) / 2..(at(from) + len) / 2, at(to) / 2);
         }
+    }
+
+    /// Pages of the pool.
+    pub(super) fn pages(&self) -> usize {
+        self.pages
     }
 
     /// Rounds the rows of `k` and `v` into their slots.
@@ -81,9 +87,8 @@ impl KvPool {
                 let (page, offset) = locate(layout, place.sequence, place.slot);
                 assert!(page < pages, "page {page} of {pages}");
                 // SAFETY: a head of a page is one row of the storage, and each head belongs to one task.
-                let (keys, values) = unsafe {
-                    (keys.part(page * kv_heads + head, 0, len / 2), values.part(page * kv_heads + head, 0, len))
-                };
+                let (keys, values) =
+                    unsafe { (keys.part(head * pages + page, 0, len / 2), values.part(head * pages + page, 0, len)) };
                 let k = &k[source(k, row)][..head_dim];
                 for (pair, k) in keys.chunks_exact_mut(PAGE).zip(k.chunks_exact(2)) {
                     pair[offset] = u32::from(lanes::to_bf16(k[0])) | u32::from(lanes::to_bf16(k[1])) << 16;

@@ -8,15 +8,6 @@ pub(super) const LANES: usize = 16;
 pub(super) type Lanes = [f32; LANES];
 
 #[inline(always)]
-pub(super) fn map(a: Lanes, f: impl Fn(f32) -> f32) -> Lanes {
-    let mut out = [0.0; LANES];
-    for i in 0..LANES {
-        out[i] = f(a[i]);
-    }
-    out
-}
-
-#[inline(always)]
 pub(super) fn zip(a: Lanes, b: Lanes, f: impl Fn(f32, f32) -> f32) -> Lanes {
     let mut out = [0.0; LANES];
     for i in 0..LANES {

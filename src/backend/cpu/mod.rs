@@ -1,4 +1,4 @@
-//! The CPU backend: packed bf16 weights, SIMD chosen at run time, rayon where a second thread pays.
+//! The CPU backend: packed bf16 weights, SIMD chosen at run time, threads where they pay.
 //!
 //! Each op is written once over a micro kernel ([`matmul`]) or once in plain Rust that is compiled per instruction
 //! set ([`isa`]). The instruction set may change the bits of a result; the number of rows, the neighbours of a row
@@ -32,7 +32,7 @@ use matmul::with_kernel;
 use memory::Aligned;
 use std::borrow::Cow;
 
-/// Runs the network on this machine's processor, in the rayon pool of the caller.
+/// Runs the network on this machine's processor, with as many threads as the caller's rayon pool has.
 pub struct CpuBackend {
     level: Level,
     rotary: rotary::Tables,

@@ -40,9 +40,7 @@ pub(super) struct Tables(RwLock<Vec<Arc<Table>>>);
 impl Tables {
     fn get(&self, theta: f32, quarter: usize, coordinates: usize) -> Arc<Table> {
         let same = |t: &Table| t.theta.to_bits() == theta.to_bits() && t.quarter == quarter;
-        let found = |tables: &[Arc<Table>]| {
-            tables.iter().find(|t| same(t) && t.coordinates() >= coordinates).cloned()
-        };
+        let found = |tables: &[Arc<Table>]| tables.iter().find(|t| same(t) && t.coordinates() >= coordinates).cloned();
         if let Some(table) = found(&self.0.read().unwrap_or_else(|e| e.into_inner())) {
             return table;
         }

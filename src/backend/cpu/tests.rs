@@ -73,8 +73,7 @@ fn assert_row_invariant(x: &[f32], cols: usize, what: &str, op: impl Fn(&[f32]) 
 }
 
 /// Ragged in every way: n around 16, k odd and even, more k than a segment.
-const SHAPES: [(usize, usize); 8] =
-    [(1, 1), (15, 2), (16, 3), (17, 64), (50, 31), (192, 192), (33, 515), (130, 1030)];
+const SHAPES: [(usize, usize); 8] = [(1, 1), (15, 2), (16, 3), (17, 64), (50, 31), (192, 192), (33, 515), (130, 1030)];
 
 #[test]
 fn linear_is_the_sum_of_products() {

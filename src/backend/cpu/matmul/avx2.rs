@@ -1,21 +1,27 @@
 //! The micro kernel for AVX2 and FMA: bf16 are widened by shift and mask, two fused multiply-adds per pair.
 
-use super::{Kernel, MAX_BLOCKS};
+// Indices name registers here.
+#![allow(clippy::needless_range_loop)]
+
+use super::{Ahead, Kernel, MAX_BLOCKS};
 use crate::backend::cpu::isa::Level;
 use crate::backend::cpu::weight::BLOCK;
 use std::arch::x86_64::*;
 
 #[derive(Clone, Copy)]
-pub(in crate::backend::cpu) struct Avx2(Level);
+pub(crate) struct Avx2(Level);
 
 impl Avx2 {
-    pub(in crate::backend::cpu) fn new(level: Level) -> Self {
+    pub(crate) fn new(level: Level) -> Self {
         Self(level)
     }
 }
 
 impl Kernel for Avx2 {
     type Pair = [f32; 2];
+
+    const MACS_PER_NANOSECOND: f64 = 50.0;
+    const ROWS: usize = 8;
 
     fn level(self) -> Level {
         self.0
@@ -26,8 +32,12 @@ impl Kernel for Avx2 {
     }
 
     fn blocks(rows: usize) -> usize {
-        // Sixteen registers: twelve sums (a block of one row takes two), a widened half line, a pair.
-        if rows == 1 { 4 } else { 2 }
+        // Sixteen registers: eight sums (a block of one row takes two), widened weights and pairs.
+        match rows {
+            1 => 4,
+            2 => 2,
+            _ => 1,
+        }
     }
 
     unsafe fn tile(
@@ -40,26 +50,27 @@ impl Kernel for Avx2 {
         pairs: usize,
         acc: *mut f32,
         first: bool,
-        ahead: *const u32,
+        ahead: Ahead,
     ) {
         macro_rules! dispatch {
             ($($r:literal: $($b:literal)*),*) => {
                 match (rows, blocks) {
                     // SAFETY: `Avx2` exists only where its instructions do; the rest is the caller's promise.
-                    $($(($r, $b) => unsafe { tile::<$r, $b>(x, stride, w, pairs, acc, first) },)*)*
+                    $($(($r, $b) => unsafe { tile::<$r, $b>(x, stride, w, pairs, acc, first, ahead) },)*)*
+                    // Too many registers: the first rows, then the others.
                     _ => {
-                        let head = if rows == 4 { 2 } else { 3 };
+                        let head = if blocks == 1 && rows > 5 { 4 } else { rows.min(4) / 2 + rows % 2 };
                         // SAFETY: both parts stay inside the tile.
                         unsafe {
                             self.tile(head, blocks, x, stride, w, pairs, acc, first, ahead);
                             let (x, acc) = (x.add(head * stride), acc.add(head * blocks * BLOCK));
-                            self.tile(rows - head, blocks, x, stride, w, pairs, acc, first, ahead);
+                            self.tile(rows - head, blocks, x, stride, w, pairs, acc, first, Ahead::NONE);
                         }
                     }
                 }
             };
         }
-        dispatch!(1: 1 2 3 4, 2: 1 2, 3: 1 2)
+        dispatch!(1: 1 2 3 4, 2: 1 2, 3: 1, 4: 1)
     }
 }
 
@@ -71,7 +82,10 @@ unsafe fn tile<const R: usize, const B: usize>(
     pairs: usize,
     acc: *mut f32,
     first: bool,
+    ahead: Ahead,
 ) {
+    // One stream is left to the hardware.
+    let Ahead::Next { start, shift } = (if let Ahead::Own = ahead { Ahead::NONE } else { ahead }) else { return };
     let mut sums = [[[_mm256_setzero_ps(); 2]; B]; R];
     let high = _mm256_set1_epi32(0xffff_0000_u32 as i32);
     // SAFETY: the caller of `Kernel::tile` promised all that is read and written here.
@@ -86,6 +100,7 @@ unsafe fn tile<const R: usize, const B: usize>(
             }
         }
         for p in 0..pairs {
+            _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add((p >> shift) * BLOCK).cast());
             for b in 0..B {
                 for h in 0..2 {
                     let pair = _mm256_loadu_si256(w[b].add(p * BLOCK + h * 8).cast());

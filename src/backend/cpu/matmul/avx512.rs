@@ -1,15 +1,18 @@
 //! The micro kernel for AVX-512 BF16: one `vdpbf16ps` multiplies a pair of k with sixteen outputs.
 
-use super::{Kernel, MAX_BLOCKS};
+// Indices name registers here.
+#![allow(clippy::needless_range_loop)]
+
+use super::{Ahead, Kernel, MAX_BLOCKS};
 use crate::backend::cpu::isa::Level;
 use crate::backend::cpu::weight::BLOCK;
 use std::arch::x86_64::*;
 
 #[derive(Clone, Copy)]
-pub(in crate::backend::cpu) struct Avx512(Level);
+pub(crate) struct Avx512(Level);
 
 impl Avx512 {
-    pub(in crate::backend::cpu) fn new(level: Level) -> Self {
+    pub(crate) fn new(level: Level) -> Self {
         Self(level)
     }
 }
@@ -17,6 +20,9 @@ impl Avx512 {
 impl Kernel for Avx512 {
     /// Two bf16, the even k in the low half, as in a packed weight.
     type Pair = u32;
+
+    const MACS_PER_NANOSECOND: f64 = 200.0;
+    const ROWS: usize = 6;
 
     fn level(self) -> Level {
         self.0
@@ -27,13 +33,8 @@ impl Kernel for Avx512 {
     }
 
     fn blocks(rows: usize) -> usize {
-        // Thirty-two registers hold the sums, one line of each block and one pair. One or two rows are bound by
-        // the latency of their few chains, so they take as many blocks as there are.
-        match rows {
-            1 | 2 => 8,
-            3..=6 => 4,
-            _ => 3,
-        }
+        // Thirty-two registers hold the sums, one line of each block and one pair.
+        if rows <= 6 { 4 } else { 3 }
     }
 
     unsafe fn tile(
@@ -46,7 +47,7 @@ impl Kernel for Avx512 {
         pairs: usize,
         acc: *mut f32,
         first: bool,
-        ahead: *const u32,
+        ahead: Ahead,
     ) {
         macro_rules! dispatch {
             ($($r:literal: $($b:literal)*),*) => {
@@ -57,9 +58,12 @@ impl Kernel for Avx512 {
                 }
             };
         }
-        dispatch!(1: 1 2 3 4 5 6 7 8, 2: 1 2 3 4 5 6 7 8, 3: 1 2 3 4, 4: 1 2 3 4, 5: 1 2 3 4, 6: 1 2 3 4, 7: 1 2 3, 8: 1 2 3)
+        dispatch!(1: 1 2 3 4, 2: 1 2 3 4, 3: 1 2 3 4, 4: 1 2 3 4, 5: 1 2 3 4, 6: 1 2 3 4, 7: 1 2 3, 8: 1 2 3)
     }
 }
+
+/// Lines that a single tile fetches ahead in each of its streams.
+const DISTANCE: usize = 32;
 
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 unsafe fn tile<const R: usize, const B: usize>(
@@ -69,7 +73,7 @@ unsafe fn tile<const R: usize, const B: usize>(
     pairs: usize,
     acc: *mut f32,
     first: bool,
-    ahead: *const u32,
+    ahead: Ahead,
 ) {
     let mut sums = [[_mm512_setzero_ps(); B]; R];
     // SAFETY: the caller of `Kernel::tile` promised all that is read and written here; prefetching touches nothing.
@@ -82,8 +86,15 @@ unsafe fn tile<const R: usize, const B: usize>(
             }
         }
         for p in 0..pairs {
-            if R > 2 {
-                _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(p * BLOCK).cast());
+            match ahead {
+                Ahead::Own => {
+                    for b in 0..B {
+                        _mm_prefetch::<_MM_HINT_T0>(w[b].wrapping_add((p + DISTANCE) * BLOCK).cast());
+                    }
+                }
+                Ahead::Next { start, shift } => {
+                    _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add((p >> shift) * BLOCK).cast());
+                }
             }
             let mut lines = [_mm512_setzero_si512(); B];
             for b in 0..B {

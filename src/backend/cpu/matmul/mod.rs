@@ -8,61 +8,23 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod kernel;
 mod portable;
+mod sweep;
 
+pub(super) use kernel::{Ahead, Kernel, MAX_BLOCKS, MAX_ROWS};
+pub(super) use portable::Portable;
+pub(super) use sweep::{Group, Left, Segment, Tile, sweep};
 #[cfg(target_arch = "x86_64")]
 pub(super) use {avx2::Avx2, avx512::Avx512};
-pub(super) use portable::Portable;
 
-use super::isa::{Level, per_isa};
+use super::isa::per_isa;
 use super::lanes::{self, LANES};
 use super::memory::{Scratch, Shared};
 use super::parallel;
 use super::weight::{BLOCK, Weight};
 use crate::backend::Epilogue;
-use bytemuck::Pod;
 use std::ops::Range;
-
-/// Most blocks a tile may have.
-pub(super) const MAX_BLOCKS: usize = 8;
-
-/// Most rows a tile may have.
-pub(super) const MAX_ROWS: usize = 8;
-
-/// The part of a matmul that is written per instruction set.
-pub(super) trait Kernel: Copy + Send + Sync + 'static {
-    /// Two consecutive k of an activation row, rounded to bf16.
-    type Pair: Pod + Send + Sync;
-
-    /// The proof that the instructions are there.
-    fn level(self) -> Level;
-
-    /// Rounds a row to pairs; what `source` does not fill is zero.
-    fn round(self, source: &[f32], pairs: &mut [Self::Pair]);
-
-    /// Blocks that a tile of so many rows should have: accumulators fill the registers.
-    fn blocks(rows: usize) -> usize;
-
-    /// `acc[r][b][lane] (+)= sum over pairs of x[r] . w[b][lane]`, starting from zero if `first`.
-    /// `acc` is `[rows][blocks][16]`. The lines at `ahead` (as many as `pairs`) are needed next.
-    ///
-    /// # Safety
-    /// For `r < rows <= MAX_ROWS` and `b < blocks <= Self::blocks(rows)`: `pairs` pairs are readable at
-    /// `x + r * stride`, `16 * pairs` at `w[b]`, and `16 * rows * blocks` floats are writable at `acc`.
-    #[allow(clippy::too_many_arguments)]
-    unsafe fn tile(
-        self,
-        rows: usize,
-        blocks: usize,
-        x: *const Self::Pair,
-        stride: usize,
-        w: &[*const u32; MAX_BLOCKS],
-        pairs: usize,
-        acc: *mut f32,
-        first: bool,
-        ahead: *const u32,
-    );
-}
 
 /// Runs `$body` with `$kernel` bound to the kernel of a level.
 macro_rules! with_kernel {
@@ -87,125 +49,9 @@ macro_rules! with_kernel {
 }
 pub(super) use with_kernel;
 
-/// Up to [`MAX_ROWS`] rows of the left operand at a constant distance from each other.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Tile {
-    /// Where the first row starts, in pairs.
-    pub(super) x: usize,
-    /// Rows of the tile.
-    pub(super) rows: usize,
-    /// First row of the output.
-    pub(super) out: usize,
-}
-
-/// A range of k: where it starts in a row and in a block, in pairs.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Segment {
-    pub(super) x: usize,
-    pub(super) w: usize,
-    pub(super) pairs: usize,
-}
-
-/// The left operand of a product.
-pub(super) struct Left<'a, P> {
-    pub(super) pairs: &'a [P],
-    /// Pairs from one row of a tile to the next.
-    pub(super) stride: usize,
-    pub(super) segments: &'a [Segment],
-}
-
-/// Multiplies all tiles with the groups of blocks in `groups`. Segments are the outer loop, so that a segment of
-/// a group's weights stays in the first cache while all tiles use it.
-///
-/// `group` names the blocks of a group; `finish` gets every finished tile as `[rows][blocks][16]`.
-pub(super) fn sweep<'w, K: Kernel>(
-    kernel: K,
-    left: &Left<'_, K::Pair>,
-    tiles: &[Tile],
-    groups: Range<usize>,
-    group: impl Fn(usize) -> Group<'w>,
-    finish: impl Fn(usize, &Tile, &[f32]),
-) {
-    let Some(first) = left.segments.first() else { return };
-    let rows: usize = tiles.iter().map(|t| t.rows).sum();
-    let mut scratch = Scratch::take();
-    for g in groups.clone() {
-        let current = group(g);
-        let next = if g + 1 < groups.end { group(g + 1) } else { current };
-        let blocks = current.len;
-        let acc = scratch.slice::<f32>(rows * blocks * BLOCK);
-        for (s, segment) in left.segments.iter().enumerate() {
-            let (following, from) = match left.segments.get(s + 1) {
-                Some(segment) => (&current, segment),
-                None => (&next, first),
-            };
-            assert!(current.blocks().iter().all(|w| w.len() >= (segment.w + segment.pairs) * BLOCK));
-            let mut w = [std::ptr::null(); MAX_BLOCKS];
-            for (pointer, block) in w.iter_mut().zip(current.blocks()) {
-                *pointer = block[segment.w * BLOCK..].as_ptr();
-            }
-            let mut done = 0;
-            for (t, tile) in tiles.iter().enumerate() {
-                let part = &mut acc[done..][..tile.rows * blocks * BLOCK];
-                let x = &left.pairs[tile.x + segment.x..];
-                assert!(x.len() >= (tile.rows - 1) * left.stride + segment.pairs);
-                assert!(tile.rows <= MAX_ROWS && blocks <= K::blocks(tile.rows));
-                // Tile t fetches the next segment of block t; with one tile the hardware does as well.
-                let ahead = match following.blocks().get(t) {
-                    Some(block) if tiles.len() > 1 => block[from.w * BLOCK..].as_ptr(),
-                    _ => std::ptr::null(),
-                };
-                // SAFETY: the assertions above are the kernel's conditions; `part` is the accumulator.
-                unsafe {
-                    kernel.tile(
-                        tile.rows,
-                        blocks,
-                        x.as_ptr(),
-                        left.stride,
-                        &w,
-                        segment.pairs,
-                        part.as_mut_ptr(),
-                        s == 0,
-                        ahead,
-                    );
-                }
-                done += part.len();
-            }
-        }
-        let mut done = 0;
-        for tile in tiles {
-            let part = &acc[done..][..tile.rows * blocks * BLOCK];
-            finish(g, tile, part);
-            done += part.len();
-        }
-    }
-}
-
-/// Blocks that a tile multiplies at once.
-#[derive(Clone, Copy)]
-pub(super) struct Group<'w> {
-    blocks: [&'w [u32]; MAX_BLOCKS],
-    len: usize,
-}
-
-impl<'w> Group<'w> {
-    pub(super) fn new(blocks: impl Iterator<Item = &'w [u32]>) -> Self {
-        let mut group = Self { blocks: [&[]; MAX_BLOCKS], len: 0 };
-        for block in blocks {
-            group.blocks[group.len] = block;
-            group.len += 1;
-        }
-        group
-    }
-
-    fn blocks(&self) -> &[&'w [u32]] {
-        &self.blocks[..self.len]
-    }
-}
-
-/// Serial time of a product, roughly: rows share the weights, which arrive at some 50 bytes/ns from the caches.
-fn nanoseconds(m: usize, n: usize, k: usize) -> f64 {
-    (n * k) as f64 * f64::max(1.0 / 25.0, m as f64 / 100.0)
+/// Serial time of a product, roughly: rows share the weights, which arrive at some 100 bytes/ns from the caches.
+fn nanoseconds<K: Kernel>(m: usize, n: usize, k: usize) -> f64 {
+    (n * k) as f64 * f64::max(1.0 / 50.0, m as f64 / K::MACS_PER_NANOSECOND)
 }
 
 /// Pairs per segment when several tiles share the weights: four blocks of them fit in the first cache.
@@ -223,10 +69,11 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(m: usize, groups: impl Fn(usize) -> usize, threads: usize) -> Self {
+    /// `best` is the number of rows a tile should have, `groups` the number of groups at so many rows per tile.
+    fn new(m: usize, best: usize, groups: impl Fn(usize) -> usize, threads: usize) -> Self {
         let panels = m.div_ceil(PANEL);
         // Rows per tile: a few more than the best are better than two passes over the weights.
-        let tile_rows = |rows: usize| if rows <= MAX_ROWS { rows } else { rows.div_ceil(rows.div_ceil(6)) };
+        let tile_rows = |rows: usize| if rows <= MAX_ROWS { rows } else { rows.div_ceil(rows.div_ceil(best)) };
         let rows = tile_rows(m.div_ceil(panels));
         if threads == 1 {
             return Self { panels, splits: 1, threads, tile_rows: rows };
@@ -279,9 +126,7 @@ fn row_stride(pairs: usize) -> usize {
 
 fn segments(pairs: usize, single_tile: bool) -> Vec<Segment> {
     let step = if single_tile { pairs } else { SEGMENT };
-    (0..pairs.div_ceil(step))
-        .map(|s| Segment { x: s * step, w: s * step, pairs: step.min(pairs - s * step) })
-        .collect()
+    (0..pairs.div_ceil(step)).map(|s| Segment { x: s * step, w: s * step, pairs: step.min(pairs - s * step) }).collect()
 }
 
 /// `out (+)= x w^T`.
@@ -303,9 +148,8 @@ pub(super) fn swiglu<K: Kernel>(kernel: K, x: &[f32], gate: &Weight, up: &Weight
 per_isa! {
     /// `out = silu(gate) * up`, as far as `out` goes.
     fn swish(gate: &[f32], up: &[f32], out: &mut [f32]) {
-        for ((out, gate), up) in out.chunks_mut(LANES).zip(gate.chunks(LANES)).zip(up.chunks(LANES)) {
-            let y = lanes::zip(lanes::map(lanes::load(gate, 0.0), lanes::silu), lanes::load(up, 0.0), |a, b| a * b);
-            out.copy_from_slice(&y[..out.len()]);
+        for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+            *out = lanes::silu(*gate) * up;
         }
     }
 }
@@ -333,8 +177,8 @@ fn product<K: Kernel>(
 
     let sides = weights.len();
     let width = |rows: usize| (K::blocks(rows) / sides).max(1);
-    let threads = parallel::threads_for(nanoseconds(m, n * sides, k));
-    let plan = Plan::new(m, |rows| blocks.div_ceil(width(rows)), threads);
+    let threads = parallel::threads_for(nanoseconds::<K>(m, n * sides, k));
+    let plan = Plan::new(m, K::ROWS, |rows| blocks.div_ceil(width(rows)), threads);
     let width = width(plan.tile_rows);
     let segments = segments(pairs, m.div_ceil(plan.panels) <= plan.tile_rows);
     let left = Left { pairs: rounded, stride, segments: &segments };
@@ -357,6 +201,7 @@ fn product<K: Kernel>(
 
 per_isa! {
     /// Rounds to bf16, the rest of `out` is zero.
+    #[cfg(target_arch = "x86_64")]
     fn round_narrow(x: &[f32], out: &mut [u16]) {
         let (head, tail) = out.split_at_mut(x.len());
         for (out, &x) in head.iter_mut().zip(x) {

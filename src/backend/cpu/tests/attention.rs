@@ -3,7 +3,12 @@
 use super::*;
 use crate::backend::PAGE;
 
-const SHAPE: AttentionShape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 24 };
+/// Shared and own key heads; head dimensions that fill vectors and that do not.
+const SHAPES: [AttentionShape; 3] = [
+    AttentionShape { heads: 4, kv_heads: 2, head_dim: 24 },
+    AttentionShape { heads: 2, kv_heads: 2, head_dim: 32 },
+    AttentionShape { heads: 8, kv_heads: 1, head_dim: 76 },
+];
 const ROTARY: Rotary = Rotary { theta: 100.0 };
 const WIDTH: usize = 7;
 const HEIGHT: usize = 9;
@@ -24,8 +29,7 @@ fn table(index: usize, prefix_len: usize, frontier: &[u32]) -> PageTable {
 /// Three branches with different prompts and frontiers, and every slot of each.
 fn layout() -> Layout {
     let frontiers: [&[u32]; 3] = [&[7; 9], &[7, 5, 3, 0, 2, 1, 0, 0, 0], &[7, 7, 6, 6, 0, 0, 7, 0, 0]];
-    let sequences: Vec<PageTable> =
-        frontiers.iter().enumerate().map(|(i, f)| table(i, [1, 19, 32][i], f)).collect();
+    let sequences: Vec<PageTable> = frontiers.iter().enumerate().map(|(i, f)| table(i, [1, 19, 32][i], f)).collect();
     let mut rows = Vec::new();
     for (s, table) in sequences.iter().enumerate() {
         let slots = (0..table.prefix_len as u32).map(Slot::Prefix);
@@ -33,6 +37,11 @@ fn layout() -> Layout {
         rows.extend(slots.map(|slot| RowPlace { sequence: s as u32, slot }));
     }
     Layout { sequences, rows }
+}
+
+/// Every backend with every shape.
+fn cases() -> Vec<(CpuBackend, AttentionShape)> {
+    backends().into_iter().flat_map(|b| SHAPES.map(|s| (CpuBackend::with_isa(b.isa()).unwrap(), s))).collect()
 }
 
 /// q, k and v of all rows, and a cache that holds them in layer 1 of 2.
@@ -43,22 +52,22 @@ struct Filled {
     kv: KvPool,
 }
 
-fn filled(backend: &CpuBackend, layout: &Layout, norm: bool) -> Filled {
+fn filled(backend: &CpuBackend, layout: &Layout, shape: AttentionShape, norm: bool) -> Filled {
     let mut noise = Noise(77);
     let m = layout.rows.len();
-    let (qd, kd) = (SHAPE.heads * SHAPE.head_dim, SHAPE.kv_heads * SHAPE.head_dim);
+    let (qd, kd) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
     let v = noise.values(m * kd);
     let mut q = tensor(backend, &noise.values(m * qd).iter().map(|x| x * 4.0).collect::<Vec<_>>(), qd);
     let mut k = tensor(backend, &noise.values(m * kd), kd);
-    let weights = backend.vector(&noise.weights(SHAPE.head_dim));
-    let mut kv = backend.kv_pool(2, 30, SHAPE);
+    let weights = backend.vector(&noise.weights(shape.head_dim));
+    let mut kv = backend.kv_pool(2, 30, shape);
     let norm = norm.then_some((&weights, &weights, 1e-5));
     backend.rotate_and_store(&mut q, &mut k, &tensor(backend, &v, kd), norm, ROTARY, layout, 1, &mut kv);
     Filled { q: backend.read(&q).into_owned(), k: backend.read(&k).into_owned(), v, kv }
 }
 
 fn attend(backend: &CpuBackend, q: &[f32], layout: &Layout, kv: &KvPool) -> Vec<f32> {
-    let cols = SHAPE.heads * SHAPE.head_dim;
+    let cols = kv.shape().heads * kv.shape().head_dim;
     let mut out = backend.tensor(layout.rows.len(), cols);
     backend.attention(&tensor(backend, q, cols), layout, 1, kv, &mut out);
     backend.read(&out).into_owned()
@@ -66,19 +75,19 @@ fn attend(backend: &CpuBackend, q: &[f32], layout: &Layout, kv: &KvPool) -> Vec<
 
 #[test]
 fn rotary_turns_and_norms_heads() {
-    for backend in backends() {
+    for (backend, shape) in cases() {
         for norm in [false, true] {
             let layout = layout();
-            let got = filled(&backend, &layout, norm);
+            let got = filled(&backend, &layout, shape, norm);
             let mut noise = Noise(77);
-            let (qd, kd) = (SHAPE.heads * SHAPE.head_dim, SHAPE.kv_heads * SHAPE.head_dim);
+            let (qd, kd) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
             noise.values(layout.rows.len() * kd);
             let q: Vec<f32> = noise.values(layout.rows.len() * qd).iter().map(|x| x * 4.0).collect();
             let k = noise.values(layout.rows.len() * kd);
-            let weights = backend.vector(&noise.weights(SHAPE.head_dim));
+            let weights = backend.vector(&noise.weights(shape.head_dim));
             for (before, after) in [(&q, &got.q), (&k, &got.k)] {
-                let per_row = before.len() / layout.rows.len() / SHAPE.head_dim;
-                let heads = before.chunks(SHAPE.head_dim).zip(after.chunks(SHAPE.head_dim));
+                let per_row = before.len() / layout.rows.len() / shape.head_dim;
+                let heads = before.chunks(shape.head_dim).zip(after.chunks(shape.head_dim));
                 for (i, (before, after)) in heads.enumerate() {
                     let head = if norm {
                         reference::rms_norm(before, &weights.0, 1e-5)
@@ -96,22 +105,20 @@ fn rotary_turns_and_norms_heads() {
 
 #[test]
 fn attention_sees_what_it_may_and_nothing_else() {
-    for backend in backends() {
+    for (backend, shape) in cases() {
         let layout = layout();
-        let Filled { q, k, v, kv } = filled(&backend, &layout, false);
+        let Filled { q, k, v, kv } = filled(&backend, &layout, shape, false);
         let got = attend(&backend, &q, &layout, &kv);
-        let dim = SHAPE.head_dim;
+        let dim = shape.head_dim;
         for (i, place) in layout.rows.iter().enumerate() {
-            for head in 0..SHAPE.heads {
-                let at = |row: usize| {
-                    (row * SHAPE.kv_heads + reference::key_head(SHAPE, head)) * dim
-                };
+            for head in 0..shape.heads {
+                let at = |row: usize| (row * shape.kv_heads + reference::key_head(shape, head)) * dim;
                 let keys: Vec<_> = (0..layout.rows.len())
                     .filter(|&j| layout.rows[j].sequence == place.sequence)
                     .filter(|&j| reference::sees(&layout, place.sequence as usize, place.slot, layout.rows[j].slot))
                     .map(|j| (k[at(j)..][..dim].to_vec(), v[at(j)..][..dim].to_vec()))
                     .collect();
-                let start = (i * SHAPE.heads + head) * dim;
+                let start = (i * shape.heads + head) * dim;
                 let want = reference::attend(&q[start..][..dim], &keys);
                 assert_near(&got[start..][..dim], &want, 1e-5, &format!("{} {place:?} head {head}", backend.isa()));
             }
@@ -121,10 +128,10 @@ fn attention_sees_what_it_may_and_nothing_else() {
 
 #[test]
 fn attention_does_not_see_other_rows() {
-    for backend in backends() {
+    for (backend, shape) in cases() {
         let layout = layout();
-        let Filled { q, kv, .. } = filled(&backend, &layout, false);
-        let cols = SHAPE.heads * SHAPE.head_dim;
+        let Filled { q, kv, .. } = filled(&backend, &layout, shape, false);
+        let cols = shape.heads * shape.head_dim;
         let whole = attend(&backend, &q, &layout, &kv);
         assert_eq!(bits(&with_threads(1, || attend(&backend, &q, &layout, &kv))), bits(&whole), "one thread");
         for m in [1, 2, 3, 5, 6, 7, 8, 48, 100] {
@@ -149,10 +156,10 @@ fn attention_does_not_see_other_rows() {
 
 #[test]
 fn masked_slots_do_not_change_a_bit() {
-    for backend in backends() {
+    for (backend, shape) in cases() {
         let layout = layout();
-        let Filled { q, k, v, mut kv } = filled(&backend, &layout, false);
-        let (qd, kd) = (SHAPE.heads * SHAPE.head_dim, SHAPE.kv_heads * SHAPE.head_dim);
+        let Filled { q, k, v, mut kv } = filled(&backend, &layout, shape, false);
+        let (qd, kd) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
         for i in (0..layout.rows.len()).step_by(5) {
             let place = layout.rows[i];
             let one = Layout { sequences: layout.sequences.clone(), rows: vec![place] };
@@ -165,10 +172,8 @@ fn masked_slots_do_not_change_a_bit() {
                         || !reference::sees(&layout, place.sequence as usize, place.slot, key.slot)
                 })
                 .collect();
-            let rows = Layout {
-                sequences: layout.sequences.clone(),
-                rows: hidden.iter().map(|&j| layout.rows[j]).collect(),
-            };
+            let rows =
+                Layout { sequences: layout.sequences.clone(), rows: hidden.iter().map(|&j| layout.rows[j]).collect() };
             let huge = vec![-3e38; hidden.len() * kd];
             kv.store(1, &rows, &huge, &huge);
             assert_eq!(bits(&attend(&backend, q, &one, &kv)), bits(&before), "{} {place:?}", backend.isa());
@@ -179,9 +184,9 @@ fn masked_slots_do_not_change_a_bit() {
 
 #[test]
 fn copied_pages_hold_the_same_in_all_layers() {
-    let backend = CpuBackend::new();
+    let (backend, shape) = (CpuBackend::new(), SHAPES[0]);
     let mut layout = layout();
-    let Filled { q, mut kv, .. } = filled(&backend, &layout, false);
+    let Filled { q, mut kv, .. } = filled(&backend, &layout, shape, false);
     let want = attend(&backend, &q, &layout, &kv);
     let moved = layout.sequences[1].grid[0];
     backend.copy_page(&mut kv, moved, 22);
