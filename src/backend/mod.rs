@@ -31,6 +31,17 @@ pub struct Rotary {
     pub theta: f32,
 }
 
+/// Form of a GroupNorm.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GroupNorm {
+    /// Groups; divides the channels.
+    pub groups: usize,
+    /// Added to the variance (PyTorch's default is 1e-5, published VQ decoders use 1e-6).
+    pub eps: f32,
+    /// SiLU after it.
+    pub activate: bool,
+}
+
 /// Heads of one attention layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttentionShape {
@@ -157,16 +168,14 @@ pub trait Backend: Send + Sync {
         bias: &Self::Vector,
         out: &mut Self::Tensor,
     );
-    /// `out = silu?(group_norm(x))` over NHWC images of `pixels` rows each, epsilon 1e-6; silu when `activate`.
-    #[allow(clippy::too_many_arguments)]
+    /// `out = silu?(group_norm(x))` over NHWC images of `pixels` rows each.
     fn group_norm(
         &self,
         x: &Self::Tensor,
         pixels: usize,
-        groups: usize,
+        norm: GroupNorm,
         weight: &Self::Vector,
         bias: &Self::Vector,
-        activate: bool,
         out: &mut Self::Tensor,
     );
     /// `x[m] += y[m]`.

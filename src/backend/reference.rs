@@ -113,7 +113,7 @@ pub fn conv3x3(x: &[f32], (h, w): (usize, usize), stride: usize, kernel: &[bf16]
 }
 
 /// GroupNorm of one image `[pixels, channels]`, before any activation.
-pub fn group_norm(x: &[f32], groups: usize, weight: &[f32], bias: &[f32]) -> Vec<f64> {
+pub fn group_norm(x: &[f32], groups: usize, eps: f64, weight: &[f32], bias: &[f32]) -> Vec<f64> {
     let channels = weight.len();
     let group = |i: usize| i % channels / (channels / groups);
     let mut out = vec![0.0; x.len()];
@@ -123,7 +123,7 @@ pub fn group_norm(x: &[f32], groups: usize, weight: &[f32], bias: &[f32]) -> Vec
         let spread = members.iter().map(|&i| (f64::from(x[i]) - mean).powi(2)).sum::<f64>() / members.len() as f64;
         for i in members {
             let c = i % channels;
-            out[i] = (f64::from(x[i]) - mean) / (spread + 1e-6).sqrt() * f64::from(weight[c]) + f64::from(bias[c]);
+            out[i] = (f64::from(x[i]) - mean) / (spread + eps).sqrt() * f64::from(weight[c]) + f64::from(bias[c]);
         }
     }
     out

@@ -1,11 +1,11 @@
 //! Plain autoregressive decoding: one token per pass. The reference for every other method.
 
 use super::accept::{Acceptance, Coupled};
-use super::{Counted, Outcome, Placed, Target};
+use super::{Counted, Outcome, Placed, Progress, Target};
 use crate::rng::Stream;
 
 /// Decodes every position from its exact context; the token is the Gumbel-max sample of its position's noise.
-pub fn decode<T: Target>(target: &mut T, stream: Stream, progress: &mut dyn FnMut(usize)) -> Outcome {
+pub fn decode<T: Target>(target: &mut T, stream: Stream, progress: &mut Progress<'_>) -> Outcome {
     let grid = target.grid();
     let mut rule = Coupled::new(stream);
     let mut run = Counted::new(target);

@@ -2,7 +2,7 @@
 
 use super::accept::{AutoCorrect, Coupled};
 use super::drafter::{Preference, SpatialDrafter};
-use super::{Outcome, Target, ar, pipeline, ssd};
+use super::{Outcome, Progress, Target, ar, pipeline, ssd};
 use crate::rng::Stream;
 use std::fmt;
 use std::str::FromStr;
@@ -114,7 +114,7 @@ impl Method {
     }
 
     /// Decodes one image. `progress` is told how many tokens are done.
-    pub fn decode<T: Target>(&self, target: &mut T, stream: Stream, progress: &mut dyn FnMut(usize)) -> Outcome {
+    pub fn decode<T: Target>(&self, target: &mut T, stream: Stream, progress: &mut Progress<'_>) -> Outcome {
         match self {
             Self::Ar => ar::decode(target, stream, progress),
             Self::Ssd(knobs) => ssd::decode(target, AutoCorrect::new(stream), knobs, progress),

@@ -18,6 +18,9 @@ pub(crate) mod testing;
 use crate::grid::Grid;
 use crate::nn::spatial_heads::Offset;
 
+/// Is told how many tokens are done.
+pub type Progress<'a> = dyn FnMut(usize) + 'a;
+
 /// A token at a position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Placed {

@@ -14,7 +14,7 @@
 
 use super::accept::Acceptance;
 use super::drafter::{Canvas, SpatialDrafter};
-use super::{Counted, Outcome, Placed, Target};
+use super::{Counted, Outcome, Placed, Progress, Target};
 use crate::grid::Grid;
 
 /// Shape of the wavefront.
@@ -38,7 +38,7 @@ pub fn decode<T: Target, A: Acceptance>(
     target: &mut T,
     rule: A,
     knobs: &Knobs,
-    progress: &mut dyn FnMut(usize),
+    progress: &mut Progress<'_>,
 ) -> Outcome {
     let mut wave = Wave::new(target, rule, *knobs);
     while !wave.finished() {

@@ -7,7 +7,7 @@
 //! remaining rows are refined: each round then has the context that the next commit will have.
 
 use super::accept::Acceptance;
-use super::{Counted, Outcome, Placed, Source, Target};
+use super::{Counted, Outcome, Placed, Progress, Source, Target};
 use crate::grid::Grid;
 use crate::nn::spatial_heads::Offset;
 
@@ -45,7 +45,7 @@ pub fn decode<T: Target, A: Acceptance>(
     target: &mut T,
     mut rule: A,
     knobs: &Knobs,
-    progress: &mut dyn FnMut(usize),
+    progress: &mut Progress<'_>,
 ) -> Outcome {
     let (grid, (horizontal, vertical)) = (target.grid(), target.heads());
     let mut run = Counted::new(target);

@@ -6,7 +6,7 @@ use crate::checkpoint::Files;
 use crate::decode::methods::Method;
 use crate::decode::sampling::{Sampling, log_prob};
 use crate::decode::session::Session;
-use crate::decode::{Outcome, Placed, Target};
+use crate::decode::{Outcome, Placed, Progress, Target};
 use crate::models::avatar::{Avatar, Condition, Prompt};
 use crate::rng::Stream;
 use std::time::{Duration, Instant};
@@ -64,7 +64,7 @@ impl<B: Backend> Generator<B> {
     }
 
     /// Makes a picture. `progress` is told how many tokens are done.
-    pub fn generate(&self, request: &Request, progress: &mut dyn FnMut(usize)) -> Result<Output, Error> {
+    pub fn generate(&self, request: &Request, progress: &mut Progress<'_>) -> Result<Output, Error> {
         let mut session = self.session(&request.prompt, request.sampling)?;
         let start = Instant::now();
         let stream = Stream { seed: request.seed, image: 0 };

@@ -1,9 +1,12 @@
 //! Layers of the convolutional networks: 3x3 convolution, GroupNorm, residual block.
 
 use super::Loader;
-use crate::backend::Backend;
+use crate::backend::{Backend, GroupNorm};
 use crate::checkpoint::Error;
 use half::bf16;
+
+/// Of every GroupNorm here: PyTorch's default.
+const EPS: f32 = 1e-5;
 
 /// 3x3 convolution with padding 1.
 pub struct Conv3x3<B: Backend> {
@@ -77,7 +80,8 @@ impl<B: Backend> GroupNormSilu<B> {
     pub fn forward(&self, backend: &B, x: &Image<B>) -> Image<B> {
         let pixels = x.size.0 * x.size.1;
         let mut data = backend.tensor(pixels, self.channels);
-        backend.group_norm(&x.data, pixels, self.groups, &self.weight, &self.bias, true, &mut data);
+        let norm = GroupNorm { groups: self.groups, eps: EPS, activate: true };
+        backend.group_norm(&x.data, pixels, norm, &self.weight, &self.bias, &mut data);
         Image { data, size: x.size }
     }
 }

@@ -25,7 +25,7 @@ pub use isa::Isa;
 pub use kv::KvPool;
 pub use weight::Weight;
 
-use super::{AttentionShape, Backend, Epilogue, Layout, Rotary};
+use super::{AttentionShape, Backend, Epilogue, GroupNorm, Layout, Rotary};
 use half::bf16;
 use isa::Level;
 use matmul::with_kernel;
@@ -206,20 +206,12 @@ impl Backend for CpuBackend {
         with_kernel!(self.level, kernel => conv::conv3x3(kernel, x.get(), shape, w, &bias.0, out));
     }
 
-    fn group_norm(
-        &self,
-        x: &Tensor,
-        pixels: usize,
-        groups: usize,
-        weight: &Vector,
-        bias: &Vector,
-        activate: bool,
-        out: &mut Tensor,
-    ) {
+    fn group_norm(&self, x: &Tensor, pixels: usize, norm: GroupNorm, weight: &Vector, bias: &Vector, out: &mut Tensor) {
         assert_eq!((weight.0.len(), bias.0.len()), (x.cols, x.cols), "norm weights do not fit");
+        let groups = norm.groups;
         assert!(groups > 0 && x.cols.is_multiple_of(groups), "{} channels in {groups} groups", x.cols);
         assert!(pixels > 0 && x.rows.is_multiple_of(pixels), "{} rows are no images of {pixels}", x.rows);
-        let norm = norm::GroupNorm { groups, weight: &weight.0, bias: &bias.0, activate };
+        let norm = norm::WeightedGroupNorm { form: norm, weight: &weight.0, bias: &bias.0 };
         norm::group_norm(self.level, x.get(), pixels, norm, out.reshape(x.rows, x.cols));
     }
 

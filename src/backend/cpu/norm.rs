@@ -4,6 +4,7 @@ use super::isa::{Level, per_isa};
 use super::lanes::{self, LANES};
 use super::memory::{Scratch, Shared};
 use super::parallel;
+use crate::backend::GroupNorm;
 
 /// `1 / sqrt(mean(x^2) + eps)`: lane i sums the elements i, i + 16, ..., then the lanes are folded.
 #[inline(always)]
@@ -79,30 +80,26 @@ per_isa! {
     }
 }
 
-/// Weights and form of a GroupNorm.
+/// Form and weights of a GroupNorm.
 #[derive(Clone, Copy)]
-pub(super) struct GroupNorm<'a> {
-    pub(super) groups: usize,
+pub(super) struct WeightedGroupNorm<'a> {
+    pub(super) form: GroupNorm,
     pub(super) weight: &'a [f32],
     pub(super) bias: &'a [f32],
-    pub(super) activate: bool,
 }
 
-/// As in the published VQ decoders.
-const GROUP_EPS: f64 = 1e-6;
-
 /// Normalises images of `pixels` rows.
-pub(super) fn group_norm(level: Level, x: &[f32], pixels: usize, norm: GroupNorm<'_>, out: &mut [f32]) {
+pub(super) fn group_norm(level: Level, x: &[f32], pixels: usize, norm: WeightedGroupNorm<'_>, out: &mut [f32]) {
     let channels = norm.weight.len();
     for (x, out) in x.chunks_exact(pixels * channels).zip(out.chunks_exact_mut(pixels * channels)) {
         group_norm_image(level, x, norm, out);
     }
 }
 
-fn group_norm_image(level: Level, x: &[f32], norm: GroupNorm<'_>, out: &mut [f32]) {
+fn group_norm_image(level: Level, x: &[f32], norm: WeightedGroupNorm<'_>, out: &mut [f32]) {
     let channels = norm.weight.len();
-    let per_group = channels / norm.groups;
-    let count = (x.len() / norm.groups) as f64;
+    let per_group = channels / norm.form.groups;
+    let count = (x.len() / norm.form.groups) as f64;
     let chunks = x.len().div_ceil(CHUNK * channels);
     let threads = parallel::threads_for(x.len() as f64 / 4.0);
     let chunk = |i: usize| &x[i * CHUNK * channels..x.len().min((i + 1) * CHUNK * channels)];
@@ -113,8 +110,8 @@ fn group_norm_image(level: Level, x: &[f32], norm: GroupNorm<'_>, out: &mut [f32
     let (scale, shift) = vectors.slice::<f32>(2 * channels).split_at_mut(channels);
 
     // Mean, then spread around it: the squares of far-off means would swallow the variance.
-    let mut statistics = vec![0.0_f64; norm.groups];
-    let mut inverse = vec![0.0_f64; norm.groups];
+    let mut statistics = vec![0.0_f64; norm.form.groups];
+    let mut inverse = vec![0.0_f64; norm.form.groups];
     for square in [false, true] {
         for (c, center) in shift.iter_mut().enumerate() {
             *center = statistics[c / per_group] as f32;
@@ -134,7 +131,7 @@ fn group_norm_image(level: Level, x: &[f32], norm: GroupNorm<'_>, out: &mut [f32
     }
     for c in 0..channels {
         let group = c / per_group;
-        let a = f64::from(norm.weight[c]) / (inverse[group] + GROUP_EPS).sqrt();
+        let a = f64::from(norm.weight[c]) / (inverse[group] + f64::from(norm.form.eps)).sqrt();
         scale[c] = a as f32;
         shift[c] = (f64::from(norm.bias[c]) - statistics[group] * a) as f32;
     }
@@ -142,6 +139,6 @@ fn group_norm_image(level: Level, x: &[f32], norm: GroupNorm<'_>, out: &mut [f32
     parallel::for_each(threads, chunks, |i| {
         let x = chunk(i);
         // SAFETY: chunks are disjoint and each belongs to one task.
-        affine(level, x, scale, shift, norm.activate, unsafe { out.rows(i * CHUNK, x.len() / channels) });
+        affine(level, x, scale, shift, norm.form.activate, unsafe { out.rows(i * CHUNK, x.len() / channels) });
     });
 }
