@@ -99,7 +99,7 @@ def main():
     p.add_argument("--fixtures", type=pathlib.Path, default="tests/data")
     p.add_argument("--model", default="model.pt")
     p.add_argument("--heads", default="heads.pt")
-    p.add_argument("--cfg", type=float, default=2.0)
+    p.add_argument("--cfg", type=float, default=3.0)
     p.add_argument("--random", action="store_true", help="untrained weights")
     o = p.parse_args()
     torch.set_num_threads(2)
@@ -129,7 +129,13 @@ def main():
             for t, n in zip(held.texts, held.named.tolist())]
     (o.out / "heldout.json").write_text("[\n" + ",\n".join(json.dumps(r) for r in rows) + "\n]\n")
     if have("tokens_held.npy") and have("classifier.pt"):
-        statistics(judge, o.work, o.out / "reference_stats.safetensors", len(np.load(o.work / "tokens_held.npy", mmap_mode="r")))
+        stats = o.work / "reference_stats.safetensors"
+        if not stats.exists() or stats.stat().st_mtime < (o.work / "classifier.pt").stat().st_mtime:
+            statistics(judge, o.work, stats, len(np.load(o.work / "tokens_held.npy", mmap_mode="r")))
+        shutil.copyfile(stats, o.out / stats.name)
+    for f in o.out.glob("*.safetensors"):
+        f.chmod(0o644)
+    (o.fixtures / "avatar_oracle.safetensors").chmod(0o644)
     size = sum((o.out / f"{f}.safetensors").stat().st_size for f in ("model", "vq", "classifier"))
     print(f"weights: {size} bytes, {sum(q.numel() for m in (model, draft, tokenizer, judge) for q in m.parameters())} parameters")
 

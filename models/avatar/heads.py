@@ -1,6 +1,6 @@
 """Spatial draft heads: from h_pre and the sampled token at (r,c), guess the h_pre at (r,c+d) or (r+d,c).
 
-    python heads.py --work target/avatar --collect --n 2000       the model's own samples: WORK/self_tokens.npy, self_ids.json
+    python heads.py --work target/avatar --collect --n 1000      the model's own samples: WORK/self_tokens.npy, self_ids.json
     python heads.py --work target/avatar --minutes 10 [--kl 1]    trains, writes WORK/heads.pt
     python heads.py --work target/avatar --test                   overlap sum min(p,q) and top-1 per head on held-out samples
 """
@@ -84,11 +84,9 @@ def load(work, name="heads.pt"):
 
 
 def collect(rank, world, o):
-    """Sample from the captions of training pictures (their labels, fresh words)."""
+    """Sample with captions made for the labels of held-out pictures 512.. (heldout.json has those of 0..511)."""
     model = T.load(o.work, o.model)
-    captioner = text.Captioner(o.work, 4321)
-    labels = np.load(o.work / "labels_train.npy")
-    ids = [captioner(labels[i], T.PREFIX)[0] for i in range(o.n)]
+    ids = sample.Held(o.work, o.n, first=512).ids
     if rank == 0:
         (o.work / "self_ids.json").write_text(json.dumps(ids))
         np.lib.format.open_memmap(o.work / "self_tokens.npy", "w+", np.uint16, (o.n, T.TOKENS))
@@ -121,6 +119,9 @@ def train(rank, world, o):
     ids = json.loads((o.work / "self_ids.json").read_text())
     n = len(tokens) - o.test_n  # the last ones are for --test
     heads = load(o.work, o.resume) if o.resume else Heads()
+    if o.init:
+        from safetensors.torch import load_file
+        heads.load_state_dict({k.removeprefix("heads."): v.float() for k, v in load_file(o.init).items() if k.startswith("heads.")})
     heads.train()
     params = list(heads.parameters())
     for p in params:
@@ -217,16 +218,17 @@ if __name__ == "__main__":
     p.add_argument("--work", type=pathlib.Path, default="target/avatar")
     p.add_argument("--model", default="model.pt")
     p.add_argument("--minutes", type=float, default=10)
-    p.add_argument("--n", type=int, default=2000)
+    p.add_argument("--n", type=int, default=1000)
     p.add_argument("--test-n", type=int, default=64)
     p.add_argument("--batch", type=int, default=64, help="samples at once in --collect")
     p.add_argument("--batch-train", type=int, default=6, help="per process")
-    p.add_argument("--cfg", type=float, default=2.0)
+    p.add_argument("--cfg", type=float, default=3.0)
     p.add_argument("--lr", type=float, default=1e-3)
     p.add_argument("--kl", type=float, default=0)
     p.add_argument("--l1", type=float, default=1)
     p.add_argument("--muon", action="store_true")
-    p.add_argument("--resume", default="")
+    p.add_argument("--init", default="", help="start from the heads of a model.safetensors")
+    p.add_argument("--resume", default="", help="start from a file in WORK")
     p.add_argument("--out", default="heads.pt")
     p.add_argument("--collect", action="store_true")
     p.add_argument("--test", action="store_true")

@@ -1,6 +1,6 @@
 """Sample pictures with a KV cache, in batches, both guidance branches in one pass.
 
-    python sample.py --work target/avatar --n 64 --cfg 2      attribute accuracy, contact sheet WORK/sheet.png
+    python sample.py --work target/avatar --n 64 --cfg 3      attribute accuracy, contact sheet WORK/sheet_3.0.png
     python sample.py --work target/avatar --n 512 --sweep 1.5,2,3,4
 """
 
@@ -129,7 +129,7 @@ def main():
     p.add_argument("--model", default="model.pt")
     p.add_argument("--n", type=int, default=64)
     p.add_argument("--batch", type=int, default=64)
-    p.add_argument("--cfg", type=float, default=2.0)
+    p.add_argument("--cfg", type=float, default=3.0)
     p.add_argument("--temperature", type=float, default=1.0)
     p.add_argument("--sweep", default="")
     p.add_argument("--procs", type=int, default=2)

@@ -198,6 +198,12 @@ def load(work, name="model.pt"):
     return model.eval()
 
 
+def shipped(path):
+    """The transformer and text encoder of a shipped model.safetensors, as f32."""
+    from safetensors.torch import load_file
+    return {k: v.float() for k, v in load_file(path).items() if not k.startswith("heads.")}
+
+
 def train(rank, world, o):
     data = Batches(o.work, "train", 100 + rank + o.seed, full=.8)
     model = Avatar(len(data.captioner.vocabulary))
@@ -206,6 +212,8 @@ def train(rank, world, o):
     start = torch.load(o.work / "text.pt")
     model.text.load_state_dict(start["text"])
     aux.load_state_dict(start["heads"])
+    if o.init:
+        model.load_state_dict(shipped(o.init))
     if o.resume:
         saved = torch.load(o.work / o.resume)
         model.load_state_dict(saved["model"])
@@ -223,6 +231,9 @@ def train(rank, world, o):
     rest = [p for p in params if id(p) not in seen]
     muon = common.Muon(matrix, lr=o.lr, weight_decay=o.decay)
     adam = torch.optim.AdamW([{"params": rest, "base": o.adam}, {"params": words, "base": o.text}], betas=(.9, .95), weight_decay=0)
+    if o.resume and "muon" in saved:
+        muon.load_state_dict(saved["muon"])
+        adam.load_state_dict(saved["adam"])
     clean, face = position_weights(1.1) / math.log(2), position_weights(4.0) / math.log(2)
     clock, step, t0, mean, tick = None, 0, time.time(), 0.0, 0
     stop = torch.zeros(1)
@@ -239,7 +250,7 @@ def train(rank, world, o):
             g["lr"] = g["base"] * scale
         muon.param_groups[0]["momentum"] = .85 + .1 * min(1, step / 300)
         ids, tokens, named = data(o.batch)
-        spoiled = o.batch // 2 if part < .75 else o.batch // 4 if part < .88 else 0
+        spoiled = o.batch // 2 if part < .85 else o.batch // 4 if part < .93 else 0
         context = corrupt(tokens[:, :-1], spoiled)
         with torch.autocast("cpu", torch.bfloat16):
             h, enc = model.hidden(ids, context)
@@ -264,15 +275,15 @@ def train(rank, world, o):
             print(f"{part:.3f} step {step} {tick * o.batch * world / (time.time() - t0):.1f} img/s bits {mean / tick:.4f} aux {guess.item():.3f} right {right.item():.3f}", flush=True)
             t0, mean, tick = time.time(), 0.0, 0
         if rank == 0 and step % o.save == 0:
-            save(model, aux, o)
+            save(model, aux, muon, adam, o)
     if rank == 0:
-        save(model, aux, o)
+        save(model, aux, muon, adam, o)
         print(f"held out: {bits(model, o.work, 480):.4f} bits/token, {bits(model, o.work, 480, True):.4f} without the caption", flush=True)
 
 
-def save(model, aux, o):
+def save(model, aux, muon, adam, o):
     tmp = o.work / (o.out + ".tmp")
-    torch.save({"model": model.state_dict(), "aux": aux.state_dict()}, tmp)
+    torch.save({"model": model.state_dict(), "aux": aux.state_dict(), "muon": muon.state_dict(), "adam": adam.state_dict()}, tmp)
     tmp.rename(o.work / o.out)
 
 
@@ -291,7 +302,8 @@ if __name__ == "__main__":
     p.add_argument("--start", type=float, default=0.0)
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--save", type=int, default=200)
-    p.add_argument("--resume", default="")
+    p.add_argument("--init", default="", help="start from the weights of a model.safetensors")
+    p.add_argument("--resume", default="", help="start from a checkpoint in WORK, optimizer included")
     p.add_argument("--fresh-text", action="store_true", help="with --resume: the text encoder from text.pt")
     p.add_argument("--out", default="model.pt")
     p.add_argument("--plain", action="store_true", help="without the fused kernels")

@@ -251,6 +251,12 @@ def encode(rank, world, o):
                 print(split, i, flush=True)
 
 
+def take(o):
+    """WORK/vq.pt from a shipped vq.safetensors."""
+    from safetensors.torch import load_file
+    torch.save({k.removeprefix("vq."): v.float() for k, v in load_file(o.take).items()}, o.work / "vq.pt")
+
+
 if __name__ == "__main__":
     p = argparse.ArgumentParser()
     p.add_argument("--work", type=pathlib.Path, default="target/avatar")
@@ -262,5 +268,6 @@ if __name__ == "__main__":
     p.add_argument("--procs", type=int, default=2)
     p.add_argument("--resume", action="store_true", help="go on from WORK/vq.pt")
     p.add_argument("--encode", action="store_true")
+    p.add_argument("--from", dest="take", default="", help="only convert a vq.safetensors")
     o = p.parse_args()
-    common.launch(encode if o.encode else train, o.procs, o)
+    take(o) if o.take else common.launch(encode if o.encode else train, o.procs, o)
