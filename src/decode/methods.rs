@@ -58,15 +58,15 @@ impl Method {
     pub const SSD: Self = Self::Ssd(ssd::Knobs { rounds: 2, rows_per_block: 1, refinements: 0 });
     /// The shape that the exploration in `docs/wavefront.md` chose.
     pub const WAVEFRONT: Self = Self::Wavefront(pipeline::Knobs {
-        lag: 1.5,
-        slope: 0.25,
+        lag: 1.6,
+        slope: 0.2,
         window: f64::INFINITY,
-        rounds: Some(3),
+        rounds: Some(4),
         drafter: DRAFTER,
     });
     /// A window of about four rows.
     pub const EXACT: Self =
-        Self::Exact(pipeline::Knobs { lag: 1.0, slope: 1.0 / 24.0, window: 4.0, rounds: None, drafter: DRAFTER });
+        Self::Exact(pipeline::Knobs { lag: 1.0, slope: 0.04, window: 4.0, rounds: None, drafter: DRAFTER });
 
     /// Name on the command line.
     pub fn name(&self) -> &'static str {

@@ -4,7 +4,7 @@
 //! Position (r, c) enters when the clock reaches `r * lag + c * slope`. Several rows are in flight, each a little
 //! behind the one above it, so the passes per row fall towards `lag` while every token still meets several rounds.
 //! `lag` below 1 admits more than one row a pass; `slope` above 0 starts the left part of a row before the row above
-//! is complete and lets a row's columns follow each other; with `lag = width * slope` the order is the raster.
+//! is complete and lets a row's columns follow each other.
 //!
 //! With coupled noise ([`Coupled`](super::accept::Coupled)) a pass is a Jacobi iteration of the deterministic map
 //! from context to tokens, and its fixed point is plain AR's sample. A token is settled when it was fed with its
