@@ -131,14 +131,25 @@ class Avatar(nn.Module):
         return self.lm_head(self.model.norm(h))
 
 
-def position_weights(center):
-    """Weight of each token's loss: the face is small and carries most attributes, the background is large.
+def evidence(work, pictures=20000):
+    """Where the attributes show: [24*24], mean 1. The mean over the attributes of the mutual information, in bits,
+    of each position's token and the attribute, each attribute's map scaled to mean 1, so that a nose of a few tokens
+    counts as much as a background of hundreds."""
+    tokens = np.load(pathlib.Path(work) / "tokens_train.npy", mmap_mode="r")[:pictures].astype(np.int64)
+    labels = np.load(pathlib.Path(work) / "labels_train.npy")[:pictures].astype(np.int64)
+    rng, maps = np.random.default_rng(0), []
 
-    The weight depends on the position alone, so the optimum is still the true conditional law.
-    """
-    y, x = torch.meshgrid(torch.arange(24.), torch.arange(24.), indexing="ij")
-    w = .7 + center * torch.exp(-((y - 13.5) / 5) ** 2 - ((x - 11.5) / 5) ** 2)
-    return (w / w.mean()).view(-1)
+    def information(token, label):
+        joint = np.bincount(token * 32 + label, minlength=CODES * 32).reshape(CODES, 32) / len(token)
+        both = joint > 0
+        return (joint[both] * np.log2((joint / (joint.sum(1, keepdims=True) * joint.sum(0) + 1e-30))[both])).sum()
+
+    for label in labels.T:
+        seen = label >= 0
+        label, shuffled = label[seen], rng.permutation(label[seen])  # what a finite sample shows of nothing is taken off
+        found = np.array([information(t, label) - information(t, shuffled) for t in tokens[seen].T]).clip(0)
+        maps.append(found / found.mean())
+    return torch.tensor(np.mean(maps, 0), dtype=torch.float32)
 
 
 def corrupt(tokens, count):
@@ -234,7 +245,9 @@ def train(rank, world, o):
     if o.resume and "muon" in saved:
         muon.load_state_dict(saved["muon"])
         adam.load_state_dict(saved["adam"])
-    clean, face = position_weights(1.1) / math.log(2), position_weights(4.0) / math.log(2)
+    # The weights depend on the position alone, so the optimum is still the true conditional law.
+    shows = evidence(o.work)
+    clean, spoilt = ((1 - share + share * shows) / math.log(2) for share in (.5, .75))
     clock, step, t0, mean, tick = None, 0, time.time(), 0.0, 0
     stop = torch.zeros(1)
     while True:
@@ -257,7 +270,7 @@ def train(rank, world, o):
             logits = model.logits(h)
             guess, right = aux.loss(enc[:, 0].float(), named)
         each = F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten(), reduction="none").view(tokens.shape)
-        weights = torch.stack([face] * spoiled + [clean] * (o.batch - spoiled))
+        weights = torch.stack([spoilt] * spoiled + [clean] * (o.batch - spoiled))
         loss = (each * weights).mean() + o.aux * guess
         loss.backward()
         common.average_gradients(params, world)
