@@ -1,0 +1,97 @@
+//! The machine: lanes in warps, warps in blocks, blocks in a grid.
+
+pub mod simd;
+pub mod warp;
+
+use crate::code::{Code, Dst, Src};
+use warp::Warp;
+
+/// Lanes in a warp.
+pub const LANES: usize = 32;
+
+/// A value of every lane.
+pub type Row<T> = [T; LANES];
+
+/// All lanes.
+pub const FULL: u32 = u32::MAX;
+
+/// What an operation sees.
+pub struct Cx<'a> {
+    /// The warp that runs.
+    pub warp: &'a mut Warp,
+    /// The function that runs.
+    pub code: &'a Code,
+    /// The lanes that execute: the current group, less those whose guard is false.
+    pub mask: u32,
+}
+
+impl Cx<'_> {
+    /// A 32-bit operand. 16-bit values are zero-extended.
+    #[inline(always)]
+    pub fn b32(&self, src: Src) -> Row<u32> {
+        match src.as_constant() {
+            Some(i) => [self.code.constants[i] as u32; LANES],
+            None => self.warp.b32[self.warp.window.0 + src.0 as usize],
+        }
+    }
+
+    /// A 64-bit operand.
+    #[inline(always)]
+    pub fn b64(&self, src: Src) -> Row<u64> {
+        match src.as_constant() {
+            Some(i) => [self.code.constants[i]; LANES],
+            None => self.warp.b64[self.warp.window.1 + src.0 as usize],
+        }
+    }
+
+    /// A predicate operand, one bit per lane.
+    #[inline(always)]
+    pub fn pred(&self, src: Src) -> u32 {
+        match src.as_constant() {
+            Some(i) => 0u32.wrapping_sub((self.code.constants[i] != 0) as u32),
+            None => self.warp.preds[self.warp.window.2 + src.0 as usize],
+        }
+    }
+
+    /// Writes a 32-bit register in the executing lanes.
+    #[inline(always)]
+    pub fn set_b32(&mut self, dst: Dst, value: Row<u32>) {
+        if dst == Dst::SINK {
+            return;
+        }
+        let row = &mut self.warp.b32[self.warp.window.0 + dst.0 as usize];
+        if self.mask == FULL {
+            *row = value;
+        } else {
+            for lane in 0..LANES {
+                row[lane] = if self.mask >> lane & 1 != 0 { value[lane] } else { row[lane] };
+            }
+        }
+    }
+
+    /// Writes a 64-bit register in the executing lanes.
+    #[inline(always)]
+    pub fn set_b64(&mut self, dst: Dst, value: Row<u64>) {
+        if dst == Dst::SINK {
+            return;
+        }
+        let row = &mut self.warp.b64[self.warp.window.1 + dst.0 as usize];
+        if self.mask == FULL {
+            *row = value;
+        } else {
+            for lane in 0..LANES {
+                row[lane] = if self.mask >> lane & 1 != 0 { value[lane] } else { row[lane] };
+            }
+        }
+    }
+
+    /// Writes a predicate in the executing lanes.
+    #[inline(always)]
+    pub fn set_pred(&mut self, dst: Dst, value: u32) {
+        if dst == Dst::SINK {
+            return;
+        }
+        let row = &mut self.warp.preds[self.warp.window.2 + dst.0 as usize];
+        *row = *row & !self.mask | value & self.mask;
+    }
+}
