@@ -5,3 +5,5 @@ pub mod isa;
 pub mod lower;
 pub mod machine;
 pub mod ptx;
+#[cfg(test)]
+pub(crate) mod testing;

@@ -1,26 +1,17 @@
 //! Syntax tree to decoded operations. Strict: what is not understood to the last modifier is an error.
 
 mod modifiers;
+mod scope;
 
 use std::collections::HashMap;
 
 pub use modifiers::Modifiers;
+pub use scope::{Scopes, Symbol};
 
 use crate::code::{Class, Code, Dst, Guard, Op, Run, Src};
-use crate::ptx::ast::{Instruction, Line, Operand, Type};
+use crate::ptx::ast::{Instruction, Operand, Statement, Type};
 
-/// Why a PTX text was refused: the text, and the line of the PTX.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("PTX line {line}: {message}")]
-pub struct Error {
-    /// Line of the PTX text.
-    pub line: Line,
-    /// What is wrong, naming the instruction.
-    pub message: String,
-}
-
-/// The result of lowering.
-pub type Result<T> = std::result::Result<T, Error>;
+pub use crate::ptx::{Error, Result};
 
 /// The register file of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,22 +38,13 @@ impl File {
     }
 }
 
-/// A name in scope.
-#[derive(Clone, Debug)]
-pub enum Symbol {
-    /// A register: its row in its file and its declared type.
-    Register(u32, Type),
-    /// A variable at a known address of its space (shared, local, param: an offset; global: its device address).
-    Address(u64, crate::ptx::ast::Space),
-}
-
 /// Lowers one function: resolves names and appends operations.
 #[derive(Default)]
 pub struct Lower {
     /// What has been lowered so far.
     pub code: Code,
-    /// Names in scope, innermost last.
-    pub scopes: Vec<HashMap<String, Symbol>>,
+    /// Names in scope.
+    pub scopes: Scopes,
     constants: HashMap<u64, u32>,
     guard: Option<Guard>,
     source: (u32, u32),
@@ -85,8 +67,8 @@ impl Lower {
     }
 
     /// A name in scope.
-    pub fn lookup(&self, name: &str) -> Option<&Symbol> {
-        self.scopes.iter().rev().find_map(|s| s.get(name))
+    pub fn lookup(&self, name: &str) -> Option<Symbol> {
+        self.scopes.lookup(name)
     }
 
     /// A constant of the function's pool.
@@ -104,15 +86,12 @@ impl Lower {
         match operand {
             Operand::Name(name) => match self.lookup(name) {
                 Some(Symbol::Register(row, declared)) => {
-                    if File::of(*declared) != File::of(ty) || declared.bits() < ty.bits() {
+                    if File::of(declared) != File::of(ty) || declared.bits() < ty.bits() {
                         return self.error(i, format_args!("`{name}` is a {declared:?}, not a {ty:?}"));
                     }
-                    Ok(Src::register(*row))
+                    Ok(Src::register(row))
                 }
-                Some(Symbol::Address(address, _)) if ty.bits() >= 32 => {
-                    let address = *address;
-                    Ok(self.constant(address))
-                }
+                Some(Symbol::Address(address, _)) if ty.bits() >= 32 => Ok(self.constant(address)),
                 Some(_) => self.error(i, format_args!("`{name}` is not a value of type {ty:?}")),
                 None => self.error(i, format_args!("`{name}` is not declared")),
             },
@@ -133,9 +112,9 @@ impl Lower {
             Operand::Sink => Ok(Dst::SINK),
             Operand::Name(name) => match self.lookup(name) {
                 Some(Symbol::Register(row, declared))
-                    if File::of(*declared) == File::of(ty) && declared.bits() >= ty.bits() =>
+                    if File::of(declared) == File::of(ty) && declared.bits() >= ty.bits() =>
                 {
-                    Ok(Dst(*row))
+                    Ok(Dst(row))
                 }
                 Some(_) => self.error(i, format_args!("`{name}` is not a register of type {ty:?}")),
                 None => self.error(i, format_args!("`{name}` is not declared")),
@@ -171,12 +150,27 @@ impl Lower {
         self.code.sources.push(self.source);
     }
 
+    /// Lowers statements in a scope of their own.
+    pub fn statements(&mut self, statements: &[Statement]) -> Result<()> {
+        self.scopes.open();
+        for statement in statements {
+            match statement {
+                Statement::Declare(v) if v.space == crate::ptx::ast::Space::Reg => self.scopes.registers(v)?,
+                Statement::Instruction(i) => self.instruction(i)?,
+                Statement::Scope(inner) => self.statements(inner)?,
+                _ => return Err(Error { line: 0, message: "not supported".into() }),
+            }
+        }
+        self.code.registers = self.scopes.rows;
+        Ok(())
+    }
+
     /// Lowers one instruction through its family.
     pub fn instruction(&mut self, i: &Instruction) -> Result<()> {
         self.guard = match &i.guard {
             None => None,
             Some(g) => match self.lookup(&g.name) {
-                Some(Symbol::Register(row, Type::Pred)) => Some(Guard { predicate: *row, negated: g.negated }),
+                Some(Symbol::Register(row, Type::Pred)) => Some(Guard { predicate: row, negated: g.negated }),
                 _ => return self.error(i, format_args!("guard `{}` is not a predicate", g.name)),
             },
         };

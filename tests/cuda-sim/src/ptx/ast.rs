@@ -122,8 +122,28 @@ pub struct Variable {
     pub align: Option<u32>,
     pub external: bool,
     pub visible: bool,
+    /// `.weak` or `.common`: another definition may stand for it.
+    pub weak: bool,
     pub initial: Vec<Initial>,
     pub line: Line,
+}
+
+impl Variable {
+    /// Bytes of one element, its vector included.
+    pub fn element_bytes(&self) -> u64 {
+        (self.ty.bits() as u64).div_ceil(8) * self.vector as u64
+    }
+
+    /// Bytes of the variable; none if they are too many to count or to address.
+    pub fn bytes(&self) -> Option<u64> {
+        let total = self.dims.iter().try_fold(self.element_bytes(), |a, b| a.checked_mul(*b))?;
+        (total < 1 << 48).then_some(total)
+    }
+
+    /// The alignment: as declared, or that of an element.
+    pub fn alignment(&self) -> u64 {
+        self.align.map_or(self.element_bytes(), u64::from)
+    }
 }
 
 /// One element of an initialiser, flattened in memory order.
@@ -131,8 +151,10 @@ pub struct Variable {
 pub enum Initial {
     /// An integer or the bits of a float, already in the width of the element.
     Bits(u64),
-    /// The address of a symbol plus an offset; generic when the flag is set.
-    Address(String, i64, bool),
+    /// The address of a symbol plus an offset, shifted right (`0xFF00(symbol)` takes the second byte).
+    Address { symbol: String, offset: i64, generic: bool, shift: u32 },
+    /// As many zeros: what an inner pair of braces leaves out.
+    Zeros(u64),
 }
 
 /// A `.entry` or `.func`.
@@ -157,11 +179,6 @@ pub enum Statement {
     Instruction(Instruction),
     /// `{ ... }`: names declared inside end with it.
     Scope(Vec<Statement>),
-    /// `.loc file line column`: the source line of what follows.
-    Source {
-        file: u32,
-        line: u32,
-    },
     /// `label: .branchtargets a, b, c;`
     BranchTargets {
         name: String,
