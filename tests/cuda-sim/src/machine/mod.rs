@@ -1,9 +1,18 @@
 //! The machine: lanes in warps, warps in blocks, blocks in a grid.
 
+pub mod async_queue;
+pub mod block;
+pub mod fault;
+pub mod grid;
+pub mod schedule;
 pub mod simd;
 pub mod warp;
 
-use crate::code::{Code, Dst, Src};
+use crate::code::{Code, Dst, Flow, Src};
+use crate::counters::Counters;
+use block::Block;
+use fault::{Fault, Kind};
+use grid::Grid;
 use warp::Warp;
 
 /// Lanes in a warp.
@@ -23,9 +32,32 @@ pub struct Cx<'a> {
     pub code: &'a Code,
     /// The lanes that execute: the current group, less those whose guard is false.
     pub mask: u32,
+    /// Index of the operation that runs.
+    pub pc: u32,
+    /// The block that runs.
+    pub block: &'a mut Block,
+    /// The launch.
+    pub grid: &'a Grid<'a>,
+    /// What this host thread counts.
+    pub counters: &'a mut Counters,
+    /// Why the launch ends, after [`Flow::Fault`].
+    pub fault: Option<Box<Fault>>,
 }
 
 impl Cx<'_> {
+    /// Records a fault at the current operation.
+    #[cold]
+    pub fn fail(&mut self, fault: Fault) -> Flow {
+        self.fault = Some(Box::new(fault));
+        Flow::Fault
+    }
+
+    /// Records a fault of the whole warp at the current operation.
+    #[cold]
+    pub fn fault(&mut self, kind: Kind, message: impl Into<String>) -> Flow {
+        self.fail(Fault::new(kind, message))
+    }
+
     /// A 32-bit operand. 16-bit values are zero-extended.
     #[inline(always)]
     pub fn b32(&self, src: Src) -> Row<u32> {

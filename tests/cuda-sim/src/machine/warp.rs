@@ -1,6 +1,52 @@
 //! A warp: 32 lanes, their registers, and the groups into which divergence has split them.
 
-use super::Row;
+use super::async_queue::WarpState;
+use super::{LANES, Row};
+use crate::code::Code;
+
+/// Where a function's registers begin in the three files, and its local memory in each lane's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Window {
+    /// First row of the 32-bit file, the 64-bit file and the predicates.
+    pub registers: (usize, usize, usize),
+    /// First byte of local memory.
+    pub local: u32,
+}
+
+impl Window {
+    /// The window of a function that `caller` calls. The callee's local memory begins where the caller's ends, so that
+    /// the caller reaches the parameters, with which the callee's memory begins.
+    pub fn callee(self, caller: &Code) -> Window {
+        let (a, b, c) = self.registers;
+        let (x, y, z) = caller.registers;
+        Window {
+            registers: (a + x as usize, b + y as usize, c + z as usize),
+            local: self.local + caller.local_bytes.next_multiple_of(16),
+        }
+    }
+}
+
+/// A caller that waits for its callee to return.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// The caller.
+    pub function: u32,
+    /// The operation to go on with.
+    pub pc: u32,
+    /// Its window.
+    pub window: Window,
+}
+
+/// Why a group does not run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// It runs.
+    No,
+    /// It lets other groups of its warp run first.
+    Yielded,
+    /// It has arrived at a barrier of its block and waits for the end of this generation.
+    Barrier(u8, u32),
+}
 
 /// Lanes that run together.
 #[derive(Clone, Debug)]
@@ -9,6 +55,14 @@ pub struct Group {
     pub pc: u32,
     /// Its lanes.
     pub mask: u32,
+    /// The function that it is in.
+    pub function: u32,
+    /// Its callers, outermost first.
+    pub frames: Vec<Frame>,
+    /// The function's registers.
+    pub window: Window,
+    /// Why it does not run.
+    pub wait: Wait,
 }
 
 /// The state of a warp.
@@ -20,8 +74,72 @@ pub struct Warp {
     pub b64: Vec<Row<u64>>,
     /// Predicates, a bit per lane.
     pub preds: Vec<u32>,
-    /// Where the current function's window begins in the three.
+    /// Where the current group's registers begin in the three.
     pub window: (usize, usize, usize),
+    /// Where the current group's local memory begins.
+    pub local_base: u32,
     /// The groups of lanes that have not exited.
     pub groups: Vec<Group>,
+    /// The group that runs.
+    pub current: usize,
+    /// Its number in the block.
+    pub id: u32,
+    /// `%tid` of its lanes.
+    pub tid: [Row<u32>; 3],
+    /// The lanes that have a thread.
+    pub threads: u32,
+    /// Local memory, a row per 4-byte word. It grows with use.
+    pub local: Vec<Row<u32>>,
+    /// The allocation that the last access to global memory found.
+    pub allocation: usize,
+    /// Its asynchronous operations.
+    pub pending: WarpState,
+}
+
+impl Warp {
+    /// Begins a kernel: all lanes with a thread at operation 0 of `function`.
+    pub fn start(&mut self, id: u32, block_dim: [u32; 3], function: u32, code: &Code) {
+        let threads = block_dim.iter().product::<u32>();
+        self.id = id;
+        self.threads = 0;
+        for lane in 0..LANES as u32 {
+            let thread = id * LANES as u32 + lane;
+            let coordinates =
+                [thread % block_dim[0], thread / block_dim[0] % block_dim[1], thread / block_dim[0] / block_dim[1]];
+            for (row, value) in self.tid.iter_mut().zip(coordinates) {
+                row[lane as usize] = value;
+            }
+            self.threads |= u32::from(thread < threads) << lane;
+        }
+        self.groups.clear();
+        self.groups.push(Group {
+            pc: 0,
+            mask: self.threads,
+            function,
+            frames: Vec::new(),
+            window: Window::default(),
+            wait: Wait::No,
+        });
+        self.current = 0;
+        self.enter(Window::default(), code);
+        self.local.clear();
+        self.pending = WarpState::default();
+    }
+
+    /// Makes room for a function's registers and runs in its window.
+    pub fn enter(&mut self, window: Window, code: &Code) {
+        let (a, b, c) = window.registers;
+        let (x, y, z) = code.registers;
+        let grow = |have: usize, need: usize| if have < need { need } else { have };
+        self.b32.resize(grow(self.b32.len(), a + x as usize), [0; LANES]);
+        self.b64.resize(grow(self.b64.len(), b + y as usize), [0; LANES]);
+        self.preds.resize(grow(self.preds.len(), c + z as usize), 0);
+        self.window = window.registers;
+        self.local_base = window.local;
+    }
+
+    /// The lanes that have not exited.
+    pub fn live(&self) -> u32 {
+        self.groups.iter().fold(0, |mask, group| mask | group.mask)
+    }
 }

@@ -1,0 +1,117 @@
+//! A launch and the grid that it makes.
+
+use super::fault::{Fault, Kind};
+use super::schedule::Schedule;
+use crate::check::Checks;
+use crate::memory::{GlobalMemory, View};
+use crate::program::{Entry, Program};
+
+/// What `cuLaunchKernel` asks for.
+pub struct Launch<'a> {
+    /// The module.
+    pub program: &'a Program,
+    /// The kernel's name, for reports.
+    pub name: &'a str,
+    /// The kernel.
+    pub entry: &'a Entry,
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub block: [u32; 3],
+    /// Blocks of a cluster.
+    pub cluster: [u32; 3],
+    /// Bytes of dynamic shared memory.
+    pub dynamic_shared: u32,
+    /// The parameter space.
+    pub params: &'a [u8],
+    /// Whether all blocks must be resident at once.
+    pub cooperative: bool,
+    /// The device's memory.
+    pub memory: &'a GlobalMemory,
+    /// Multiprocessors of the device.
+    pub multiprocessors: u32,
+    /// What is checked.
+    pub checks: Checks,
+    /// The schedule.
+    pub schedule: Schedule,
+    /// Whether the costly counters are wanted: sectors, bank conflicts, distinct bytes.
+    pub count: bool,
+}
+
+/// A launch as its threads see it.
+pub struct Grid<'a> {
+    /// The module.
+    pub program: &'a Program,
+    /// The kernel's name.
+    pub name: &'a str,
+    /// The kernel.
+    pub entry: &'a Entry,
+    /// `%nctaid`
+    pub dim: [u32; 3],
+    /// `%ntid`
+    pub block_dim: [u32; 3],
+    /// Blocks of a cluster.
+    pub cluster: [u32; 3],
+    /// Where the dynamic shared memory begins.
+    pub dynamic_shared_offset: u32,
+    /// Bytes of dynamic shared memory: `%dynamic_smem_size`.
+    pub dynamic_shared: u32,
+    /// Bytes of shared memory, static and dynamic: `%total_smem_size`.
+    pub shared_bytes: u32,
+    /// The parameter space.
+    pub params: &'a [u8],
+    /// Global memory.
+    pub memory: View,
+    /// `%nsmid`
+    pub multiprocessors: u32,
+    /// What is checked.
+    pub checks: Checks,
+    /// The schedule.
+    pub schedule: Schedule,
+    /// Whether the costly counters are wanted.
+    pub count: bool,
+    /// Whether all blocks are resident at once.
+    pub cooperative: bool,
+}
+
+impl<'a> Grid<'a> {
+    /// The grid of a launch, if its shape makes sense.
+    pub fn new(launch: &Launch<'a>) -> Result<Grid<'a>, Fault> {
+        let invalid =
+            |message: String| Err(Fault { kernel: launch.name.into(), ..Fault::new(Kind::InvalidLaunch, message) });
+        let threads = launch.block.iter().map(|&n| u64::from(n)).product::<u64>();
+        if threads == 0 || threads > 1024 || launch.block[2] > 64 {
+            return invalid(format!("block of {:?} threads", launch.block));
+        }
+        if launch.grid.contains(&0)
+            || launch.grid[1] > 65535
+            || launch.grid[2] > 65535
+            || launch.grid[0] > i32::MAX as u32
+        {
+            return invalid(format!("grid of {:?} blocks", launch.grid));
+        }
+        if launch.params.len() < launch.entry.param_bytes as usize {
+            return invalid(format!("{} bytes of parameters, not {}", launch.params.len(), launch.entry.param_bytes));
+        }
+        let align = launch.entry.shared_align.clamp(16, 1024);
+        let dynamic_shared_offset = launch.entry.static_shared.next_multiple_of(align);
+        Ok(Grid {
+            program: launch.program,
+            name: launch.name,
+            entry: launch.entry,
+            dim: launch.grid,
+            block_dim: launch.block,
+            cluster: launch.cluster,
+            dynamic_shared_offset,
+            dynamic_shared: launch.dynamic_shared,
+            shared_bytes: dynamic_shared_offset + launch.dynamic_shared,
+            params: launch.params,
+            memory: launch.memory.view(),
+            multiprocessors: launch.multiprocessors,
+            checks: launch.checks,
+            schedule: launch.schedule,
+            count: launch.count,
+            cooperative: launch.cooperative,
+        })
+    }
+}
