@@ -1,9 +1,15 @@
 //! Runs a few instructions on one warp, for the unit tests of the families.
 
+use crate::check::Checks;
 use crate::code::{Flow, Guard};
+use crate::counters::Counters;
 use crate::lower::{Lower, Symbol};
-use crate::machine::warp::Warp;
+use crate::machine::block::Block;
+use crate::machine::grid::{Grid, Launch};
+use crate::machine::warp::{Group, Warp};
 use crate::machine::{Cx, FULL, LANES, Row};
+use crate::memory::GlobalMemory;
+use crate::program::{Entry, Program};
 use crate::ptx::{Result, parse_body};
 
 /// Declarations and straight-line code, with the registers of the warp that runs it.
@@ -17,7 +23,13 @@ use crate::ptx::{Result, parse_body};
 pub struct Snippet {
     lower: Lower,
     warp: Warp,
+    block: Option<Block>,
+    /// Global memory that the code may use.
+    pub memory: GlobalMemory,
 }
+
+/// Shared memory of a snippet.
+const SHARED_BYTES: u32 = 48 << 10;
 
 impl Snippet {
     /// Parses and lowers; the error is the one that loading a module would give.
@@ -29,9 +41,12 @@ impl Snippet {
             b32: vec![[0; LANES]; b32 as usize],
             b64: vec![[0; LANES]; b64 as usize],
             preds: vec![0; preds as usize],
+            tid: [std::array::from_fn(|lane| lane as u32), [0; LANES], [0; LANES]],
+            threads: FULL,
+            groups: vec![Group { mask: FULL, ..Group::default() }],
             ..Warp::default()
         };
-        Ok(Snippet { lower, warp })
+        Ok(Snippet { lower, warp, block: None, memory: GlobalMemory::new(1 << 30, false) })
     }
 
     fn row(&self, name: &str) -> usize {
@@ -81,7 +96,16 @@ impl Snippet {
 
     /// Runs everything once with the lanes of `lanes`.
     pub fn run_lanes(&mut self, lanes: u32) {
-        for op in &self.lower.code.ops {
+        let (program, entry) = (Program::default(), Entry::default());
+        let launch = Launch {
+            dynamic_shared: SHARED_BYTES,
+            checks: Checks::NONE,
+            ..Launch::of(&program, "snippet", &entry, &self.memory)
+        };
+        let grid = Grid::new(&launch).expect("one block of one warp");
+        let block = self.block.get_or_insert_with(|| Block::new(&grid, 0));
+        let code = &self.lower.code;
+        for (pc, op) in code.ops.iter().enumerate() {
             let mut mask = lanes;
             if op.guard != Guard::ALWAYS {
                 let guard = self.warp.preds[op.guard.predicate as usize];
@@ -90,10 +114,12 @@ impl Snippet {
             if mask == 0 {
                 continue;
             }
-            let mut cx = Cx { warp: &mut self.warp, code: &self.lower.code, mask };
+            let counters = &mut Counters::default();
+            let mut cx =
+                Cx { warp: &mut self.warp, code, mask, pc: pc as u32, block, grid: &grid, counters, fault: None };
             // SAFETY: `run` was chosen by `simd::choose` on this machine.
             let flow = unsafe { (op.run)(&mut cx, op) };
-            assert_eq!(flow, Flow::Next);
+            assert_eq!(flow, Flow::Next, "PTX line {}: {:?}", op.line, cx.fault);
         }
     }
 }

@@ -38,6 +38,28 @@ pub struct Launch<'a> {
     pub count: bool,
 }
 
+impl<'a> Launch<'a> {
+    /// A launch of one warp with nothing special, to be changed.
+    pub fn of(program: &'a Program, name: &'a str, entry: &'a Entry, memory: &'a GlobalMemory) -> Launch<'a> {
+        Launch {
+            program,
+            name,
+            entry,
+            grid: [1; 3],
+            block: [32, 1, 1],
+            cluster: [1; 3],
+            dynamic_shared: 0,
+            params: &[],
+            cooperative: false,
+            memory,
+            multiprocessors: 1,
+            checks: Checks::DEFAULT,
+            schedule: Schedule::default(),
+            count: false,
+        }
+    }
+}
+
 /// A launch as its threads see it.
 pub struct Grid<'a> {
     /// The module.

@@ -31,16 +31,17 @@ impl Window {
 pub struct Frame {
     /// The caller.
     pub function: u32,
-    /// The operation to go on with.
+    /// Its `call`; it goes on with the operation after it.
     pub pc: u32,
     /// Its window.
     pub window: Window,
 }
 
 /// Why a group does not run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Wait {
     /// It runs.
+    #[default]
     No,
     /// It lets other groups of its warp run first.
     Yielded,
@@ -49,7 +50,7 @@ pub enum Wait {
 }
 
 /// Lanes that run together.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Group {
     /// Index of the next operation in the function that the group is in.
     pub pc: u32,
@@ -112,14 +113,7 @@ impl Warp {
             self.threads |= u32::from(thread < threads) << lane;
         }
         self.groups.clear();
-        self.groups.push(Group {
-            pc: 0,
-            mask: self.threads,
-            function,
-            frames: Vec::new(),
-            window: Window::default(),
-            wait: Wait::No,
-        });
+        self.groups.push(Group { mask: self.threads, function, ..Group::default() });
         self.current = 0;
         self.enter(Window::default(), code);
         self.local.clear();
