@@ -3,6 +3,13 @@
 use crate::machine::Cx;
 use crate::ptx::ast::Line;
 
+/// Addresses of functions are [`FUNCTION_WINDOW`] plus a multiple of [`FUNCTION_STRIDE`]: the function's index in
+/// [`crate::program::Program::functions`].
+pub const FUNCTION_WINDOW: u64 = 4 << 56;
+
+/// See [`FUNCTION_WINDOW`].
+pub const FUNCTION_STRIDE: u64 = 16;
+
 /// What the machine does after an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]

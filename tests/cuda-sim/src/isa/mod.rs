@@ -1,6 +1,8 @@
 //! The instruction set, a file per family: how each instruction is lowered, and what it does.
 
 pub mod integer;
+pub mod moves;
+pub mod special;
 
 use crate::lower::{Lower, Result};
 use crate::ptx::ast::Instruction;
@@ -9,4 +11,4 @@ use crate::ptx::ast::Instruction;
 pub type Family = fn(&mut Lower, &Instruction) -> Option<Result<()>>;
 
 /// Every family.
-pub const FAMILIES: &[Family] = &[integer::lower];
+pub const FAMILIES: &[Family] = &[integer::lower, moves::lower];

@@ -1,16 +1,22 @@
 //! Syntax tree to decoded operations. Strict: what is not understood to the last modifier is an error.
 
+mod context;
+mod function;
+mod initial;
+mod layout;
 mod modifiers;
+mod module;
 mod scope;
 
 use std::collections::HashMap;
 
+pub use context::{Builtin, Callee, Context, FunctionInfo, Signature, Slot};
 pub use modifiers::Modifiers;
 pub use scope::{Scopes, Symbol};
 
 use crate::code::{Class, Code, Dst, Guard, Op, Run, Src};
-use crate::ptx::ast::{Instruction, Operand, Statement, Type};
-
+use crate::isa::{moves, special};
+use crate::ptx::ast::{Instruction, Operand, Space, Type};
 pub use crate::ptx::{Error, Result};
 
 /// The register file of a value.
@@ -45,17 +51,29 @@ pub struct Lower {
     pub code: Code,
     /// Names in scope.
     pub scopes: Scopes,
+    /// Whether the function is a kernel: its parameters are in the parameter space, others' in local memory.
+    pub in_kernel: bool,
     constants: HashMap<u64, u32>,
     guard: Option<Guard>,
     source: (u32, u32),
+    line: u32,
+    /// Operation index of each label, once it has been passed.
+    labels: Vec<u32>,
+    /// Operations whose `imm` is a label, and entries of [`Code::list`] that are labels.
+    branches: Vec<(usize, u32)>,
+    targets: Vec<(usize, u32)>,
+}
+
+/// The instruction as written, without operands.
+pub fn name(i: &Instruction) -> String {
+    let parts = std::iter::once(i.opcode.as_str()).chain(i.modifiers.iter().map(String::as_str));
+    parts.collect::<Vec<_>>().join(".")
 }
 
 impl Lower {
     /// The error of an instruction.
     pub fn error<T>(&self, i: &Instruction, message: impl std::fmt::Display) -> Result<T> {
-        let name = std::iter::once(i.opcode.as_str()).chain(i.modifiers.iter().map(String::as_str));
-        let name = name.collect::<Vec<_>>().join(".");
-        Err(Error { line: i.line, message: format!("`{name}`: {message}") })
+        Err(Error { line: i.line, message: format!("`{}`: {message}", name(i)) })
     }
 
     /// The number of operands must be one of `counts`.
@@ -81,19 +99,20 @@ impl Lower {
         Src::constant(index)
     }
 
-    /// A source operand of type `ty`: a register of its file and at least its width, or a literal cut to its width.
+    /// A source operand of type `ty`: a register of its file and at least its width, a literal cut to its width, an
+    /// address, or a special register.
     pub fn src(&mut self, i: &Instruction, operand: &Operand, ty: Type) -> Result<Src> {
         match operand {
-            Operand::Name(name) => match self.lookup(name) {
-                Some(Symbol::Register(row, declared)) => {
-                    if File::of(declared) != File::of(ty) || declared.bits() < ty.bits() {
-                        return self.error(i, format_args!("`{name}` is a {declared:?}, not a {ty:?}"));
-                    }
-                    Ok(Src::register(row))
+            Operand::Name(name) => self.named(i, name, 0, ty),
+            Operand::Offset(base, offset) => match &**base {
+                Operand::Name(name) => self.named(i, name, *offset, ty),
+                _ => self.error(i, format_args!("operand {operand:?} is not a value of type {ty:?}")),
+            },
+            Operand::Component(name, index) => match self.lookup(name) {
+                Some(Symbol::Vector(row, declared, count)) if (*index as u32) < count => {
+                    self.register(i, name, component(row, declared, *index), declared, ty)
                 }
-                Some(Symbol::Address(address, _)) if ty.bits() >= 32 => Ok(self.constant(address)),
-                Some(_) => self.error(i, format_args!("`{name}` is not a value of type {ty:?}")),
-                None => self.error(i, format_args!("`{name}` is not declared")),
+                _ => self.error(i, format_args!("`{name}` has no component {index}")),
             },
             Operand::Int(value) => {
                 let bits = *value as u64 & if ty.bits() >= 64 { u64::MAX } else { (1 << ty.bits()) - 1 };
@@ -106,20 +125,70 @@ impl Lower {
         }
     }
 
-    /// A destination of type `ty`, or `_`.
-    pub fn dst(&mut self, i: &Instruction, operand: &Operand, ty: Type) -> Result<Dst> {
-        match operand {
-            Operand::Sink => Ok(Dst::SINK),
-            Operand::Name(name) => match self.lookup(name) {
-                Some(Symbol::Register(row, declared))
-                    if File::of(declared) == File::of(ty) && declared.bits() >= ty.bits() =>
-                {
-                    Ok(Dst(row))
+    fn register(&self, i: &Instruction, name: &str, row: u32, declared: Type, ty: Type) -> Result<Src> {
+        if File::of(declared) != File::of(ty) || declared.bits() < ty.bits() {
+            return self.error(i, format_args!("`{name}` is a {declared:?}, not a {ty:?}"));
+        }
+        Ok(Src::register(row))
+    }
+
+    /// The value of a name plus an offset, which only addresses may have.
+    fn named(&mut self, i: &Instruction, name: &str, offset: i64, ty: Type) -> Result<Src> {
+        let address = ty.bits() == 64 || ty.bits() == 32;
+        match self.lookup(name) {
+            Some(Symbol::Register(row, declared)) if offset == 0 => self.register(i, name, row, declared, ty),
+            Some(Symbol::Address(base, Space::Local)) if address => {
+                let row = self.scopes.temporary(ty);
+                self.emit(moves::local_address(self, i, Dst(row), ty, base.wrapping_add(offset as u64)));
+                Ok(Src::register(row))
+            }
+            Some(Symbol::Address(base, Space::Global | Space::Const)) if ty.bits() == 64 => {
+                Ok(self.constant(base.wrapping_add(offset as u64)))
+            }
+            Some(Symbol::Address(base, Space::Shared | Space::Param)) if address => {
+                Ok(self.constant(base.wrapping_add(offset as u64)))
+            }
+            Some(Symbol::DynamicShared) if address => {
+                let row = self.scopes.temporary(ty);
+                self.emit(moves::dynamic_shared_address(self, i, Dst(row), ty, offset));
+                Ok(Src::register(row))
+            }
+            Some(Symbol::Function(index)) if ty.bits() == 64 && offset == 0 => {
+                match self.scopes.module.function_address(index) {
+                    Some(address) => Ok(self.constant(address)),
+                    None => self.error(i, format_args!("`{name}` has no address")),
                 }
-                Some(_) => self.error(i, format_args!("`{name}` is not a register of type {ty:?}")),
+            }
+            Some(_) => self.error(i, format_args!("`{name}` is not a value of type {ty:?}")),
+            None if offset == 0 && name.starts_with('%') => match special::read(self, i, name)? {
+                Some((row, declared)) => self.register(i, name, row, declared, ty),
                 None => self.error(i, format_args!("`{name}` is not declared")),
             },
-            _ => self.error(i, format_args!("operand {operand:?} is not a register")),
+            None => self.error(i, format_args!("`{name}` is not declared")),
+        }
+    }
+
+    /// A destination of type `ty`, or `_`.
+    pub fn dst(&mut self, i: &Instruction, operand: &Operand, ty: Type) -> Result<Dst> {
+        let (name, found) = match operand {
+            Operand::Sink => return Ok(Dst::SINK),
+            Operand::Name(name) => (name, self.lookup(name)),
+            Operand::Component(name, index) => match self.lookup(name) {
+                Some(Symbol::Vector(row, declared, count)) if (*index as u32) < count => {
+                    (name, Some(Symbol::Register(component(row, declared, *index), declared)))
+                }
+                other => (name, other),
+            },
+            _ => return self.error(i, format_args!("operand {operand:?} is not a register")),
+        };
+        match found {
+            Some(Symbol::Register(row, declared))
+                if File::of(declared) == File::of(ty) && declared.bits() >= ty.bits() =>
+            {
+                Ok(Dst(row))
+            }
+            Some(_) => self.error(i, format_args!("`{name}` is not a register of type {ty:?}")),
+            None => self.error(i, format_args!("`{name}` is not declared")),
         }
     }
 
@@ -150,21 +219,6 @@ impl Lower {
         self.code.sources.push(self.source);
     }
 
-    /// Lowers statements in a scope of their own.
-    pub fn statements(&mut self, statements: &[Statement]) -> Result<()> {
-        self.scopes.open();
-        for statement in statements {
-            match statement {
-                Statement::Declare(v) if v.space == crate::ptx::ast::Space::Reg => self.scopes.registers(v)?,
-                Statement::Instruction(i) => self.instruction(i)?,
-                Statement::Scope(inner) => self.statements(inner)?,
-                _ => return Err(Error { line: 0, message: "not supported".into() }),
-            }
-        }
-        self.code.registers = self.scopes.rows;
-        Ok(())
-    }
-
     /// Lowers one instruction through its family.
     pub fn instruction(&mut self, i: &Instruction) -> Result<()> {
         self.guard = match &i.guard {
@@ -175,6 +229,9 @@ impl Lower {
             },
         };
         self.source = i.source.unwrap_or((0, 0));
+        self.line = i.line;
+        let expanded = self.expand_vectors(i);
+        let i = expanded.as_ref().unwrap_or(i);
         for family in crate::isa::FAMILIES {
             if let Some(result) = family(self, i) {
                 return result;
@@ -182,4 +239,27 @@ impl Lower {
         }
         self.error(i, "unknown instruction")
     }
+
+    /// A vector register stands for the braces with its components.
+    fn expand_vectors(&self, i: &Instruction) -> Option<Instruction> {
+        let vector = |operand: &Operand| match operand {
+            Operand::Name(name) => match self.lookup(name) {
+                Some(Symbol::Vector(_, _, count)) => {
+                    Some(Operand::Vector((0..count as u8).map(|n| Operand::Component(name.clone(), n)).collect()))
+                }
+                _ => None,
+            },
+            _ => None,
+        };
+        if !self.scopes.has_vectors() || i.operands.iter().all(|o| vector(o).is_none()) {
+            return None;
+        }
+        let operands = i.operands.iter().map(|o| vector(o).unwrap_or_else(|| o.clone())).collect();
+        Some(Instruction { operands, ..i.clone() })
+    }
+}
+
+/// The row of a component of a vector register.
+fn component(first: u32, ty: Type, index: u8) -> u32 {
+    first + index as u32 * if File::of(ty) == File::B128 { 2 } else { 1 }
 }

@@ -1,8 +1,9 @@
 //! Names in scope, and the registers they stand for.
 
 use std::collections::HashMap;
+use std::rc::Rc;
 
-use super::File;
+use super::{Context, File, Signature, Slot};
 use crate::ptx::ast::{Space, Type, Variable};
 use crate::ptx::{Error, Result};
 
@@ -18,8 +19,16 @@ pub enum Symbol {
     Vector(u32, Type, u32),
     /// A variable at a known address of its space (shared, local, param: an offset; global: its device address).
     Address(u64, Space),
-    /// A function by its index in the program.
+    /// `.extern .shared` memory seen from a device function: where it begins depends on the kernel.
+    DynamicShared,
+    /// A function by its index in [`Context::functions`].
     Function(u32),
+    /// A label by its number in the function.
+    Label(u32),
+    /// `.branchtargets`
+    Targets(Rc<[String]>),
+    /// `.callprototype`
+    Prototype(Rc<Signature>),
 }
 
 /// `%r<17>`: registers that differ by a number.
@@ -35,12 +44,17 @@ struct Family {
 struct Scope {
     names: HashMap<String, Symbol>,
     families: HashMap<String, Family>,
+    /// Local and parameter variables of the function.
+    slots: HashMap<String, Slot>,
 }
 
 /// Nested scopes, innermost last.
 #[derive(Default)]
 pub struct Scopes {
+    /// Names of the module, outside all.
+    pub module: Rc<Context>,
     open: Vec<Scope>,
+    vectors: bool,
     /// Rows given away: 32-bit, 64-bit, predicates.
     pub rows: (u32, u32, u32),
 }
@@ -58,7 +72,23 @@ impl Scopes {
 
     /// What a name stands for.
     pub fn lookup(&self, name: &str) -> Option<Symbol> {
-        self.open.iter().rev().find_map(|scope| scope.find(name))
+        let inner = self.open.iter().rev().find_map(|scope| scope.find(name));
+        inner.or_else(|| self.module.symbols.get(name).cloned())
+    }
+
+    /// Whether any vector register was declared.
+    pub fn has_vectors(&self) -> bool {
+        self.vectors
+    }
+
+    /// Notes where a local or parameter variable of the innermost scope lies.
+    pub fn sized(&mut self, name: &str, slot: Slot) {
+        self.innermost().slots.insert(name.to_string(), slot);
+    }
+
+    /// Where a local or parameter variable lies.
+    pub fn slot(&self, name: &str) -> Option<Slot> {
+        self.open.iter().rev().find_map(|scope| scope.slots.get(name).copied())
     }
 
     /// Declares a name in the innermost scope.
@@ -87,6 +117,7 @@ impl Scopes {
             scope.families.insert(v.name.clone(), family);
             return Ok(());
         }
+        self.vectors |= v.vector != 1;
         let first = self.rows(v.ty, v.vector, v)?;
         let symbol = if v.vector == 1 { Symbol::Register(first, v.ty) } else { Symbol::Vector(first, v.ty, v.vector) };
         self.insert(&v.name, symbol, v.line)

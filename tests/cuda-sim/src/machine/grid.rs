@@ -36,6 +36,8 @@ pub struct Launch<'a> {
     pub schedule: Schedule,
     /// Whether the costly counters are wanted: sectors, bank conflicts, distinct bytes.
     pub count: bool,
+    /// Global memory, zero at first, in which CUDA's `grid.sync()` counts; 0 without.
+    pub workspace: u64,
 }
 
 impl<'a> Launch<'a> {
@@ -56,6 +58,7 @@ impl<'a> Launch<'a> {
             checks: Checks::DEFAULT,
             schedule: Schedule::default(),
             count: false,
+            workspace: 0,
         }
     }
 }
@@ -94,6 +97,8 @@ pub struct Grid<'a> {
     pub count: bool,
     /// Whether all blocks are resident at once.
     pub cooperative: bool,
+    /// Global memory in which CUDA's `grid.sync()` counts; 0 without.
+    pub workspace: u64,
 }
 
 impl<'a> Grid<'a> {
@@ -134,6 +139,7 @@ impl<'a> Grid<'a> {
             schedule: launch.schedule,
             count: launch.count,
             cooperative: launch.cooperative,
+            workspace: launch.workspace,
         })
     }
 }

@@ -131,7 +131,7 @@ impl Allocation {
     }
 
     /// Copies out. The range must be inside.
-    pub(super) fn read(&self, offset: u64, out: &mut [u8]) {
+    pub fn read(&self, offset: u64, out: &mut [u8]) {
         let from = self.at(offset, out.len() as u64);
         // SAFETY: `at` checked the range; `out` is the host's own memory.
         unsafe { std::ptr::copy(from, out.as_mut_ptr(), out.len()) };

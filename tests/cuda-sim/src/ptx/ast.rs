@@ -151,8 +151,8 @@ impl Variable {
 pub enum Initial {
     /// An integer or the bits of a float, already in the width of the element.
     Bits(u64),
-    /// The address of a symbol plus an offset, shifted right (`0xFF00(symbol)` takes the second byte).
-    Address { symbol: String, offset: i64, generic: bool, shift: u32 },
+    /// The address of a symbol plus an offset, or one byte of it: `0xFF00(symbol)` takes byte 1.
+    Address { symbol: String, offset: i64, generic: bool, byte: Option<u8> },
     /// As many zeros: what an inner pair of braces leaves out.
     Zeros(u64),
 }

@@ -465,7 +465,7 @@ impl Parser<'_> {
         if let Token::Word(name) = self.peek()
             && name != "WARP_SZ"
         {
-            return self.address_value(0);
+            return self.address_value(None);
         }
         let float = matches!(ty, Type::F16 | Type::BF16 | Type::F32 | Type::F64);
         let negative = matches!(self.peek(), Token::Mark("-"))
@@ -518,12 +518,12 @@ impl Parser<'_> {
         }
         self.advance();
         self.expect("(")?;
-        let value = self.address_value(shift)?;
+        let value = self.address_value(Some((shift / 8) as u8))?;
         self.expect(")")?;
         Ok(value)
     }
 
-    fn address_value(&mut self, shift: u32) -> Result<Initial> {
+    fn address_value(&mut self, byte: Option<u8>) -> Result<Initial> {
         let mut symbol = self.word("a symbol")?;
         let generic = symbol == "generic" && self.take("(");
         if generic {
@@ -532,7 +532,7 @@ impl Parser<'_> {
         }
         let offset = if matches!(self.peek(), Token::Mark("+" | "-")) { self.integer()? } else { 0 };
         match i64::try_from(offset) {
-            Ok(offset) => Ok(Initial::Address { symbol: symbol.to_string(), offset, generic, shift }),
+            Ok(offset) => Ok(Initial::Address { symbol: symbol.to_string(), offset, generic, byte }),
             Err(_) => self.error(format!("{offset} is not an offset")),
         }
     }
