@@ -1,5 +1,34 @@
 //! Counters of a launch.
 
+use serde_json::{Map, Value, json};
+
+use crate::code::Class;
+use crate::machine::grid::Grid;
+
+/// Every class, with the name it has in the JSON.
+const CLASSES: [(Class, &str); 17] = [
+    (Class::Integer, "integer"),
+    (Class::Float32, "float32"),
+    (Class::Float64, "float64"),
+    (Class::Half, "half"),
+    (Class::Convert, "convert"),
+    (Class::Move, "move"),
+    (Class::Control, "control"),
+    (Class::GlobalLoad, "global_load"),
+    (Class::GlobalStore, "global_store"),
+    (Class::SharedLoad, "shared_load"),
+    (Class::SharedStore, "shared_store"),
+    (Class::LocalMemory, "local_memory"),
+    (Class::Atomic, "atomic"),
+    (Class::Warp, "warp"),
+    (Class::Barrier, "barrier"),
+    (Class::Async, "async"),
+    (Class::Matrix, "matrix"),
+];
+
+/// Bytes of a sector, the unit in which global memory is moved.
+pub const SECTOR: u64 = 32;
+
 /// What one host thread counts for a launch; summed at its end.
 #[derive(Clone, Debug, Default)]
 pub struct Counters {
@@ -7,4 +36,159 @@ pub struct Counters {
     pub matrix_flops: u64,
     /// Arrivals of warps at barriers.
     pub barriers: u64,
+    /// Bytes that the lanes asked to load from global memory.
+    pub load_bytes: u64,
+    /// Bytes that the lanes asked to store to global memory.
+    pub store_bytes: u64,
+    /// Sectors that the loads of whole warps touched.
+    pub load_sectors: u64,
+    /// Sectors that the stores of whole warps touched.
+    pub store_sectors: u64,
+    /// Passes that shared memory needed for the accesses of warps: one for each 128 bytes without conflicts.
+    pub shared_passes: u64,
+    /// Passes beyond what the same bytes would have needed without bank conflicts.
+    pub bank_conflicts: u64,
+    /// Lanes that a guard left out, by class.
+    pub(crate) masked: [u64; CLASSES.len()],
+    /// Where each function's operations begin in the two lists below.
+    first: Vec<u32>,
+    /// For every operation, how many times more it was run than the operation before it: by warps, and in lanes.
+    starts: Vec<(i64, i64)>,
+    /// For every allocation, the sectors touched, a bit each; empty where nothing was touched or wanted.
+    touched: Vec<Vec<u64>>,
+}
+
+impl Counters {
+    /// Zero.
+    pub fn new(grid: &Grid<'_>) -> Counters {
+        let mut first = Vec::with_capacity(grid.program.functions.len());
+        let mut length = 0;
+        for code in &grid.program.functions {
+            first.push(length as u32);
+            length += code.ops.len() + 1;
+        }
+        let touched = if grid.count { vec![Vec::new(); grid.memory.len()] } else { Vec::new() };
+        Counters { first, starts: vec![(0, 0); length], touched, ..Counters::default() }
+    }
+
+    /// `count` operations from `start` on were run by a group of lanes.
+    #[inline(always)]
+    pub fn ran(&mut self, function: u32, start: u32, count: u32, mask: u32) {
+        let at = (self.first[function as usize] + start) as usize;
+        let lanes = i64::from(mask.count_ones());
+        let (from, to) = (at, at + count as usize);
+        self.starts[from].0 += 1;
+        self.starts[from].1 += lanes;
+        self.starts[to].0 -= 1;
+        self.starts[to].1 -= lanes;
+    }
+
+    /// Notes the distinct sectors of an access, if they are wanted.
+    pub fn touch(&mut self, grid: &Grid<'_>, allocation: usize, offset: u64, length: u64) {
+        let Some(sectors) = self.touched.get_mut(allocation) else { return };
+        if sectors.is_empty() {
+            sectors.resize(grid.memory.get(allocation).size.div_ceil(SECTOR * 64) as usize, 0);
+        }
+        let first = offset / SECTOR;
+        let last = (offset + length - 1) / SECTOR;
+        crate::memory::each_word(first, last - first + 1, |word, bits| sectors[word] |= bits);
+    }
+}
+
+/// The counters of a whole launch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Instructions of warps by class.
+    pub instructions: [u64; CLASSES.len()],
+    /// The same times the lanes that executed them.
+    pub lane_operations: [u64; CLASSES.len()],
+    /// See [`Counters`].
+    pub matrix_flops: u64,
+    /// See [`Counters`].
+    pub barriers: u64,
+    /// See [`Counters`].
+    pub load_bytes: u64,
+    /// See [`Counters`].
+    pub store_bytes: u64,
+    /// See [`Counters`].
+    pub load_sectors: u64,
+    /// See [`Counters`].
+    pub store_sectors: u64,
+    /// See [`Counters`].
+    pub shared_passes: u64,
+    /// See [`Counters`].
+    pub bank_conflicts: u64,
+    /// Bytes of the distinct sectors that were touched, if they were wanted.
+    pub distinct_bytes: Option<u64>,
+}
+
+impl Totals {
+    /// Adds up what the host threads counted.
+    pub fn of(grid: &Grid<'_>, parts: &[Counters]) -> Totals {
+        let mut totals = Totals::default();
+        for part in parts {
+            totals.matrix_flops += part.matrix_flops;
+            totals.barriers += part.barriers;
+            totals.load_bytes += part.load_bytes;
+            totals.store_bytes += part.store_bytes;
+            totals.load_sectors += part.load_sectors;
+            totals.store_sectors += part.store_sectors;
+            totals.shared_passes += part.shared_passes;
+            totals.bank_conflicts += part.bank_conflicts;
+            totals.operations(grid, part);
+        }
+        if grid.count {
+            totals.distinct_bytes = Some((0..grid.memory.len()).map(|a| distinct(parts, a)).sum());
+        }
+        totals
+    }
+
+    /// Instructions by class, from where the stretches of one host thread began and ended.
+    fn operations(&mut self, grid: &Grid<'_>, part: &Counters) {
+        for (code, first) in grid.program.functions.iter().zip(&part.first) {
+            let (mut warps, mut lanes) = (0, 0);
+            for (op, start) in code.ops.iter().zip(&part.starts[*first as usize..]) {
+                warps += start.0;
+                lanes += start.1;
+                self.instructions[op.class as usize] += warps as u64;
+                self.lane_operations[op.class as usize] += lanes as u64;
+            }
+        }
+        for (sum, masked) in self.lane_operations.iter_mut().zip(part.masked) {
+            *sum -= masked;
+        }
+    }
+
+    /// Lane-operations of all classes.
+    pub fn all_lane_operations(&self) -> u64 {
+        self.lane_operations.iter().sum()
+    }
+
+    /// The JSON object that stands in the file of `CUDA_SIM_COUNTERS`.
+    pub fn json(&self) -> Value {
+        let by_class = |values: &[u64; CLASSES.len()]| {
+            let named = CLASSES.iter().map(|&(class, name)| (name.to_string(), json!(values[class as usize])));
+            Value::Object(named.collect::<Map<_, _>>())
+        };
+        json!({
+            "instructions": by_class(&self.instructions),
+            "lane_operations": by_class(&self.lane_operations),
+            "matrix_flops": self.matrix_flops,
+            "barriers": self.barriers,
+            "global_load_bytes": self.load_bytes,
+            "global_store_bytes": self.store_bytes,
+            "global_load_sectors": self.load_sectors,
+            "global_store_sectors": self.store_sectors,
+            "shared_passes": self.shared_passes,
+            "bank_conflicts": self.bank_conflicts,
+            "distinct_bytes": self.distinct_bytes,
+        })
+    }
+}
+
+/// Bytes of the sectors of an allocation that any host thread touched.
+fn distinct(parts: &[Counters], allocation: usize) -> u64 {
+    let words = parts.iter().map(|p| p.touched[allocation].len()).max().unwrap_or(0);
+    let word = |i: usize| parts.iter().fold(0, |bits, p| bits | p.touched[allocation].get(i).copied().unwrap_or(0));
+    (0..words).map(|i| u64::from(word(i).count_ones()) * SECTOR).sum()
 }

@@ -14,8 +14,10 @@ pub struct Barrier {
     /// How often it has completed.
     pub generation: u32,
     /// Threads that have arrived in this generation.
+    pub threads: u32,
+    /// The same with whole warps counted as 32 threads, as an explicit count has it.
     pub arrived: u32,
-    /// Threads that it waits for in this generation; 0 before the first arrival.
+    /// The explicit count of this generation; 0 for all threads of the block.
     pub expected: u32,
     /// Threads whose predicate was true (`barrier.red`).
     pub count: u32,
@@ -75,6 +77,20 @@ impl Block {
         self.rng = Rng::new(grid.schedule.seed ^ (index + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         self.clock = 0;
         self.progress = 0;
+    }
+}
+
+impl Block {
+    /// Completes the barriers at which all threads that it waits for have arrived.
+    pub fn complete_barriers(&mut self) {
+        for barrier in &mut self.barriers {
+            let all = barrier.expected == 0 && barrier.threads != 0 && barrier.threads >= self.live_threads;
+            if all || barrier.expected != 0 && barrier.arrived >= barrier.expected {
+                barrier.result = (barrier.count, barrier.threads);
+                *barrier = Barrier { generation: barrier.generation + 1, result: barrier.result, ..Barrier::default() };
+                self.progress += 1;
+            }
+        }
     }
 }
 

@@ -55,7 +55,7 @@ impl<'a> Launch<'a> {
             cooperative: false,
             memory,
             multiprocessors: 1,
-            checks: Checks::DEFAULT,
+            checks: Checks::default(),
             schedule: Schedule::default(),
             count: false,
             workspace: 0,
@@ -141,5 +141,13 @@ impl<'a> Grid<'a> {
             cooperative: launch.cooperative,
             workspace: launch.workspace,
         })
+    }
+
+    /// Blocks that the device can hold at once, by the threads and shared memory of a multiprocessor.
+    pub fn residency(&self) -> u64 {
+        let threads = u64::from(self.block_dim.iter().product::<u32>().next_multiple_of(32));
+        let shared = u64::from(self.shared_bytes) + 1024;
+        let each = (2048 / threads).min((228 << 10) / shared).clamp(1, 32);
+        each * u64::from(self.multiprocessors.max(1))
     }
 }

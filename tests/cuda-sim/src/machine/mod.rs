@@ -2,8 +2,12 @@
 
 pub mod async_queue;
 pub mod block;
+pub mod control;
 pub mod fault;
 pub mod grid;
+mod launch;
+mod resident;
+mod run;
 pub mod schedule;
 pub mod simd;
 pub mod warp;
@@ -13,6 +17,7 @@ use crate::counters::Counters;
 use block::Block;
 use fault::{Fault, Kind};
 use grid::Grid;
+pub use launch::{Report, launch};
 use warp::Warp;
 
 /// Lanes in a warp.

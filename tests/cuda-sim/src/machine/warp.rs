@@ -1,6 +1,7 @@
 //! A warp: 32 lanes, their registers, and the groups into which divergence has split them.
 
 use super::async_queue::WarpState;
+use super::grid::Grid;
 use super::{LANES, Row};
 use crate::code::Code;
 
@@ -47,6 +48,10 @@ pub enum Wait {
     Yielded,
     /// It has arrived at a barrier of its block and waits for the end of this generation.
     Barrier(u8, u32),
+    /// The barrier has completed: the barrier instruction runs once more, to end.
+    Released,
+    /// It is at a collective instruction and waits for these lanes to come there.
+    Converge(u32),
 }
 
 /// Lanes that run together.
@@ -89,8 +94,8 @@ pub struct Warp {
     pub tid: [Row<u32>; 3],
     /// The lanes that have a thread.
     pub threads: u32,
-    /// Local memory, a row per 4-byte word. It grows with use.
-    pub local: Vec<Row<u32>>,
+    /// Local memory.
+    pub local: Local,
     /// The allocation that the last access to global memory found.
     pub allocation: usize,
     /// Its asynchronous operations.
@@ -132,8 +137,82 @@ impl Warp {
         self.local_base = window.local;
     }
 
+    /// Ends the waiting of groups that let others run first.
+    pub fn wake(&mut self) {
+        for group in &mut self.groups {
+            if matches!(group.wait, Wait::Yielded | Wait::Converge(_)) {
+                group.wait = Wait::No;
+            }
+        }
+    }
+
+    /// What its first group waits for, in words.
+    pub(super) fn describe_wait(&self, grid: &Grid<'_>) -> String {
+        let Some(group) = self.groups.first() else { return format!("warp {} has exited", self.id) };
+        let line = self.place(grid).0;
+        match group.wait {
+            Wait::Barrier(id, _) => format!("warp {} waits at barrier {id} (PTX line {line})", self.id),
+            Wait::Converge(_) => format!("warp {} waits for its other lanes (PTX line {line})", self.id),
+            _ => format!("warp {} waits in vain (PTX line {line})", self.id),
+        }
+    }
+
+    /// PTX line and source line of its first group.
+    pub(super) fn place(&self, grid: &Grid<'_>) -> (u32, Option<(String, u32)>) {
+        let Some(group) = self.groups.first() else { return (0, None) };
+        let code = &grid.program.functions[group.function as usize];
+        let line = code.ops.get(group.pc as usize).map_or(0, |op| op.line);
+        let source = code.sources.get(group.pc as usize).filter(|s| s.1 != 0);
+        (line, source.map(|&(file, line)| (grid.program.file(file).unwrap_or("?").to_string(), line)))
+    }
+
     /// The lanes that have not exited.
     pub fn live(&self) -> u32 {
         self.groups.iter().fold(0, |mask, group| mask | group.mask)
+    }
+}
+
+/// Local memory of a warp: a row per 4-byte word, so that lanes at the same address touch one row. It grows with use.
+#[derive(Default)]
+pub struct Local {
+    rows: Vec<Row<u32>>,
+}
+
+impl Local {
+    /// Bytes that a thread may have (CUDA Programming Guide, technical specifications).
+    pub const LIMIT: u32 = 512 << 10;
+
+    /// Forgets what it holds.
+    pub fn clear(&mut self) {
+        self.rows.clear();
+    }
+
+    /// Makes room for `bytes` in every lane.
+    #[inline(always)]
+    pub fn reserve_to(&mut self, bytes: u32) {
+        let words = bytes.div_ceil(4) as usize;
+        if self.rows.len() < words {
+            self.rows.resize(words.next_power_of_two(), [u32::MAX; LANES]);
+        }
+    }
+
+    /// The rows, for accesses whose bounds the caller has checked.
+    #[inline(always)]
+    pub fn rows(&mut self) -> &mut [Row<u32>] {
+        &mut self.rows
+    }
+
+    /// A byte of a lane.
+    #[inline(always)]
+    pub fn byte(&self, address: u32, lane: u32) -> u8 {
+        (self.rows[address as usize / 4][lane as usize] >> (address % 4 * 8)) as u8
+    }
+
+    /// Writes a byte of a lane.
+    #[inline(always)]
+    pub fn set_byte(&mut self, address: u32, lane: u32, value: u8) {
+        let word = &mut self.rows[address as usize / 4][lane as usize];
+        let shift = address % 4 * 8;
+        *word = *word & !(0xff << shift) | u32::from(value) << shift;
     }
 }

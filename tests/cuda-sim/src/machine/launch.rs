@@ -1,0 +1,283 @@
+//! Runs a grid on the threads of the host.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
+
+use super::fault::Fault;
+use super::grid::{Grid, Launch};
+use super::resident::{Resident, State};
+use super::schedule::Rng;
+use crate::counters::{Counters, Totals};
+
+/// Operations of a slice when a host thread has one block, and when it has several.
+const SLICE: (u64, u64) = (1 << 20, 1 << 14);
+
+/// What a launch did.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Its counters.
+    pub counters: Totals,
+}
+
+/// Runs a kernel to its end.
+pub fn launch(launch: &Launch<'_>) -> Result<Report, Box<Fault>> {
+    let grid = Grid::new(launch)?;
+    let blocks = grid.dim.iter().map(|&n| u64::from(n)).product::<u64>();
+    let threads = match grid.schedule.threads {
+        0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
+        n => n,
+    };
+    let workers = (threads as u64).min(blocks) as usize;
+    let team = Team {
+        order: Order::new(grid.schedule.seed, blocks),
+        blocks,
+        workers: workers as u64,
+        next: AtomicU64::new(0),
+        epoch: AtomicU64::new(0),
+        limit: AtomicU64::new(u64::MAX),
+        fault: Mutex::new(None),
+        stuck: Mutex::new(vec![None; workers]),
+    };
+    let counters = std::thread::scope(|scope| {
+        let (team, grid) = (&team, &grid);
+        let others: Vec<_> = (1..workers).map(|i| scope.spawn(move || Worker::new(team, grid, i).run())).collect();
+        let mut all = vec![Worker::new(team, grid, 0).run()];
+        for other in others {
+            match other.join() {
+                Ok(counters) => all.push(counters),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        all
+    });
+    if let Some((_, fault)) = lock(&team.fault).take() {
+        return Err(fault);
+    }
+    Ok(Report { counters: Totals::of(&grid, &counters) })
+}
+
+/// What the host threads of a launch share.
+struct Team {
+    order: Order,
+    blocks: u64,
+    workers: u64,
+    /// The next place in the order whose block has not started.
+    next: AtomicU64,
+    /// Grows whenever a block made progress.
+    epoch: AtomicU64,
+    /// The first place whose block had a fault: blocks behind it no longer matter. So the fault that is reported does not
+    /// depend on the number of host threads.
+    limit: AtomicU64,
+    fault: Mutex<Option<(u64, Box<Fault>)>>,
+    /// For each worker that cannot go on, the epoch at which it found that.
+    stuck: Mutex<Vec<Option<u64>>>,
+}
+
+/// A mutex is only poisoned by a panic, which ends the launch anyway.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+impl Team {
+    fn fail(&self, position: u64, fault: Box<Fault>) {
+        self.limit.fetch_min(position, Ordering::Relaxed);
+        let mut first = lock(&self.fault);
+        if first.as_ref().is_none_or(|(p, _)| position < *p) {
+            *first = Some((position, fault));
+        }
+    }
+
+    /// A place of the order that has not started.
+    fn claim(&self) -> Option<u64> {
+        let position = self.next.fetch_add(1, Ordering::Relaxed);
+        (position < self.blocks && position < self.limit.load(Ordering::Relaxed)).then_some(position)
+    }
+}
+
+/// A permutation of the blocks that needs no memory: seed 0 leaves them as they are.
+struct Order {
+    factor: u64,
+    offset: u64,
+    count: u64,
+}
+
+impl Order {
+    fn new(seed: u64, count: u64) -> Order {
+        if seed == 0 {
+            return Order { factor: 1, offset: 0, count };
+        }
+        let mut rng = Rng::new(seed);
+        let offset = rng.below(count);
+        let factor = loop {
+            let factor = 1 + rng.below(count);
+            if gcd(factor, count) == 1 {
+                break factor;
+            }
+        };
+        Order { factor, offset, count }
+    }
+
+    fn block(&self, position: u64) -> u64 {
+        ((u128::from(position) * u128::from(self.factor) + u128::from(self.offset)) % u128::from(self.count)) as u64
+    }
+}
+
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// One host thread and the blocks that it runs.
+struct Worker<'a> {
+    team: &'a Team,
+    grid: &'a Grid<'a>,
+    number: usize,
+    counters: Counters,
+    residents: Vec<Resident>,
+    /// Blocks that have ended, for their memory.
+    spare: Vec<Resident>,
+}
+
+impl<'a> Worker<'a> {
+    fn new(team: &'a Team, grid: &'a Grid<'a>, number: usize) -> Self {
+        let counters = Counters::new(grid);
+        Worker { team, grid, number, counters, residents: Vec::new(), spare: Vec::new() }
+    }
+
+    fn run(mut self) -> Counters {
+        if self.grid.cooperative {
+            let mut position = self.number as u64;
+            while position < self.team.blocks {
+                self.admit(position);
+                position += self.team.workers;
+            }
+        }
+        loop {
+            if self.residents.is_empty() && !self.start_one() {
+                break;
+            }
+            let epoch = self.team.epoch.load(Ordering::SeqCst);
+            let state = self.pass();
+            if state != State::Stuck {
+                self.unstick();
+            }
+            // Blocks that only spin may wait for one that has not started.
+            let quiet = self.team.epoch.load(Ordering::SeqCst) == epoch;
+            if quiet
+                && !self.residents.is_empty()
+                && !self.start_one()
+                && state == State::Stuck
+                && self.all_stuck(epoch)
+            {
+                self.give_up();
+            }
+        }
+        // A worker without blocks waits for nothing: it must not keep the others from finding a deadlock.
+        lock(&self.team.stuck)[self.number] = Some(u64::MAX);
+        self.counters
+    }
+
+    /// Starts a block that has not run, if there is one and the device has room for it.
+    fn start_one(&mut self) -> bool {
+        if self.grid.cooperative || self.residents.len() as u64 >= self.grid.residency().div_ceil(self.team.workers) {
+            return false;
+        }
+        match self.team.claim() {
+            Some(position) => {
+                self.admit(position);
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn admit(&mut self, position: u64) {
+        let index = self.team.order.block(position);
+        let resident = match self.spare.pop() {
+            Some(mut old) => {
+                old.restart(self.grid, index, position);
+                old
+            }
+            None => Resident::new(self.grid, index, position),
+        };
+        self.residents.push(resident);
+    }
+
+    /// A slice for every resident block. Stuck if all of them are.
+    fn pass(&mut self) -> State {
+        let budget = if self.residents.len() == 1 { SLICE.0 } else { SLICE.1 };
+        let mut all = State::Stuck;
+        let mut i = 0;
+        while i < self.residents.len() {
+            let resident = &mut self.residents[i];
+            let before = resident.block.progress;
+            let abandoned = resident.position > self.team.limit.load(Ordering::Relaxed);
+            let state = if abandoned { Ok(State::Done) } else { resident.slice(self.grid, &mut self.counters, budget) };
+            if resident.block.progress != before {
+                self.team.epoch.fetch_add(1, Ordering::SeqCst);
+            }
+            match state {
+                Ok(State::Stuck) => i += 1,
+                Ok(State::Running) => {
+                    all = State::Running;
+                    i += 1;
+                }
+                Ok(State::Done) => {
+                    all = State::Running;
+                    self.spare.push(self.residents.swap_remove(i));
+                }
+                Err(fault) => {
+                    all = State::Running;
+                    let ended = self.residents.swap_remove(i);
+                    self.team.fail(ended.position, fault);
+                    self.spare.push(ended);
+                }
+            }
+        }
+        all
+    }
+
+    fn unstick(&mut self) {
+        if self.team.workers > 1 {
+            lock(&self.team.stuck)[self.number] = None;
+        }
+    }
+
+    /// Whether every worker found, since the last progress anywhere, that it cannot go on.
+    fn all_stuck(&mut self, epoch: u64) -> bool {
+        let mut stuck = lock(&self.team.stuck);
+        stuck[self.number] = Some(epoch);
+        let now = self.team.epoch.load(Ordering::SeqCst);
+        let all = stuck.iter().all(|at| at.is_some_and(|e| e == now || e == u64::MAX));
+        drop(stuck);
+        if !all {
+            for resident in &mut self.residents {
+                resident.hope();
+            }
+            std::thread::yield_now();
+        }
+        all
+    }
+
+    /// Reports the deadlock and ends.
+    fn give_up(&mut self) {
+        for resident in self.residents.drain(..) {
+            self.team.fail(resident.position, resident.deadlock(self.grid));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Order;
+
+    #[test]
+    fn an_order_has_every_block_once() {
+        for (seed, count) in [(0, 7), (1, 1), (2, 12), (3, 97), (9, 100)] {
+            let order = Order::new(seed, count);
+            let mut blocks: Vec<u64> = (0..count).map(|p| order.block(p)).collect();
+            assert!(seed != 0 || blocks.is_sorted());
+            blocks.sort_unstable();
+            assert!(blocks.into_iter().eq(0..count));
+        }
+    }
+}

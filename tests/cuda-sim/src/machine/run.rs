@@ -1,0 +1,238 @@
+//! The execution loop of a warp.
+
+use super::Cx;
+use super::block::Block;
+use super::fault::{Fault, Kind};
+use super::grid::Grid;
+use super::warp::{Wait, Warp};
+use crate::code::{Code, Flow, Guard};
+use crate::counters::Counters;
+
+/// How a warp's turn ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// Its budget is used up.
+    Ran,
+    /// It waits: for a barrier, or it polled something in vain.
+    Waiting,
+    /// All its threads have exited.
+    Exited,
+}
+
+/// Lets a warp run about `budget` operations.
+pub fn turn(
+    warp: &mut Warp,
+    block: &mut Block,
+    grid: &Grid<'_>,
+    counters: &mut Counters,
+    budget: u32,
+) -> Result<Turn, Box<Fault>> {
+    let Some(group) = warp.groups.first() else {
+        return Ok(Turn::Exited);
+    };
+    let code = &*grid.program.functions[group.function as usize];
+    let mut cx = Cx { warp, code, mask: 0, pc: 0, block, grid, counters, fault: None };
+    let mut left = i64::from(budget);
+    while left > 0 {
+        if !choose(&mut cx) {
+            return rest(&mut cx);
+        }
+        if let Flow::Fault = stretch(&mut cx, &mut left) {
+            return Err(complete(&mut cx));
+        }
+    }
+    cx.warp.wake();
+    Ok(Turn::Ran)
+}
+
+/// The end of a turn in which no group can go on.
+fn rest(cx: &mut Cx<'_>) -> Result<Turn, Box<Fault>> {
+    if cx.warp.groups.is_empty() {
+        return Ok(Turn::Exited);
+    }
+    let stuck = |wait: Wait| matches!(wait, Wait::Converge(_) | Wait::Barrier(..));
+    let divergent = cx.warp.groups.iter().position(|g| matches!(g.wait, Wait::Converge(_)));
+    if let Some(index) = divergent
+        && cx.warp.groups.iter().all(|g| stuck(g.wait))
+    {
+        let group = &cx.warp.groups[index];
+        let Wait::Converge(members) = group.wait else { unreachable!("found above") };
+        let absent = members & cx.warp.live() & !group.mask;
+        let message = format!("lanes {:#010x} are here, lanes {absent:#010x} do not come", group.mask);
+        cx.code = &cx.grid.program.functions[group.function as usize];
+        cx.pc = group.pc;
+        cx.mask = group.mask;
+        let _ = cx.fault(Kind::DivergentBarrier, message);
+        return Err(complete(cx));
+    }
+    cx.warp.wake();
+    Ok(Turn::Waiting)
+}
+
+/// Makes the group current that runs next: the deepest in calls, then the first in the program, joined with those that
+/// are at the same place. False if all wait.
+fn choose(cx: &mut Cx<'_>) -> bool {
+    let warp = &mut *cx.warp;
+    release(warp, cx.block);
+    let runs = |wait| matches!(wait, Wait::No | Wait::Released);
+    let key = |warp: &Warp, i: usize| {
+        let g: &super::warp::Group = &warp.groups[i];
+        (usize::MAX - g.frames.len(), g.pc)
+    };
+    let Some(mut best) = (0..warp.groups.len()).filter(|&i| runs(warp.groups[i].wait)).min_by_key(|&i| key(warp, i))
+    else {
+        return false;
+    };
+    let mut other = 0;
+    while other < warp.groups.len() && warp.groups.len() > 1 {
+        let (a, b) = (&warp.groups[best], &warp.groups[other]);
+        let together = other != best
+            && (a.pc, a.function, a.window) == (b.pc, b.function, b.window)
+            && (a.wait == b.wait || a.wait == Wait::No && matches!(b.wait, Wait::Yielded | Wait::Converge(_)))
+            && a.frames == b.frames;
+        if together {
+            warp.groups[best].mask |= warp.groups[other].mask;
+            warp.groups.swap_remove(other);
+            if best == warp.groups.len() {
+                best = other;
+            }
+        } else {
+            other += 1;
+        }
+    }
+    warp.current = best;
+    true
+}
+
+/// Lets groups go on whose barrier has completed.
+fn release(warp: &mut Warp, block: &Block) {
+    for group in &mut warp.groups {
+        if let Wait::Barrier(id, generation) = group.wait
+            && block.barriers[id as usize].generation != generation
+        {
+            group.wait = Wait::Released;
+        }
+    }
+}
+
+/// Runs the current group until the control flow needs a new choice or the budget is used up.
+fn stretch(cx: &mut Cx<'_>, left: &mut i64) -> Flow {
+    loop {
+        let current = cx.warp.current;
+        let group = &cx.warp.groups[current];
+        let (start, mask, function) = (group.pc, group.mask, group.function);
+        let code: &Code = &cx.grid.program.functions[function as usize];
+        cx.code = code;
+        cx.warp.window = group.window.registers;
+        cx.warp.local_base = group.window.local;
+        let end = meeting(cx.warp, start).min(start.saturating_add(*left as u32)).min(code.ops.len() as u32);
+        let (pc, flow) = straight(cx, start, end, mask);
+        let count = pc - start + u32::from(flow != Flow::Retry && flow != Flow::Next);
+        *left -= i64::from(count.max(1));
+        cx.block.clock += u64::from(count);
+        cx.counters.ran(function, start, count, mask);
+        match flow {
+            Flow::Next if pc as usize == code.ops.len() => {
+                // The end of the text returns. It has no operation of its own; `ret` reads nothing of this one.
+                let Some(op) = code.ops.last() else { return cx.fault(Kind::InvalidOperation, "empty function") };
+                (cx.mask, cx.pc) = (mask, pc - 1);
+                let _ = super::control::ret(cx, op);
+            }
+            Flow::Next => cx.warp.groups[current].pc = pc,
+            Flow::Retry => {
+                retry(cx, pc);
+                return Flow::Next;
+            }
+            Flow::Yield => {
+                cx.warp.groups[current].pc = pc + 1;
+                cx.warp.groups[current].wait = Wait::Yielded;
+                return Flow::Next;
+            }
+            Flow::Regroup => {}
+            Flow::Fault => return Flow::Fault,
+        }
+        if cx.warp.groups.len() != 1 || *left <= 0 {
+            return Flow::Next;
+        }
+        cx.warp.current = 0;
+    }
+}
+
+/// Runs operations one after the other; where it stopped, and why: at `end`, or at the operation that asked for it.
+#[inline(always)]
+fn straight(cx: &mut Cx<'_>, start: u32, end: u32, mask: u32) -> (u32, Flow) {
+    let mut pc = start;
+    for op in &cx.code.ops[start as usize..end as usize] {
+        let mut active = mask;
+        if op.guard.predicate != Guard::ALWAYS.predicate {
+            let guard = cx.warp.preds[cx.warp.window.2 + op.guard.predicate as usize];
+            active &= if op.guard.negated { !guard } else { guard };
+            cx.counters.masked[op.class as usize] += u64::from((mask & !active).count_ones());
+            if active == 0 {
+                pc += 1;
+                continue;
+            }
+        }
+        cx.mask = active;
+        cx.pc = pc;
+        // SAFETY: `run` was chosen for this machine when the operation was lowered.
+        let flow = unsafe { (op.run)(cx, op) };
+        if flow != Flow::Next {
+            return (pc, flow);
+        }
+        pc += 1;
+    }
+    (pc, Flow::Next)
+}
+
+/// Where the current group, if it runs on from `start`, first meets another of the same function.
+fn meeting(warp: &Warp, start: u32) -> u32 {
+    if warp.groups.len() == 1 {
+        return u32::MAX;
+    }
+    let current = &warp.groups[warp.current];
+    let meets = |g: &&super::warp::Group| {
+        g.pc > start && g.function == current.function && !matches!(g.wait, Wait::Barrier(..))
+    };
+    warp.groups.iter().filter(meets).map(|g| g.pc).min().unwrap_or(u32::MAX)
+}
+
+/// The operation at `pc` could not complete: its lanes try again later, those that its guard left out go on.
+fn retry(cx: &mut Cx<'_>, pc: u32) {
+    let mask = cx.mask;
+    let group = &mut cx.warp.groups[cx.warp.current];
+    group.pc = pc;
+    if matches!(group.wait, Wait::No | Wait::Released) {
+        group.wait = Wait::Yielded;
+    }
+    if group.mask != mask {
+        let mut rest = group.clone();
+        group.mask = mask;
+        rest.mask &= !mask;
+        rest.pc = pc + 1;
+        rest.wait = Wait::No;
+        cx.warp.groups.push(rest);
+    }
+}
+
+/// Says where the fault that an operation recorded happened.
+#[cold]
+fn complete(cx: &mut Cx<'_>) -> Box<Fault> {
+    let mut fault = cx.fault.take().unwrap_or_else(|| Box::new(Fault::new(Kind::InvalidOperation, "unknown fault")));
+    fault.kernel = cx.grid.name.to_string();
+    if cx.code.name != cx.grid.name {
+        fault.function = Some(cx.code.name.clone());
+    }
+    let pc = cx.pc as usize;
+    fault.line = if fault.line == 0 { cx.code.ops.get(pc).map_or(0, |op| op.line) } else { fault.line };
+    let source = cx.code.sources.get(pc).filter(|s| s.1 != 0);
+    if fault.source.is_none() {
+        fault.source = source.map(|&(file, line)| (cx.grid.program.file(file).unwrap_or("?").to_string(), line));
+    }
+    fault.block = Some(cx.block.ctaid);
+    fault.warp = Some(cx.warp.id);
+    if fault.lane.is_none() && cx.mask.count_ones() == 1 {
+        fault.lane = Some(cx.mask.trailing_zeros());
+    }
+    fault
+}
