@@ -1,7 +1,20 @@
 //! The instruction set, a file per family: how each instruction is lowered, and what it does.
 
+pub mod approximate;
+pub mod bits;
+pub mod carry;
+pub mod compare;
+pub mod convert;
+mod convert_packed;
+pub mod exact;
+pub mod float;
+pub mod formats;
+pub mod half;
 pub mod integer;
+pub mod lanes;
+pub mod logic;
 pub mod moves;
+pub mod round;
 pub mod special;
 
 use crate::lower::{Lower, Result};
@@ -11,4 +24,15 @@ use crate::ptx::ast::Instruction;
 pub type Family = fn(&mut Lower, &Instruction) -> Option<Result<()>>;
 
 /// Every family.
-pub const FAMILIES: &[Family] = &[integer::lower, moves::lower];
+pub const FAMILIES: &[Family] = &[
+    integer::lower,
+    carry::lower,
+    bits::lower,
+    logic::lower,
+    float::lower,
+    approximate::lower,
+    half::lower,
+    compare::lower,
+    convert::lower,
+    moves::lower,
+];
