@@ -12,6 +12,7 @@ pub mod formats;
 pub mod half;
 pub mod integer;
 pub mod lanes;
+pub mod load_store;
 pub mod logic;
 pub mod moves;
 pub mod round;
@@ -35,4 +36,5 @@ pub const FAMILIES: &[Family] = &[
     compare::lower,
     convert::lower,
     moves::lower,
+    load_store::lower,
 ];
