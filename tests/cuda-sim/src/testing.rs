@@ -89,6 +89,15 @@ impl Snippet {
         self.warp.preds[self.row(name)]
     }
 
+    /// The shared memory.
+    pub fn shared(&mut self) -> &mut [u8] {
+        if self.block.is_none() {
+            self.run_lanes(0);
+        }
+        let block = self.block.as_mut().expect("a run makes it");
+        block.shared.get_mut(0, u64::from(SHARED_BYTES)).expect("the whole of it")
+    }
+
     /// Runs everything once with all lanes.
     pub fn run(&mut self) {
         self.run_lanes(FULL);

@@ -1,22 +1,18 @@
 //! The instruction set, a file per family: how each instruction is lowered, and what it does.
 
-pub mod approximate;
-pub mod bits;
-pub mod carry;
-pub mod compare;
-pub mod convert;
-mod convert_packed;
-pub mod exact;
-pub mod float;
-pub mod formats;
-pub mod half;
+pub mod async_copy;
+pub mod bulk;
+mod hints;
 pub mod integer;
-pub mod lanes;
-pub mod load_store;
-pub mod logic;
+pub mod matrix;
+pub mod mbarrier;
 pub mod moves;
-pub mod round;
+mod pointer;
 pub mod special;
+#[cfg(test)]
+mod team;
+pub mod tensor_map;
+pub mod wgmma;
 
 use crate::lower::{Lower, Result};
 use crate::ptx::ast::Instruction;
@@ -27,14 +23,11 @@ pub type Family = fn(&mut Lower, &Instruction) -> Option<Result<()>>;
 /// Every family.
 pub const FAMILIES: &[Family] = &[
     integer::lower,
-    carry::lower,
-    bits::lower,
-    logic::lower,
-    float::lower,
-    approximate::lower,
-    half::lower,
-    compare::lower,
-    convert::lower,
     moves::lower,
-    load_store::lower,
+    matrix::lower,
+    mbarrier::lower,
+    async_copy::lower,
+    bulk::lower,
+    wgmma::lower,
+    hints::lower,
 ];
