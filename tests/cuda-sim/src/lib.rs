@@ -4,6 +4,7 @@ pub mod check;
 pub mod code;
 pub mod counters;
 pub mod device;
+pub mod driver;
 pub mod isa;
 pub mod lower;
 pub mod machine;

@@ -1,0 +1,207 @@
+//! Work that was issued and has not run: what it waits for, and running it when something needs it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use super::engine;
+use super::errors::{CuResult, Error, Result};
+use super::findings;
+use super::handles::Handle;
+use super::state::{IN_CALLBACK, Locked, WORK_DONE};
+use super::work::{HostCall, HostFunction, Work};
+use crate::machine::schedule::Rng;
+
+/// The number of a piece of issued work; later work has a higher one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(pub u64);
+
+/// A piece of issued work.
+pub struct Item {
+    /// Whose it is.
+    pub context: Handle,
+    /// What must be done before; those that are done are no longer in the queue.
+    pub after: Vec<Ticket>,
+    /// What is to be done.
+    pub work: Work,
+    /// The driver function that issued it.
+    pub call: &'static str,
+    /// Whether a thread runs it now.
+    pub running: bool,
+}
+
+/// The issued work, in the order of issue.
+#[derive(Default)]
+pub struct Queue {
+    issued: u64,
+    pending: BTreeMap<Ticket, Item>,
+    /// Decides among pieces that nothing orders, when a seed asks for another order.
+    random: Option<Rng>,
+}
+
+/// Pieces of work that a program may issue without waiting; a device has a limit of this kind too.
+const DEPTH: usize = 1024;
+
+/// What a caller waits for.
+#[derive(Clone, Copy)]
+pub enum Until {
+    /// A piece of work.
+    Done(Ticket),
+    /// All of a context's.
+    Idle(Handle),
+}
+
+impl Queue {
+    /// Whether a piece of work has run.
+    pub fn is_done(&self, ticket: Ticket) -> bool {
+        !self.pending.contains_key(&ticket)
+    }
+
+    /// Adds work.
+    pub fn add(&mut self, item: Item) -> Ticket {
+        self.issued += 1;
+        let ticket = Ticket(self.issued);
+        self.pending.insert(ticket, item);
+        ticket
+    }
+
+    /// Whether the program has issued so much that it must wait.
+    pub fn is_full(&self) -> bool {
+        self.pending.len() >= DEPTH
+    }
+
+    /// Drops what a dead context has not run.
+    fn drop_context(&mut self, context: Handle) {
+        self.pending.retain(|_, item| item.context != context || item.running);
+    }
+
+    /// Every piece that must run for `until`.
+    fn needed(&self, until: Until) -> BTreeSet<Ticket> {
+        let mut open: Vec<Ticket> = match until {
+            Until::Done(ticket) => vec![ticket],
+            Until::Idle(context) => {
+                self.pending.iter().filter(|(_, item)| item.context == context).map(|(ticket, _)| *ticket).collect()
+            }
+        };
+        let mut needed = BTreeSet::new();
+        while let Some(ticket) = open.pop() {
+            if let Some(item) = self.pending.get(&ticket)
+                && needed.insert(ticket)
+            {
+                open.extend(&item.after);
+            }
+        }
+        needed
+    }
+
+    /// The piece to run next for `needed`: the first, or with a seed any that is ready. None if all wait for another
+    /// thread.
+    fn choose(&mut self, needed: &BTreeSet<Ticket>, seed: u64) -> Option<Ticket> {
+        let ready = |ticket: &&Ticket| {
+            self.pending
+                .get(ticket)
+                .is_some_and(|item| !item.running && item.after.iter().all(|before| !self.pending.contains_key(before)))
+        };
+        if seed == 0 {
+            return needed.iter().find(ready).copied();
+        }
+        let ready: Vec<Ticket> = needed.iter().filter(ready).copied().collect();
+        if ready.is_empty() {
+            return None;
+        }
+        let random = self.random.get_or_insert_with(|| Rng::new(seed));
+        Some(ready[random.below(ready.len() as u64) as usize])
+    }
+}
+
+/// Runs work until `until` holds. The error is the first of a piece that ran here.
+pub fn finish(mut driver: Locked, until: Until) -> (Locked, Result<()>) {
+    let mut result = Ok(());
+    loop {
+        let needed = driver.queue.needed(until);
+        if needed.is_empty() {
+            return (driver, result);
+        }
+        let seed = driver.config.seed;
+        match driver.queue.choose(&needed, seed) {
+            None => driver = driver.wait(),
+            Some(ticket) => {
+                let outcome;
+                (driver, outcome) = run(driver, ticket);
+                if result.is_ok() {
+                    result = outcome;
+                }
+            }
+        }
+    }
+}
+
+/// Runs one piece of work.
+fn run(mut driver: Locked, ticket: Ticket) -> (Locked, Result<()>) {
+    let Some(item) = driver.queue.pending.get_mut(&ticket) else {
+        return (driver, Ok(()));
+    };
+    item.running = true;
+    let (work, context, call) = (item.work.clone(), item.context, item.call);
+    let mut result = Ok(());
+    match work {
+        Work::Host(host) => (driver, ()) = driver.unlocked(|| call_host(host)),
+        Work::Graph(graph) => (driver, result) = graph.run(driver, ticket, call),
+        work => result = perform(&mut driver, ticket, &work, call),
+    }
+    driver.queue.pending.remove(&ticket);
+    if let Err(error) = &result {
+        die(&mut driver, context, error);
+    }
+    WORK_DONE.notify_all();
+    (driver, result)
+}
+
+/// Work that runs under the lock. What fails here fails on the device: the context is dead.
+pub fn perform(driver: &mut Locked, ticket: Ticket, work: &Work, call: &'static str) -> Result<()> {
+    match work {
+        Work::Kernel(kernel) => engine::run(driver, kernel),
+        Work::Copy(copy) => copy.run(driver).map_err(|error| illegal(call, &error)),
+        Work::Fill(fill) => fill.run(driver).map_err(|error| illegal(call, &error)),
+        Work::Free(address) => driver.release(*address).map_err(|error| illegal(call, &error)),
+        Work::Record(event) => {
+            if let Ok(event) = driver.events.get_mut(*event)
+                && event.ticket == Some(ticket)
+            {
+                event.time = Some(Instant::now());
+            }
+            Ok(())
+        }
+        Work::Allocate(_) | Work::Nothing | Work::Await(_) | Work::Host(_) | Work::Graph(_) => Ok(()),
+    }
+}
+
+/// A copy, fill or free that was fine when it was issued and is not when its turn comes.
+fn illegal(call: &str, error: &Error) -> Error {
+    findings::report(&format!("{call}: when its turn came in the stream: {error}"));
+    Error::Fault(CuResult::ERROR_ILLEGAL_ADDRESS)
+}
+
+/// Every later call in the context gives the same error, and what it has issued does not run.
+fn die(driver: &mut Locked, context: Handle, error: &Error) {
+    if matches!(error, Error::Lost) {
+        driver.lost = true;
+    }
+    if let Ok(context) = driver.contexts.get_mut(context) {
+        context.sticky = Some(error.result());
+    }
+    driver.queue.drop_context(context);
+}
+
+/// Calls the program back, which may make no CUDA calls meanwhile.
+pub fn call_host(host: HostCall) {
+    let outer = IN_CALLBACK.replace(true);
+    let data = host.data as *mut std::ffi::c_void;
+    match host.function {
+        // SAFETY: the program gave the function and its argument for this call.
+        HostFunction::Plain(Some(function)) => unsafe { function(data) },
+        // SAFETY: as above.
+        HostFunction::Callback(Some(function), stream) => unsafe { function(stream, 0, data) },
+        HostFunction::Plain(None) | HostFunction::Callback(None, _) => {}
+    }
+    IN_CALLBACK.set(outer);
+}
