@@ -1,3 +1,66 @@
-//! Checks: what is looked for beside the results.
+//! Checks and costly counts: what is looked for beside the results.
 
+use crate::code::Flow;
 pub use crate::device::Checks;
+use crate::machine::access::{Access, Effect, Region};
+use crate::machine::fault::{Fault, Kind};
+use crate::machine::{Cx, LANES, Row};
+
+/// Watches an access of the executing lanes before it happens: `size` bytes at every address. Those of lanes that do not
+/// execute equal that of one that does.
+#[inline(never)]
+pub fn observe(
+    cx: &mut Cx<'_>,
+    region: Region,
+    addresses: &Row<u64>,
+    size: u64,
+    effect: Effect,
+    access: Access,
+) -> Option<Flow> {
+    let _ = access;
+    if cx.grid.checks.init
+        && let Err(fault) = initialised(cx, region, addresses, size, effect)
+    {
+        return Some(cx.fail(fault));
+    }
+    None
+}
+
+/// Reads must find written bytes; writes make them so.
+fn initialised(cx: &mut Cx<'_>, region: Region, addresses: &Row<u64>, size: u64, effect: Effect) -> Result<(), Fault> {
+    for lane in 0..LANES {
+        if cx.mask >> lane & 1 == 0 {
+            continue;
+        }
+        let address = addresses[lane];
+        let missing = match region {
+            Region::Shared => {
+                let shared = &mut cx.block.shared;
+                if address + size > u64::from(shared.size()) {
+                    return Ok(());
+                }
+                let missing = (effect != Effect::Store).then(|| shared.first_uninitialised(address, size)).flatten();
+                if effect != Effect::Load {
+                    shared.mark_init(address, size);
+                }
+                missing.map(|at| (at, "shared memory".to_string()))
+            }
+            Region::Global => {
+                let Ok(index) = cx.grid.memory.locate(address, size) else { return Ok(()) };
+                let found = cx.grid.memory.get(index);
+                let offset = address - found.base;
+                let missing = (effect != Effect::Store).then(|| found.first_uninitialised(offset, size)).flatten();
+                if effect != Effect::Load {
+                    found.mark_init(offset, size);
+                }
+                missing.map(|at| (found.base + at, found.describe()))
+            }
+            _ => None,
+        };
+        if let Some((at, place)) = missing {
+            let message = format!("load of {size} bytes that nothing has written");
+            return Err(Fault::new(Kind::UninitialisedRead, message).at_address(at, place).at_lane(lane as u32));
+        }
+    }
+    Ok(())
+}

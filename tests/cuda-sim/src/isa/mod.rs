@@ -1,13 +1,27 @@
 //! The instruction set, a file per family: how each instruction is lowered, and what it does.
 
+pub mod approximate;
 pub mod async_copy;
+pub mod bits;
 pub mod bulk;
+pub mod carry;
+pub mod compare;
+pub mod convert;
+mod convert_packed;
+pub mod exact;
+pub mod float;
+pub mod formats;
+pub mod half;
 mod hints;
 pub mod integer;
+pub mod lanes;
+pub mod load_store;
+pub mod logic;
 pub mod matrix;
 pub mod mbarrier;
 pub mod moves;
 mod pointer;
+pub mod round;
 pub mod special;
 #[cfg(test)]
 mod team;
@@ -23,7 +37,16 @@ pub type Family = fn(&mut Lower, &Instruction) -> Option<Result<()>>;
 /// Every family.
 pub const FAMILIES: &[Family] = &[
     integer::lower,
+    carry::lower,
+    bits::lower,
+    logic::lower,
+    float::lower,
+    approximate::lower,
+    half::lower,
+    compare::lower,
+    convert::lower,
     moves::lower,
+    load_store::lower,
     matrix::lower,
     mbarrier::lower,
     async_copy::lower,

@@ -56,6 +56,7 @@ pub struct Lower {
     constants: HashMap<u64, u32>,
     guard: Option<Guard>,
     source: (u32, u32),
+    carry: Option<u32>,
     line: u32,
     /// Operation index of each label, once it has been passed.
     labels: Vec<u32>,
@@ -97,6 +98,11 @@ impl Lower {
             code.constants.len() as u32 - 1
         });
         Src::constant(index)
+    }
+
+    /// The condition code register `CC.CF`: a predicate that the function has once it is used.
+    pub fn carry(&mut self) -> u32 {
+        *self.carry.get_or_insert_with(|| self.scopes.temporary(Type::Pred))
     }
 
     /// A source operand of type `ty`: a register of its file and at least its width, a literal cut to its width, an

@@ -95,6 +95,8 @@ pub struct Grid<'a> {
     pub schedule: Schedule,
     /// Whether the costly counters are wanted.
     pub count: bool,
+    /// Whether accesses to memory are looked at one by one.
+    pub watched: bool,
     /// Whether all blocks are resident at once.
     pub cooperative: bool,
     /// Global memory in which CUDA's `grid.sync()` counts; 0 without.
@@ -138,6 +140,7 @@ impl<'a> Grid<'a> {
             checks: launch.checks,
             schedule: launch.schedule,
             count: launch.count,
+            watched: launch.count || launch.checks.init || launch.checks.race,
             cooperative: launch.cooperative,
             workspace: launch.workspace,
         })

@@ -1,5 +1,6 @@
 //! The machine: lanes in warps, warps in blocks, blocks in a grid.
 
+pub mod access;
 pub mod async_queue;
 pub mod block;
 pub mod control;

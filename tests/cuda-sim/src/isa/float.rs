@@ -1,0 +1,357 @@
+//! Single and double precision arithmetic (PTX ISA 9.0, section 9.7.3): add, sub, mul, fma, mad, div, rcp, sqrt, abs,
+//! neg, min, max, testp, copysign. The approximations are in [`super::approximate`].
+//!
+//! `.f32` results that are NaN are the canonical NaN. `add` and `mul` without a rounding modifier round to nearest
+//! even and are never fused here, though the ISA lets a compiler do so.
+
+use super::approximate;
+use super::exact::{self, DOUBLE};
+use super::lanes::{Form, binary, binary_with, ternary, ternary_with, unary, unary_with};
+use super::round::{Rounding, add_odd, divide_odd, sqrt_odd, to_f32};
+use crate::code::{Class, Run};
+use crate::lower::{Lower, Modifiers, Result};
+use crate::ptx::ast::Instruction;
+use crate::ptx::ast::Type::{self, *};
+
+/// Lowers single and double precision arithmetic.
+pub fn lower(cx: &mut Lower, i: &Instruction) -> Option<Result<()>> {
+    if !matches!(i.modifiers.last().map(String::as_str), Some("f32" | "f64" | "f32x2")) {
+        return None;
+    }
+    Some(match i.opcode.as_str() {
+        "add" | "sub" | "mul" | "fma" | "mad" => arithmetic(cx, i),
+        "div" | "rcp" | "sqrt" => division(cx, i),
+        "abs" | "neg" => sign(cx, i),
+        "min" | "max" => extremum(cx, i),
+        "testp" => testp(cx, i),
+        "copysign" => copysign(cx, i),
+        _ => return None,
+    })
+}
+
+/// Immediate bits of the `.f32` operations beside the two of the rounding mode.
+pub(super) const FTZ: u64 = 1 << 2;
+pub(super) const SAT: u64 = 1 << 3;
+const NAN: u64 = 1 << 4;
+const ABS: u64 = 1 << 5;
+const XORSIGN: u64 = 1 << 6;
+
+/// The canonical NaN for every NaN.
+#[inline(always)]
+pub(super) fn canonical(x: f32) -> f32 {
+    if x.is_nan() { f32::from_bits(0x7fff_ffff) } else { x }
+}
+
+/// `.ftz`: a zero of the same sign for a subnormal number.
+#[inline(always)]
+pub(super) fn flush(x: f32) -> f32 {
+    let bits = x.to_bits();
+    f32::from_bits(if bits & 0x7f80_0000 == 0 { bits & 0x8000_0000 } else { bits })
+}
+
+/// `.sat`: clamps to 0 to 1. NaN gives 0, as does -0.
+#[inline(always)]
+pub(super) fn saturate(x: f32) -> f32 {
+    if x > 0.0 { if x < 1.0 { x } else { 1.0 } } else { 0.0 }
+}
+
+/// A source as the modifiers have it.
+#[inline(always)]
+pub(super) fn input(x: f32, imm: u64) -> f32 {
+    if imm & FTZ != 0 { flush(x) } else { x }
+}
+
+/// A result as the modifiers have it.
+#[inline(always)]
+pub(super) fn output(x: f32, imm: u64) -> f32 {
+    let x = input(x, imm);
+    if imm & SAT != 0 { saturate(x) } else { canonical(x) }
+}
+
+/// An `.f32` operation of two sources. The common modifiers have code of their own, which vectorises best.
+fn binary_f32(
+    imm: u64,
+    nearest: impl Fn(f32, f32) -> f32 + Copy + 'static,
+    rounded: impl Fn(f32, f32, Rounding) -> f32 + Copy + 'static,
+) -> Run {
+    match imm {
+        0 => binary(move |a, b| canonical(nearest(a, b))),
+        FTZ => binary(move |a, b| canonical(flush(nearest(flush(a), flush(b))))),
+        _ => binary_with(move |a, b, imm| output(rounded(input(a, imm), input(b, imm), Rounding::from_code(imm)), imm)),
+    }
+}
+
+/// The same of one source.
+fn unary_f32(
+    imm: u64,
+    nearest: impl Fn(f32) -> f32 + Copy + 'static,
+    rounded: impl Fn(f32, Rounding) -> f32 + Copy + 'static,
+) -> Run {
+    match imm {
+        0 => unary(move |a| canonical(nearest(a))),
+        FTZ => unary(move |a| canonical(flush(nearest(flush(a))))),
+        _ => unary_with(move |a, imm| output(rounded(input(a, imm), Rounding::from_code(imm)), imm)),
+    }
+}
+
+#[inline(always)]
+pub(super) fn add_f32(a: f32, b: f32, mode: Rounding) -> f32 {
+    to_f32(add_odd(a as f64, b as f64, mode), mode)
+}
+
+#[inline(always)]
+fn mul_f32(a: f32, b: f32, mode: Rounding) -> f32 {
+    to_f32(a as f64 * b as f64, mode)
+}
+
+/// The product is exact in `f64`.
+#[inline(always)]
+pub(super) fn fma_f32(a: f32, b: f32, c: f32, mode: Rounding) -> f32 {
+    to_f32(add_odd(a as f64 * b as f64, c as f64, mode), mode)
+}
+
+#[inline(always)]
+fn div_f32(a: f32, b: f32, mode: Rounding) -> f32 {
+    to_f32(divide_odd(a as f64, b as f64), mode)
+}
+
+#[inline(always)]
+fn sqrt_f32(a: f32, mode: Rounding) -> f32 {
+    to_f32(sqrt_odd(a as f64), mode)
+}
+
+fn fma_run(imm: u64) -> Run {
+    match imm {
+        0 => ternary(|a: f32, b: f32, c: f32| canonical(a.mul_add(b, c))),
+        FTZ => ternary(|a: f32, b: f32, c: f32| canonical(flush(flush(a).mul_add(flush(b), flush(c))))),
+        _ => ternary_with(|a: f32, b: f32, c: f32, imm| {
+            let mode = Rounding::from_code(imm);
+            output(fma_f32(input(a, imm), input(b, imm), input(c, imm), mode), imm)
+        }),
+    }
+}
+
+/// `add`, `sub`, `mul`, `fma`; `mad` is `fma` by another name.
+fn arithmetic(cx: &mut Lower, i: &Instruction) -> Result<()> {
+    let mut m = Modifiers::new(i);
+    let fused = matches!(i.opcode.as_str(), "fma" | "mad");
+    let mode = match m.one_of(&Rounding::MODIFIERS) {
+        Some(mode) => mode,
+        None if fused => return m.refuse(),
+        None => Rounding::Nearest,
+    };
+    let mut imm = mode.code();
+    imm |= if m.take("ftz") { FTZ } else { 0 };
+    imm |= if m.take("sat") { SAT } else { 0 };
+    if imm & SAT == 0 && i.opcode != "mad" && m.take("f32x2") {
+        m.finish()?;
+        let src = &[B64; 3][..if fused { 3 } else { 2 }];
+        return Form { class: Class::Float32, run: two_f32(&i.opcode), dst: B64, src, imm }.emit(cx, i);
+    }
+    let ty = m.ty(if imm & (FTZ | SAT) == 0 { &[F32, F64] } else { &[F32] })?;
+    m.finish()?;
+    let run = match (i.opcode.as_str(), ty) {
+        ("add", F32) => binary_f32(imm, |a, b| a + b, add_f32),
+        ("sub", F32) => binary_f32(imm, |a, b| a - b, |a, b, mode| add_f32(a, -b, mode)),
+        ("mul", F32) => binary_f32(imm, |a, b| a * b, mul_f32),
+        (_, F32) => fma_run(imm),
+        ("add", _) => binary_f64(mode, |a, b| a + b, |a, b, mode| exact::add(a, b, DOUBLE, mode)),
+        ("sub", _) => binary_f64(mode, |a, b| a - b, |a, b, mode| exact::add(a, -b, DOUBLE, mode)),
+        ("mul", _) => binary_f64(mode, |a, b| a * b, |a, b, mode| exact::mul(a, b, DOUBLE, mode)),
+        (_, _) if mode == Rounding::Nearest => ternary(f64::mul_add),
+        (_, _) => ternary_with(|a: f64, b: f64, c: f64, imm| exact::fma(a, b, c, DOUBLE, Rounding::from_code(imm))),
+    };
+    let class = if ty == F32 { Class::Float32 } else { Class::Float64 };
+    Form { class, run, dst: ty, src: &[ty; 3][..if fused { 3 } else { 2 }], imm }.emit(cx, i)
+}
+
+/// `.f32x2`: two operations on the halves of 64-bit registers.
+fn two_f32(opcode: &str) -> Run {
+    #[inline(always)]
+    fn both(f: impl Fn(f32, f32, f32, Rounding) -> f32, a: u64, b: u64, c: u64, imm: u64) -> u64 {
+        let half = |shift: u32| {
+            let part = |x: u64| input(f32::from_bits((x >> shift) as u32), imm);
+            (output(f(part(a), part(b), part(c), Rounding::from_code(imm)), imm).to_bits() as u64) << shift
+        };
+        half(0) | half(32)
+    }
+    match opcode {
+        "add" => binary_with(|a: u64, b: u64, imm| both(|a, b, _, mode| add_f32(a, b, mode), a, b, 0, imm)),
+        "sub" => binary_with(|a: u64, b: u64, imm| both(|a, b, _, mode| add_f32(a, -b, mode), a, b, 0, imm)),
+        "mul" => binary_with(|a: u64, b: u64, imm| both(|a, b, _, mode| mul_f32(a, b, mode), a, b, 0, imm)),
+        _ => ternary_with(|a: u64, b: u64, c: u64, imm| both(fma_f32, a, b, c, imm)),
+    }
+}
+
+fn binary_f64(
+    mode: Rounding,
+    nearest: impl Fn(f64, f64) -> f64 + Copy + 'static,
+    rounded: impl Fn(f64, f64, Rounding) -> f64 + Copy + 'static,
+) -> Run {
+    match mode {
+        Rounding::Nearest => binary(nearest),
+        _ => binary_with(move |a, b, imm| rounded(a, b, Rounding::from_code(imm))),
+    }
+}
+
+/// `div`, `rcp` and `sqrt`: rounded, or approximate.
+fn division(cx: &mut Lower, i: &Instruction) -> Result<()> {
+    let mut m = Modifiers::new(i);
+    let approximation = m.one_of(&[("approx", true), ("full", false)]);
+    if approximation == Some(false) && i.opcode != "div" {
+        return cx.error(i, "`.full` is a modifier of `div` only");
+    }
+    let mode = match approximation {
+        Some(_) => Rounding::Nearest,
+        None => m.expect(&Rounding::MODIFIERS)?,
+    };
+    let mut imm = mode.code();
+    imm |= if m.take("ftz") { FTZ } else { 0 };
+    let double = approximation.is_none() && imm & FTZ == 0;
+    // `rcp.approx.ftz.f64` is the one approximation of doubles here.
+    let gross = i.opcode == "rcp" && approximation.is_some() && imm & FTZ != 0;
+    let ty = m.ty(if double || gross { &[F32, F64] } else { &[F32] })?;
+    m.finish()?;
+    let run = match (i.opcode.as_str(), ty, approximation) {
+        ("div", F32, Some(approx)) => approximate::div(approx, imm & FTZ != 0),
+        ("rcp", F64, Some(_)) => unary(approximate::gross_reciprocal),
+        ("div", F32, None) => binary_f32(imm, |a, b| a / b, div_f32),
+        // Correctly rounded, which is within the documented bound of the approximations too.
+        ("rcp", F32, _) => unary_f32(imm, |a| 1.0 / a, |a, mode| div_f32(1.0, a, mode)),
+        ("sqrt", F32, _) => unary_f32(imm, f32::sqrt, sqrt_f32),
+        ("div", ..) => binary_f64(mode, |a, b| a / b, |a, b, mode| exact::div(a, b, DOUBLE, mode)),
+        ("rcp", ..) => unary_f64(mode, |a| 1.0 / a, |a, mode| exact::div(1.0, a, DOUBLE, mode)),
+        (..) => unary_f64(mode, f64::sqrt, |a, mode| exact::sqrt(a, DOUBLE, mode)),
+    };
+    let class = if ty == F32 { Class::Float32 } else { Class::Float64 };
+    Form { class, run, dst: ty, src: &[ty; 2][..if i.opcode == "div" { 2 } else { 1 }], imm }.emit(cx, i)
+}
+
+fn unary_f64(
+    mode: Rounding,
+    nearest: impl Fn(f64) -> f64 + Copy + 'static,
+    rounded: impl Fn(f64, Rounding) -> f64 + Copy + 'static,
+) -> Run {
+    match mode {
+        Rounding::Nearest => unary(nearest),
+        _ => unary_with(move |a, imm| rounded(a, Rounding::from_code(imm))),
+    }
+}
+
+/// `abs` and `neg`: the sign bit alone changes, of NaNs too.
+fn sign(cx: &mut Lower, i: &Instruction) -> Result<()> {
+    let mut m = Modifiers::new(i);
+    let ftz = m.take("ftz");
+    let ty = m.ty(if ftz { &[F32] } else { &[F32, F64] })?;
+    m.finish()?;
+    let run = match (i.opcode.as_str(), ty, ftz) {
+        ("abs", F32, false) => unary(f32::abs),
+        ("abs", F32, true) => unary(|a| flush(a).abs()),
+        ("abs", ..) => unary(f64::abs),
+        (_, F32, false) => unary(|a: f32| -a),
+        (_, F32, true) => unary(|a| -flush(a)),
+        (..) => unary(|a: f64| -a),
+    };
+    let class = if ty == F32 { Class::Float32 } else { Class::Float64 };
+    Form { class, run, dst: ty, src: &[ty], imm: 0 }.emit(cx, i)
+}
+
+/// The lesser of two numbers, -0 being less than +0; a NaN gives way to a number.
+#[inline(always)]
+pub(super) fn lesser(a: f32, b: f32) -> f32 {
+    let first = a < b || a == b && a.is_sign_negative() || b.is_nan();
+    canonical(if first { a } else { b })
+}
+
+/// The greater of two numbers, by the same rules.
+#[inline(always)]
+pub(super) fn greater(a: f32, b: f32) -> f32 {
+    let first = a > b || a == b && a.is_sign_positive() || b.is_nan();
+    canonical(if first { a } else { b })
+}
+
+/// `min` or `max`, as `pick` has it, with `.ftz`, `.NaN`, `.abs` and `.xorsign`.
+#[inline(always)]
+fn pick_f32(pick: impl Fn(f32, f32) -> f32, a: f32, b: f32, imm: u64) -> f32 {
+    let (a, b) = (input(a, imm), input(b, imm));
+    let (x, y) = if imm & ABS != 0 { (a.abs(), b.abs()) } else { (a, b) };
+    let picked = pick(x, y);
+    let nan = picked.is_nan() || imm & NAN != 0 && (a.is_nan() || b.is_nan());
+    let sign = if imm & XORSIGN != 0 { (a.to_bits() ^ b.to_bits()) & 0x8000_0000 } else { 0 };
+    f32::from_bits(if nan { 0x7fff_ffff } else { picked.to_bits() | sign })
+}
+
+fn extremum(cx: &mut Lower, i: &Instruction) -> Result<()> {
+    let mut m = Modifiers::new(i);
+    let min = i.opcode == "min";
+    let three = i.operands.len() == 4;
+    let mut imm = if m.take("ftz") { FTZ } else { 0 };
+    imm |= if m.take("NaN") { NAN } else { 0 };
+    if three {
+        imm |= if m.take("abs") { ABS } else { 0 };
+    } else if m.take("xorsign") {
+        m.expect(&[("abs", ())])?;
+        imm |= ABS | XORSIGN;
+    }
+    let ty = m.ty(if imm == 0 && !three { &[F32, F64] } else { &[F32] })?;
+    m.finish()?;
+    let run = match (ty, min, three) {
+        (F64, true, _) => binary(lesser_f64),
+        (F64, false, _) => binary(greater_f64),
+        (_, true, true) => ternary_with(|a, b, c, imm| pick_f32(lesser, pick_f32(lesser, a, b, imm), c, imm)),
+        (_, false, true) => ternary_with(|a, b, c, imm| pick_f32(greater, pick_f32(greater, a, b, imm), c, imm)),
+        (_, true, false) if imm == 0 => binary(lesser),
+        (_, false, false) if imm == 0 => binary(greater),
+        (_, true, false) => binary_with(|a, b, imm| pick_f32(lesser, a, b, imm)),
+        (_, false, false) => binary_with(|a, b, imm| pick_f32(greater, a, b, imm)),
+    };
+    let class = if ty == F32 { Class::Float32 } else { Class::Float64 };
+    Form { class, run, dst: ty, src: &[ty; 3][..if three { 3 } else { 2 }], imm }.emit(cx, i)
+}
+
+#[inline(always)]
+fn lesser_f64(a: f64, b: f64) -> f64 {
+    if a < b || a == b && a.is_sign_negative() || b.is_nan() { a } else { b }
+}
+
+#[inline(always)]
+fn greater_f64(a: f64, b: f64) -> f64 {
+    if a > b || a == b && a.is_sign_positive() || b.is_nan() { a } else { b }
+}
+
+/// `testp`: zeros count as normal numbers.
+fn testp(cx: &mut Lower, i: &Instruction) -> Result<()> {
+    let mut m = Modifiers::new(i);
+    let test =
+        m.expect(&[("finite", 0), ("infinite", 1), ("number", 2), ("notanumber", 3), ("normal", 4), ("subnormal", 5)])?;
+    let ty = m.ty(&[F32, F64])?;
+    m.finish()?;
+    let run = match (test, ty) {
+        (0, F32) => unary(f32::is_finite),
+        (1, F32) => unary(f32::is_infinite),
+        (2, F32) => unary(|a: f32| !a.is_nan()),
+        (3, F32) => unary(f32::is_nan),
+        (4, F32) => unary(|a: f32| a.is_normal() || a == 0.0),
+        (_, F32) => unary(f32::is_subnormal),
+        (0, _) => unary(f64::is_finite),
+        (1, _) => unary(f64::is_infinite),
+        (2, _) => unary(|a: f64| !a.is_nan()),
+        (3, _) => unary(f64::is_nan),
+        (4, _) => unary(|a: f64| a.is_normal() || a == 0.0),
+        (_, _) => unary(f64::is_subnormal),
+    };
+    let class = if ty == F32 { Class::Float32 } else { Class::Float64 };
+    Form { class, run, dst: Pred, src: &[ty], imm: 0 }.emit(cx, i)
+}
+
+/// `copysign d, a, b`: the sign of `a` on the value of `b`.
+fn copysign(cx: &mut Lower, i: &Instruction) -> Result<()> {
+    let mut m = Modifiers::new(i);
+    let ty: Type = m.ty(&[F32, F64])?;
+    m.finish()?;
+    let (class, run) = match ty {
+        F32 => (Class::Float32, binary(|a: f32, b: f32| b.copysign(a))),
+        _ => (Class::Float64, binary(|a: f64, b: f64| b.copysign(a))),
+    };
+    Form { class, run, dst: ty, src: &[ty, ty], imm: 0 }.emit(cx, i)
+}

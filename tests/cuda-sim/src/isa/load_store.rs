@@ -1,0 +1,703 @@
+//! Loads and stores (PTX ISA 9.0, section 9.7.9: `ld`, `ld.global.nc`, `ldu`, `st`, and hints).
+
+use std::marker::PhantomData;
+
+use crate::code::{Class, Dst, Flow, Op, Run, Src};
+use crate::lower::{Lower, Modifiers, Result, Symbol};
+use crate::machine::access::{Access, Effect, Order, Reach, Region, window};
+use crate::machine::fault::{Fault, Kind};
+use crate::machine::simd::{Semantics, choose};
+use crate::machine::warp::Local;
+use crate::machine::{Cx, LANES, Row};
+use crate::ptx::ast::{Instruction, Operand, Space, Type};
+
+/// Lowers loads, stores and what only hints at them.
+pub fn lower(cx: &mut Lower, i: &Instruction) -> Option<Result<()>> {
+    match i.opcode.as_str() {
+        "ld" | "ldu" => Some(load(cx, i)),
+        "st" => Some(store(cx, i)),
+        "prefetch" | "prefetchu" if i.modifiers.iter().all(|m| m != "tensormap") => Some(prefetch(cx, i)),
+        "createpolicy" => Some(policy(cx, i)),
+        _ => None,
+    }
+}
+
+/// Types that memory holds.
+const TYPES: &[Type] = &[
+    Type::B8,
+    Type::B16,
+    Type::B32,
+    Type::B64,
+    Type::B128,
+    Type::U8,
+    Type::U16,
+    Type::U32,
+    Type::U64,
+    Type::S8,
+    Type::S16,
+    Type::S32,
+    Type::S64,
+    Type::F32,
+    Type::F64,
+];
+
+/// State spaces by their modifier.
+const SPACES: &[(&str, Space)] = &[
+    ("global", Space::Global),
+    ("shared", Space::Shared),
+    ("shared::cta", Space::Shared),
+    ("local", Space::Local),
+    ("const", Space::Const),
+    ("param", Space::Param),
+    ("param::entry", Space::Param),
+    ("param::func", Space::Param),
+];
+
+/// Memory orders by their modifier.
+pub(super) const ORDERS: &[(&str, Order)] = &[
+    ("weak", Order::Weak),
+    ("volatile", Order::Relaxed),
+    ("relaxed", Order::Relaxed),
+    ("acquire", Order::Acquire),
+    ("release", Order::Release),
+    ("acq_rel", Order::AcqRel),
+];
+
+/// Scopes by their modifier, and whether they are the block.
+pub(super) const SCOPES: &[(&str, bool)] = &[("cta", true), ("cluster", false), ("gpu", false), ("sys", false)];
+
+/// What steers the caches and changes no result.
+const HINTS: &[(&str, ())] = &[
+    ("ca", ()),
+    ("cg", ()),
+    ("cs", ()),
+    ("lu", ()),
+    ("cv", ()),
+    ("wb", ()),
+    ("wt", ()),
+    ("nc", ()),
+    ("L1::evict_normal", ()),
+    ("L1::evict_unchanged", ()),
+    ("L1::evict_first", ()),
+    ("L1::evict_last", ()),
+    ("L1::no_allocate", ()),
+    ("L2::evict_normal", ()),
+    ("L2::evict_first", ()),
+    ("L2::evict_last", ()),
+    ("L2::64B", ()),
+    ("L2::128B", ()),
+    ("L2::256B", ()),
+];
+
+/// The modifiers of a load or store. Compilers write them in several orders.
+struct Form {
+    space: Space,
+    order: Order,
+    block_scope: bool,
+    vector: usize,
+    ty: Type,
+    policy: bool,
+}
+
+fn form(i: &Instruction) -> Result<Form> {
+    let mut m = Modifiers::new(i);
+    let (mut space, mut order, mut scope, mut policy) = (None, None, None, false);
+    loop {
+        if space.is_none()
+            && let Some(found) = m.one_of(SPACES)
+        {
+            space = Some(found);
+        } else if order.is_none()
+            && let Some(found) = m.one_of(ORDERS)
+        {
+            order = Some(found);
+        } else if scope.is_none()
+            && let Some(found) = m.one_of(SCOPES)
+        {
+            scope = Some(found);
+        } else if !policy && m.take("L2::cache_hint") {
+            policy = true;
+        } else if m.one_of(HINTS).is_none() {
+            break;
+        }
+    }
+    let vector = m.one_of(&[("v2", 2), ("v4", 4), ("v8", 8)]).unwrap_or(1);
+    let ty = m.ty(TYPES)?;
+    if vector > 1 && ty == Type::B128 || vector as u32 * ty.bits() > 256 {
+        return m.refuse();
+    }
+    m.finish()?;
+    Ok(Form {
+        space: space.unwrap_or(Space::Generic),
+        order: order.unwrap_or(Order::Weak),
+        block_scope: scope.unwrap_or(false),
+        vector,
+        ty,
+        policy,
+    })
+}
+
+/// The address operand: its source and how it is used. `space` is what the instruction names.
+pub(super) fn address(cx: &mut Lower, i: &Instruction, operand: &Operand, space: Space) -> Result<(Src, Access)> {
+    let Operand::Address { base, offset, coordinates } = operand else {
+        return cx.error(i, format_args!("operand {operand:?} is not an address"));
+    };
+    let Ok(offset) = i32::try_from(*offset) else {
+        return cx.error(i, format_args!("offset {offset} has more than 32 bits"));
+    };
+    if !coordinates.is_empty() {
+        return cx.error(i, "an address without coordinates is needed");
+    }
+    let mut access = Access { offset, ..Access::new(region(cx, space)) };
+    if let Operand::Name(name) = &**base {
+        match cx.lookup(name) {
+            Some(Symbol::Register(_, ty)) if ty.bits() == 32 => {
+                access.wide = false;
+                return Ok((cx.src(i, base, Type::U32)?, access));
+            }
+            Some(Symbol::Address(at, Space::Local)) if matches!(space, Space::Local | Space::Param) => {
+                access.region = Region::Local;
+                access.frame = true;
+                return Ok((cx.constant(at), access));
+            }
+            Some(Symbol::Address(at, Space::Param)) if space == Space::Param => {
+                access.region = Region::Param;
+                return Ok((cx.constant(at), access));
+            }
+            Some(Symbol::Address(_, Space::Global)) if !matches!(space, Space::Global | Space::Generic) => {
+                return cx.error(i, format_args!("`{name}` is in global memory"));
+            }
+            Some(Symbol::Address(_, Space::Shared)) if space != Space::Shared => {
+                return cx.error(i, format_args!("`{name}` is in shared memory"));
+            }
+            _ => {}
+        }
+    }
+    Ok((cx.src(i, base, Type::U64)?, access))
+}
+
+fn region(cx: &Lower, space: Space) -> Region {
+    match space {
+        Space::Global | Space::Const => Region::Global,
+        Space::Shared => Region::Shared,
+        Space::Param if cx.in_kernel => Region::Param,
+        Space::Local | Space::Param => Region::Local,
+        Space::Generic | Space::Reg => Region::Generic,
+    }
+}
+
+/// The elements of a scalar or vector operand.
+fn elements<'a>(cx: &Lower, i: &Instruction, operand: &'a Operand, count: usize) -> Result<Vec<&'a Operand>> {
+    match operand {
+        Operand::Vector(parts) if parts.len() == count && count > 1 => Ok(parts.iter().collect()),
+        Operand::Vector(parts) => cx.error(i, format_args!("a vector of {} elements", parts.len())),
+        _ if count == 1 => Ok(vec![operand]),
+        _ => cx.error(i, format_args!("operand {operand:?} is not a vector of {count}")),
+    }
+}
+
+fn policy_operand(cx: &mut Lower, i: &Instruction, form: &Form, count: usize) -> Result<()> {
+    cx.arity(i, &[count + usize::from(form.policy)])?;
+    if form.policy {
+        cx.src(i, &i.operands[count], Type::B64)?;
+    }
+    Ok(())
+}
+
+fn load(cx: &mut Lower, i: &Instruction) -> Result<()> {
+    let form = form(i)?;
+    policy_operand(cx, i, &form, 2)?;
+    if matches!(form.order, Order::Release | Order::AcqRel) {
+        return cx.error(i, "a load cannot release");
+    }
+    let (base, mut access) = address(cx, i, &i.operands[1], form.space)?;
+    access.order = form.order;
+    access.block_scope = form.block_scope;
+    access.signed = matches!(form.ty, Type::S8 | Type::S16);
+    let mut rows = Vec::new();
+    let mut widened = Vec::new();
+    for operand in elements(cx, i, &i.operands[0], form.vector)? {
+        let declared = declared(cx, operand);
+        if declared == Some(Type::Pred) {
+            return cx.error(i, "a predicate cannot be loaded");
+        }
+        access.half |= access.signed && declared.is_some_and(|ty| ty.bits() == 16);
+        match declared {
+            Some(ty) if ty.bits() == 64 && form.ty.bits() < 64 => {
+                let row = cx.scopes.temporary(Type::B32);
+                let signed = matches!(form.ty, Type::S8 | Type::S16 | Type::S32);
+                widened.push((Dst(row), cx.dst(i, operand, ty)?, signed));
+                rows.push(Dst(row));
+            }
+            _ => rows.push(cx.dst(i, operand, form.ty)?),
+        }
+    }
+    let parts = parts(&mut rows, form.ty);
+    let run = memory_op::<Loads>(form.ty, parts);
+    let class = class(access.region, Class::GlobalLoad, Class::SharedLoad);
+    emit(cx, i, Access { ..access }, base, rows.iter().map(|d| Src(d.0)).collect(), run, class);
+    for (from, to, signed) in widened {
+        let mut op = cx.op(i, Class::Move, choose::<Widen>());
+        op.dst[0] = to;
+        op.src[0] = Src::register(from.0);
+        op.imm = u64::from(signed);
+        cx.emit(op);
+    }
+    Ok(())
+}
+
+fn store(cx: &mut Lower, i: &Instruction) -> Result<()> {
+    let form = form(i)?;
+    policy_operand(cx, i, &form, 2)?;
+    if matches!(form.order, Order::Acquire | Order::AcqRel) || form.space == Space::Const {
+        return cx.error(i, "a store cannot acquire, nor write constant memory");
+    }
+    let (base, mut access) = address(cx, i, &i.operands[0], form.space)?;
+    if access.region == Region::Param {
+        return cx.error(i, "a kernel's parameters cannot be written");
+    }
+    access.order = form.order;
+    access.block_scope = form.block_scope;
+    let mut rows = Vec::new();
+    for operand in elements(cx, i, &i.operands[1], form.vector)? {
+        match declared(cx, operand) {
+            Some(ty) if ty.bits() == 64 && form.ty.bits() < 64 => {
+                let mut op = cx.op(i, Class::Move, choose::<Narrow>());
+                let row = cx.scopes.temporary(Type::B32);
+                op.dst[0] = Dst(row);
+                op.src[0] = cx.src(i, operand, Type::B64)?;
+                cx.emit(op);
+                rows.push(Dst(row));
+            }
+            _ => rows.push(Dst(cx.src(i, operand, form.ty)?.0)),
+        }
+    }
+    let parts = parts(&mut rows, form.ty);
+    let run = memory_op::<Stores>(form.ty, parts);
+    let class = class(access.region, Class::GlobalStore, Class::SharedStore);
+    emit(cx, i, access, base, rows.iter().map(|d| Src(d.0)).collect(), run, class);
+    Ok(())
+}
+
+/// The declared type of a register operand.
+fn declared(cx: &Lower, operand: &Operand) -> Option<Type> {
+    match operand {
+        Operand::Name(name) => match cx.lookup(name) {
+            Some(Symbol::Register(_, ty)) => Some(ty),
+            _ => None,
+        },
+        Operand::Component(name, _) => match cx.lookup(name) {
+            Some(Symbol::Vector(_, ty, _)) => Some(ty),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// A 128-bit register is two 64-bit rows; how many parts the access then has.
+fn parts(rows: &mut Vec<Dst>, ty: Type) -> usize {
+    if ty == Type::B128 {
+        let low = rows[0];
+        rows.push(if low == Dst::SINK { low } else { Dst(low.0 + 1) });
+    }
+    rows.len()
+}
+
+fn class(region: Region, global: Class, shared: Class) -> Class {
+    match region {
+        Region::Shared => shared,
+        Region::Local => Class::LocalMemory,
+        Region::Param => Class::Move,
+        Region::Global | Region::Generic => global,
+    }
+}
+
+fn emit(cx: &mut Lower, i: &Instruction, access: Access, base: Src, rows: Vec<Src>, run: Run, class: Class) {
+    let mut op = cx.op(i, class, run);
+    op.src[0] = base;
+    op.imm = access.pack();
+    op.list = cx.list(rows);
+    cx.emit(op);
+}
+
+/// Chooses the function for a type and a number of parts.
+fn memory_op<K: MemoryOp>(ty: Type, parts: usize) -> Run {
+    match (ty.bits(), parts) {
+        (8, 1) => K::run::<u8, 1>(),
+        (8, 2) => K::run::<u8, 2>(),
+        (8, 4) => K::run::<u8, 4>(),
+        (8, _) => K::run::<u8, 8>(),
+        (16, 1) => K::run::<u16, 1>(),
+        (16, 2) => K::run::<u16, 2>(),
+        (16, 4) => K::run::<u16, 4>(),
+        (16, _) => K::run::<u16, 8>(),
+        (32, 1) => K::run::<u32, 1>(),
+        (32, 2) => K::run::<u32, 2>(),
+        (32, 4) => K::run::<u32, 4>(),
+        (32, _) => K::run::<u32, 8>(),
+        (_, 1) => K::run::<u64, 1>(),
+        (_, 2) => K::run::<u64, 2>(),
+        (_, _) => K::run::<u64, 4>(),
+    }
+}
+
+trait MemoryOp {
+    fn run<T: Element, const N: usize>() -> Run;
+}
+
+struct Loads;
+struct Stores;
+
+impl MemoryOp for Loads {
+    fn run<T: Element, const N: usize>() -> Run {
+        choose::<Load<T, N>>()
+    }
+}
+
+impl MemoryOp for Stores {
+    fn run<T: Element, const N: usize>() -> Run {
+        choose::<Store<T, N>>()
+    }
+}
+
+/// What a lane moves at once.
+trait Element: Copy + Default {
+    const SIZE: usize;
+    fn from_register(cx: &Cx<'_>, src: Src) -> Row<Self>;
+    fn into_register(cx: &mut Cx<'_>, dst: Dst, value: &Row<Self>, access: Access);
+    fn to_bits(self) -> u64;
+    fn from_bits(bits: u64) -> Self;
+}
+
+macro_rules! narrow_element {
+    ($ty:ty, $signed:ty) => {
+        impl Element for $ty {
+            const SIZE: usize = size_of::<$ty>();
+
+            #[inline(always)]
+            fn from_register(cx: &Cx<'_>, src: Src) -> Row<Self> {
+                cx.b32(src).map(|v| v as $ty)
+            }
+
+            #[inline(always)]
+            fn into_register(cx: &mut Cx<'_>, dst: Dst, value: &Row<Self>, access: Access) {
+                let mut out = [0; LANES];
+                let cut = if access.half { 0xffff } else { u32::MAX };
+                for lane in 0..LANES {
+                    let signed = value[lane] as $signed as i32 as u32 & cut;
+                    out[lane] = if access.signed { signed } else { u32::from(value[lane]) };
+                }
+                cx.set_b32(dst, out);
+            }
+
+            #[inline(always)]
+            fn to_bits(self) -> u64 {
+                u64::from(self)
+            }
+
+            #[inline(always)]
+            fn from_bits(bits: u64) -> Self {
+                bits as $ty
+            }
+        }
+    };
+}
+
+narrow_element!(u8, i8);
+narrow_element!(u16, i16);
+
+impl Element for u32 {
+    const SIZE: usize = 4;
+
+    #[inline(always)]
+    fn from_register(cx: &Cx<'_>, src: Src) -> Row<Self> {
+        cx.b32(src)
+    }
+
+    #[inline(always)]
+    fn into_register(cx: &mut Cx<'_>, dst: Dst, value: &Row<Self>, _access: Access) {
+        cx.set_b32(dst, *value);
+    }
+
+    #[inline(always)]
+    fn to_bits(self) -> u64 {
+        u64::from(self)
+    }
+
+    #[inline(always)]
+    fn from_bits(bits: u64) -> Self {
+        bits as u32
+    }
+}
+
+impl Element for u64 {
+    const SIZE: usize = 8;
+
+    #[inline(always)]
+    fn from_register(cx: &Cx<'_>, src: Src) -> Row<Self> {
+        cx.b64(src)
+    }
+
+    #[inline(always)]
+    fn into_register(cx: &mut Cx<'_>, dst: Dst, value: &Row<Self>, _access: Access) {
+        cx.set_b64(dst, *value);
+    }
+
+    #[inline(always)]
+    fn to_bits(self) -> u64 {
+        self
+    }
+
+    #[inline(always)]
+    fn from_bits(bits: u64) -> Self {
+        bits
+    }
+}
+
+/// Runs `body` for the lanes of each region that a generic address reaches.
+#[inline(always)]
+fn by_region(
+    cx: &mut Cx<'_>,
+    access: Access,
+    addresses: Row<u64>,
+    mut body: impl FnMut(&mut Cx<'_>, Region, Row<u64>) -> Flow,
+) -> Flow {
+    if access.region != Region::Generic {
+        return body(cx, access.region, addresses);
+    }
+    let mask = cx.mask;
+    let mut left = mask;
+    while left != 0 {
+        let (region, _) = window(addresses[left.trailing_zeros() as usize]);
+        let mut inside = addresses;
+        let mut here = 0;
+        for lane in 0..LANES {
+            let (other, at) = window(addresses[lane]);
+            inside[lane] = at;
+            here |= u32::from(other == region) << lane;
+        }
+        cx.mask = left & here;
+        let flow = body(cx, region, inside);
+        if flow != Flow::Next {
+            return flow;
+        }
+        left &= !here;
+    }
+    cx.mask = mask;
+    Flow::Next
+}
+
+struct Load<T, const N: usize>(PhantomData<T>);
+
+impl<T: Element, const N: usize> Semantics for Load<T, N> {
+    #[inline(always)]
+    fn run(cx: &mut Cx<'_>, op: &Op) -> Flow {
+        let access = Access::unpack(op.imm);
+        let addresses = cx.addresses(op.src[0], access);
+        by_region(cx, access, addresses, |cx, region, mut addresses| {
+            let mut rows = [[T::default(); LANES]; N];
+            if region == Region::Local {
+                if let Err(flow) = local::<T, N>(cx, &addresses, |row, lane, k, word: &mut T| {
+                    let _ = (row, lane);
+                    rows[k][lane] = *word;
+                }) {
+                    return flow;
+                }
+            } else {
+                let size = (T::SIZE * N) as u64;
+                match cx.reach(region, &mut addresses, size, Effect::Load, access) {
+                    Err(flow) => return flow,
+                    // SAFETY: `reach` has checked the bytes of all lanes.
+                    Ok(Reach::Contiguous(at)) => unsafe {
+                        let at = at.cast::<T>();
+                        for lane in 0..LANES {
+                            for (k, row) in rows.iter_mut().enumerate() {
+                                row[lane] = at.add(lane * N + k).read_unaligned();
+                            }
+                        }
+                    },
+                    // SAFETY: as above.
+                    Ok(Reach::Uniform(at)) => unsafe {
+                        for (k, row) in rows.iter_mut().enumerate() {
+                            *row = [at.cast::<T>().add(k).read_unaligned(); LANES];
+                        }
+                    },
+                    // SAFETY: as above; lanes that do not execute have a valid address too.
+                    Ok(Reach::Scattered) => unsafe {
+                        for lane in 0..LANES {
+                            for (k, row) in rows.iter_mut().enumerate() {
+                                row[lane] = (addresses[lane] as *const T).add(k).read_unaligned();
+                            }
+                        }
+                    },
+                }
+                if region == Region::Global {
+                    cx.counters.load_bytes += size * u64::from(cx.mask.count_ones());
+                }
+            }
+            for (k, row) in rows.iter().enumerate() {
+                let dst = Dst(cx.code.list[op.list.0 as usize + k].0);
+                T::into_register(cx, dst, row, access);
+            }
+            Flow::Next
+        })
+    }
+}
+
+struct Store<T, const N: usize>(PhantomData<T>);
+
+impl<T: Element, const N: usize> Semantics for Store<T, N> {
+    #[inline(always)]
+    fn run(cx: &mut Cx<'_>, op: &Op) -> Flow {
+        let access = Access::unpack(op.imm);
+        let addresses = cx.addresses(op.src[0], access);
+        let rows: [Row<T>; N] = std::array::from_fn(|k| T::from_register(cx, cx.code.list[op.list.0 as usize + k]));
+        by_region(cx, access, addresses, |cx, region, mut addresses| {
+            if region == Region::Local {
+                let stored = local::<T, N>(cx, &addresses, |_, lane, k, word: &mut T| *word = rows[k][lane]);
+                return stored.map_or_else(|flow| flow, |()| Flow::Next);
+            }
+            if region == Region::Param {
+                return cx.fault(Kind::InvalidOperation, "store to the kernel's parameters");
+            }
+            cx.block.progress += 1;
+            let size = (T::SIZE * N) as u64;
+            let full = cx.mask == u32::MAX;
+            match cx.reach(region, &mut addresses, size, Effect::Store, access) {
+                Err(flow) => return flow,
+                // SAFETY: `reach` has checked the bytes of all lanes.
+                Ok(Reach::Contiguous(at)) if full => unsafe {
+                    let at = at.cast::<T>();
+                    for lane in 0..LANES {
+                        for (k, row) in rows.iter().enumerate() {
+                            at.add(lane * N + k).write_unaligned(row[lane]);
+                        }
+                    }
+                },
+                Ok(Reach::Contiguous(at) | Reach::Uniform(at)) => {
+                    let last = 31 - cx.mask.leading_zeros() as usize;
+                    // One lane's value stays (PTX leaves open which): that of the last.
+                    for (k, row) in rows.iter().enumerate() {
+                        // SAFETY: as above.
+                        unsafe { at.cast::<T>().add(k).write_unaligned(row[last]) };
+                    }
+                }
+                Ok(Reach::Scattered) => {
+                    let mut left = cx.mask;
+                    while left != 0 {
+                        let lane = left.trailing_zeros() as usize;
+                        for (k, row) in rows.iter().enumerate() {
+                            // SAFETY: as above.
+                            unsafe { (addresses[lane] as *mut T).add(k).write_unaligned(row[lane]) };
+                        }
+                        left &= left - 1;
+                    }
+                }
+            }
+            if region == Region::Global {
+                cx.counters.store_bytes += size * u64::from(cx.mask.count_ones());
+            }
+            Flow::Next
+        })
+    }
+}
+
+/// Calls `each` with every part of the executing lanes in local memory: the row of its word, its lane, its number.
+#[inline(always)]
+fn local<T: Element, const N: usize>(
+    cx: &mut Cx<'_>,
+    addresses: &Row<u64>,
+    mut each: impl FnMut(usize, usize, usize, &mut T),
+) -> std::result::Result<(), Flow> {
+    let size = (T::SIZE * N) as u64;
+    for lane in 0..LANES {
+        if cx.mask >> lane & 1 == 0 {
+            continue;
+        }
+        let address = addresses[lane];
+        if !address.is_multiple_of(size) || address + size > u64::from(Local::LIMIT) {
+            let aligned = address.is_multiple_of(size);
+            let kind = if aligned { Kind::OutOfBounds } else { Kind::Misaligned };
+            let fault = Fault::new(kind, format!("access of {size} bytes")).at_address(address, "local memory");
+            return Err(cx.fail(fault.at_lane(lane as u32)));
+        }
+        cx.warp.local.reserve_to((address + size) as u32);
+        let rows = cx.warp.local.rows();
+        for k in 0..N {
+            let at = address as usize + k * T::SIZE;
+            let (row, shift) = (at / 4, at % 4 * 8);
+            if T::SIZE == 8 {
+                let mut value = T::from_bits(u64::from(rows[row][lane]) | u64::from(rows[row + 1][lane]) << 32);
+                each(row, lane, k, &mut value);
+                rows[row][lane] = value.to_bits() as u32;
+                rows[row + 1][lane] = (value.to_bits() >> 32) as u32;
+            } else {
+                let bits = u32::MAX >> (32 - T::SIZE * 8) << shift;
+                let mut value = T::from_bits(u64::from((rows[row][lane] & bits) >> shift));
+                each(row, lane, k, &mut value);
+                rows[row][lane] = rows[row][lane] & !bits | (value.to_bits() as u32) << shift;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A 32-bit value in a 64-bit register; sign-extended if [`Op::imm`] is set.
+struct Widen;
+
+impl Semantics for Widen {
+    #[inline(always)]
+    fn run(cx: &mut Cx<'_>, op: &Op) -> Flow {
+        let value = cx.b32(op.src[0]);
+        let out = if op.imm != 0 { value.map(|v| v as i32 as u64) } else { value.map(u64::from) };
+        cx.set_b64(op.dst[0], out);
+        Flow::Next
+    }
+}
+
+/// The low half of a 64-bit register.
+struct Narrow;
+
+impl Semantics for Narrow {
+    #[inline(always)]
+    fn run(cx: &mut Cx<'_>, op: &Op) -> Flow {
+        let value = cx.b64(op.src[0]);
+        cx.set_b32(op.dst[0], value.map(|v| v as u32));
+        Flow::Next
+    }
+}
+
+/// `prefetch`: nothing that can be seen, but the operands must make sense.
+fn prefetch(cx: &mut Lower, i: &Instruction) -> Result<()> {
+    let mut m = Modifiers::new(i);
+    let space = m.one_of(&[("global", Space::Global), ("local", Space::Local)]).unwrap_or(Space::Generic);
+    m.expect(&[("L1", ()), ("L2", ()), ("L2::evict_last", ()), ("L2::evict_normal", ())])?;
+    m.finish()?;
+    cx.arity(i, &[1])?;
+    address(cx, i, &i.operands[0], space).map(|_| ())
+}
+
+/// `createpolicy`: policies are hints; the register gets a value that means nothing.
+fn policy(cx: &mut Lower, i: &Instruction) -> Result<()> {
+    const PRIORITIES: &[(&str, ())] =
+        &[("L2::evict_last", ()), ("L2::evict_normal", ()), ("L2::evict_first", ()), ("L2::evict_unchanged", ())];
+    let mut m = Modifiers::new(i);
+    let fractional = m.expect(&[("fractional", true), ("range", false)])?;
+    if !fractional {
+        m.take("global");
+    }
+    m.expect(PRIORITIES)?;
+    let _ = m.one_of(PRIORITIES);
+    m.ty(&[Type::B64])?;
+    m.finish()?;
+    cx.arity(i, if fractional { &[1, 2] } else { &[4] })?;
+    let mut op = cx.op(i, Class::Move, no_policy);
+    op.dst[0] = cx.dst(i, &i.operands[0], Type::B64)?;
+    cx.emit(op);
+    Ok(())
+}
+
+fn no_policy(cx: &mut Cx<'_>, op: &Op) -> Flow {
+    cx.set_b64(op.dst[0], [0; LANES]);
+    Flow::Next
+}
