@@ -58,6 +58,8 @@ pub struct Lower {
     source: (u32, u32),
     carry: Option<u32>,
     line: u32,
+    /// Whether the instruction takes registers wider than its type.
+    wider: bool,
     /// Operation index of each label, once it has been passed.
     labels: Vec<u32>,
     /// Operations whose `imm` is a label, and entries of [`Code::list`] that are labels.
@@ -132,10 +134,17 @@ impl Lower {
     }
 
     fn register(&self, i: &Instruction, name: &str, row: u32, declared: Type, ty: Type) -> Result<Src> {
-        if File::of(declared) != File::of(ty) || declared.bits() < ty.bits() {
+        if !self.fits(declared, ty) {
             return self.error(i, format_args!("`{name}` is a {declared:?}, not a {ty:?}"));
         }
         Ok(Src::register(row))
+    }
+
+    /// Whether a register may stand where a type is due: of its width, or wider in loads, stores and conversions
+    /// (PTX ISA, section 9.4.1).
+    fn fits(&self, declared: Type, ty: Type) -> bool {
+        let same_file = File::of(declared) == File::of(ty);
+        same_file && (declared.bits() == ty.bits() || self.wider && declared.bits() > ty.bits())
     }
 
     /// The value of a name plus an offset, which only addresses may have.
@@ -188,11 +197,7 @@ impl Lower {
             _ => return self.error(i, format_args!("operand {operand:?} is not a register")),
         };
         match found {
-            Some(Symbol::Register(row, declared))
-                if File::of(declared) == File::of(ty) && declared.bits() >= ty.bits() =>
-            {
-                Ok(Dst(row))
-            }
+            Some(Symbol::Register(row, declared)) if self.fits(declared, ty) => Ok(Dst(row)),
             Some(_) => self.error(i, format_args!("`{name}` is not a register of type {ty:?}")),
             None => self.error(i, format_args!("`{name}` is not declared")),
         }
@@ -236,6 +241,7 @@ impl Lower {
         };
         self.source = i.source.unwrap_or((0, 0));
         self.line = i.line;
+        self.wider = matches!(i.opcode.as_str(), "ld" | "ldu" | "st" | "cvt");
         let expanded = self.expand_vectors(i);
         let i = expanded.as_ref().unwrap_or(i);
         for family in crate::isa::FAMILIES {
