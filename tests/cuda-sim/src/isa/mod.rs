@@ -13,6 +13,18 @@ pub mod float;
 pub mod formats;
 pub mod half;
 mod hints;
+pub mod approximate;
+pub mod bits;
+pub mod builtins;
+pub mod carry;
+pub mod compare;
+pub mod convert;
+mod convert_packed;
+pub mod exact;
+pub mod float;
+pub mod flow;
+pub mod formats;
+pub mod half;
 pub mod integer;
 pub mod lanes;
 pub mod load_store;
@@ -53,4 +65,6 @@ pub const FAMILIES: &[Family] = &[
     bulk::lower,
     wgmma::lower,
     hints::lower,
+    load_store::lower,
+    flow::lower,
 ];

@@ -3,7 +3,7 @@
 use super::fault::{Fault, Kind};
 use super::warp::{Frame, Group, Wait};
 use super::{Cx, LANES};
-use crate::code::{Flow, Op};
+use crate::code::{FUNCTION_STRIDE, FUNCTION_WINDOW, Flow, Op};
 
 /// Calls that may be open at once in a thread.
 const DEEPEST: usize = 1024;
@@ -69,7 +69,7 @@ pub fn call(cx: &mut Cx<'_>, op: &Op) -> Flow {
     enter(cx, op, op.imm as u32)
 }
 
-/// An indirect `call`: the 64-bit `src[1]` holds the function's index.
+/// An indirect `call`: the 64-bit `src[1]` holds the function's address.
 pub fn call_indirect(cx: &mut Cx<'_>, op: &Op) -> Flow {
     let targets = cx.b64(op.src[1]);
     let first = cx.mask.trailing_zeros() as usize;
@@ -79,7 +79,8 @@ pub fn call_indirect(cx: &mut Cx<'_>, op: &Op) -> Flow {
         mask |= u32::from(targets[lane] == function) << lane;
     }
     let all = cx.mask;
-    if function >= cx.grid.program.functions.len() as u64 {
+    let index = function.wrapping_sub(FUNCTION_WINDOW);
+    if index % FUNCTION_STRIDE != 0 || index / FUNCTION_STRIDE >= cx.grid.program.functions.len() as u64 {
         let message = format!("call of {function:#x}, which is no function");
         return cx.fail(Fault::new(Kind::InvalidOperation, message).at_lane(first as u32));
     }
@@ -92,7 +93,7 @@ pub fn call_indirect(cx: &mut Cx<'_>, op: &Op) -> Flow {
         cx.warp.groups.push(rest);
         cx.mask = all & mask;
     }
-    enter(cx, op, function as u32)
+    enter(cx, op, (index / FUNCTION_STRIDE) as u32)
 }
 
 /// Makes the current group, all of whose lanes execute, go into a function.

@@ -26,22 +26,10 @@ const BINARY: &[(&str, u8)] = &[
     ("%", 10),
 ];
 
-/// The precedence of `|`, at which an expression stops where `|` joins two operands.
-const OR: u8 = 3;
-
 impl Parser<'_> {
     /// A constant integer expression, from -2^63 to 2^64 - 1.
     pub(super) fn integer(&mut self) -> Result<i128> {
         let value = self.ternary()?;
-        if (i64::MIN as i128..=u64::MAX as i128).contains(&value) {
-            return Ok(value);
-        }
-        self.error(format!("the constant {value} has more than 64 bits"))
-    }
-
-    /// As [`Parser::integer`], but an outer `|` is not part of it.
-    pub(super) fn integer_operand(&mut self) -> Result<i128> {
-        let value = self.binary(OR + 1)?;
         if (i64::MIN as i128..=u64::MAX as i128).contains(&value) {
             return Ok(value);
         }
