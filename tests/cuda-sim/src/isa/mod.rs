@@ -3,19 +3,8 @@
 pub mod approximate;
 pub mod async_copy;
 pub mod bits;
-pub mod bulk;
-pub mod carry;
-pub mod compare;
-pub mod convert;
-mod convert_packed;
-pub mod exact;
-pub mod float;
-pub mod formats;
-pub mod half;
-mod hints;
-pub mod approximate;
-pub mod bits;
 pub mod builtins;
+pub mod bulk;
 pub mod carry;
 pub mod compare;
 pub mod convert;
@@ -25,6 +14,7 @@ pub mod float;
 pub mod flow;
 pub mod formats;
 pub mod half;
+mod hints;
 pub mod integer;
 pub mod lanes;
 pub mod load_store;
@@ -65,6 +55,5 @@ pub const FAMILIES: &[Family] = &[
     bulk::lower,
     wgmma::lower,
     hints::lower,
-    load_store::lower,
     flow::lower,
 ];
