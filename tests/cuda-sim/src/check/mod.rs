@@ -1,5 +1,7 @@
 //! Checks and costly counts: what is looked for beside the results.
 
+pub mod race;
+
 use crate::code::Flow;
 pub use crate::device::Checks;
 use crate::machine::access::{Access, Effect, Region};

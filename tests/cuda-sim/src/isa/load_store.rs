@@ -456,7 +456,7 @@ impl Element for u64 {
 
 /// Runs `body` for the lanes of each region that a generic address reaches.
 #[inline(always)]
-fn by_region(
+pub(super) fn by_region(
     cx: &mut Cx<'_>,
     access: Access,
     addresses: Row<u64>,

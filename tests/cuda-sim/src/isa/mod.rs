@@ -2,6 +2,7 @@
 
 pub mod approximate;
 pub mod async_copy;
+pub mod atomic;
 pub mod bits;
 pub mod builtins;
 pub mod bulk;
@@ -25,9 +26,11 @@ pub mod moves;
 mod pointer;
 pub mod round;
 pub mod special;
+pub mod sync;
 #[cfg(test)]
 mod team;
 pub mod tensor_map;
+pub mod warp;
 pub mod wgmma;
 
 use crate::lower::{Lower, Result};
@@ -56,4 +59,7 @@ pub const FAMILIES: &[Family] = &[
     wgmma::lower,
     hints::lower,
     flow::lower,
+    atomic::lower,
+    warp::lower,
+    sync::lower,
 ];

@@ -8,6 +8,9 @@ use super::schedule::Rng;
 /// Hardware barriers of a block.
 pub const BARRIERS: usize = 16;
 
+/// The barrier of the cluster comes behind them: clusters have one block.
+pub const CLUSTER_BARRIER: usize = BARRIERS;
+
 /// A hardware barrier (PTX ISA, `barrier`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Barrier {
@@ -36,7 +39,7 @@ pub struct Block {
     /// Its shared memory.
     pub shared: Shared,
     /// Its barriers.
-    pub barriers: [Barrier; BARRIERS],
+    pub barriers: [Barrier; BARRIERS + 1],
     /// Its asynchronous copies.
     pub queue: Queue,
     /// Decides its schedule.

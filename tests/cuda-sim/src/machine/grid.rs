@@ -122,6 +122,10 @@ impl<'a> Grid<'a> {
         if launch.params.len() < launch.entry.param_bytes as usize {
             return invalid(format!("{} bytes of parameters, not {}", launch.params.len(), launch.entry.param_bytes));
         }
+        if launch.cluster.iter().any(|&n| n > 1) {
+            let message = format!("cluster of {:?} blocks", launch.cluster);
+            return Err(Fault { kernel: launch.name.into(), ..Fault::new(Kind::Unsupported, message) });
+        }
         let align = launch.entry.shared_align.clamp(16, 1024);
         let dynamic_shared_offset = launch.entry.static_shared.next_multiple_of(align);
         Ok(Grid {

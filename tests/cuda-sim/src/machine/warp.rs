@@ -98,6 +98,8 @@ pub struct Warp {
     pub local: Local,
     /// The allocation that the last access to global memory found.
     pub allocation: usize,
+    /// The generation of the cluster's barrier at which it has arrived.
+    pub cluster_generation: u32,
     /// Its asynchronous operations.
     pub pending: WarpState,
 }
@@ -122,6 +124,7 @@ impl Warp {
         self.current = 0;
         self.enter(Window::default(), code);
         self.local.clear();
+        self.cluster_generation = u32::MAX;
         self.pending = WarpState::default();
     }
 
