@@ -138,7 +138,9 @@ impl Lower {
             Space::Local | Space::Param => {
                 let slot = place(v, &mut self.code.local_bytes)?;
                 self.scopes.insert(&v.name, Symbol::Address(slot.offset as u64, Space::Local), v.line)?;
-                self.scopes.sized(&v.name, slot);
+                if v.space == Space::Param {
+                    self.scopes.sized(&v.name, slot);
+                }
                 Ok(())
             }
             Space::Shared => match shared.next() {

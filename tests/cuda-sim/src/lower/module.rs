@@ -350,6 +350,25 @@ mod tests {
         }
     }
 
+    /// What compilers emit must be understood to the last modifier.
+    #[test]
+    fn every_fixture_loads() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures");
+        let mut refused = Vec::new();
+        let mut entries = 0;
+        for file in std::fs::read_dir(folder).unwrap() {
+            let path = file.unwrap().path();
+            if path.extension().is_some_and(|e| e == "ptx") {
+                match load(&std::fs::read_to_string(&path).unwrap()) {
+                    Ok(program) => entries += program.entries.len(),
+                    Err(e) => refused.push(format!("{}: {e}", path.display())),
+                }
+            }
+        }
+        assert!(refused.is_empty(), "{}", refused.join("\n"));
+        assert!(entries > 20);
+    }
+
     /// Every prefix and every text with one byte changed loads or is refused; nothing panics.
     #[test]
     fn damaged_texts_do_not_panic() {
