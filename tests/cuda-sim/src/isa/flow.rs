@@ -179,7 +179,7 @@ fn frame(cx: &mut Lower, i: &Instruction, run: Run, callee: &Signature, argument
 mod tests {
     use crate::machine::fault::{Fault, Kind};
     use crate::machine::grid::Launch;
-    use crate::machine::launch::launch;
+    use crate::machine::launch;
     use crate::memory::{GlobalMemory, Origin};
     use crate::program::Program;
 

@@ -189,7 +189,8 @@ fn region(cx: &Lower, space: Space) -> Region {
 /// The elements of a scalar or vector operand.
 fn elements<'a>(cx: &Lower, i: &Instruction, operand: &'a Operand, count: usize) -> Result<Vec<&'a Operand>> {
     match operand {
-        Operand::Vector(parts) if parts.len() == count && count > 1 => Ok(parts.iter().collect()),
+        // One element may also stand in braces: Triton writes so.
+        Operand::Vector(parts) if parts.len() == count => Ok(parts.iter().collect()),
         Operand::Vector(parts) => cx.error(i, format_args!("a vector of {} elements", parts.len())),
         _ if count == 1 => Ok(vec![operand]),
         _ => cx.error(i, format_args!("operand {operand:?} is not a vector of {count}")),

@@ -53,16 +53,22 @@ fn find(name: &str) -> Option<(Type, Run, u64)> {
         "cluster_nctarank" => |cx, op| all(cx, op, cx.grid.cluster.iter().product()),
         "dynamic_smem_size" => |cx, op| all(cx, op, cx.grid.dynamic_shared),
         "total_smem_size" => |cx, op| all(cx, op, cx.grid.shared_bytes),
-        "clock" => |cx, op| all(cx, op, cx.block.clock as u32),
-        "clock_hi" => |cx, op| all(cx, op, (cx.block.clock >> 32) as u32),
+        "clock" => |cx, op| all(cx, op, clock(cx) as u32),
+        "clock_hi" => |cx, op| all(cx, op, (clock(cx) >> 32) as u32),
         "globaltimer_lo" => |cx, op| all(cx, op, nanoseconds() as u32),
         "globaltimer_hi" => |cx, op| all(cx, op, (nanoseconds() >> 32) as u32),
-        "clock64" => return Some((Type::U64, |cx, op| all64(cx, op, cx.block.clock), 0)),
+        "clock64" => return Some((Type::U64, |cx, op| all64(cx, op, clock(cx)), 0)),
         "globaltimer" => return Some((Type::U64, |cx, op| all64(cx, op, nanoseconds()), 0)),
         "is_explicit_cluster" => return Some((Type::Pred, is_explicit_cluster, 0)),
         _ => return None,
     };
     Some((Type::U32, run, 0))
+}
+
+/// Operations that the block has run. Those since the group began to run in a line are not counted in it yet.
+fn clock(cx: &Cx<'_>) -> u64 {
+    let began = cx.warp.groups.get(cx.warp.current).map_or(cx.pc, |group| group.pc);
+    cx.block.clock + cx.pc.saturating_sub(began) as u64
 }
 
 fn put(cx: &mut Cx<'_>, op: &Op, value: Row<u32>) -> Flow {
