@@ -1,6 +1,11 @@
 //! Checks and costly counts: what is looked for beside the results.
 
+mod clock;
 pub mod race;
+mod shadow;
+#[cfg(test)]
+mod tests;
+mod traffic;
 
 use crate::code::Flow;
 pub use crate::device::Checks;
@@ -19,13 +24,15 @@ pub fn observe(
     effect: Effect,
     access: Access,
 ) -> Option<Flow> {
-    let _ = access;
+    if cx.grid.count {
+        traffic::count(cx, region, addresses, size, effect);
+    }
     if cx.grid.checks.init
         && let Err(fault) = initialised(cx, region, addresses, size, effect)
     {
         return Some(cx.fail(fault));
     }
-    None
+    if cx.grid.checks.race { race::access(cx, region, addresses, size, effect, access) } else { None }
 }
 
 /// Reads must find written bytes; writes make them so.

@@ -82,7 +82,7 @@ fn uniform(cx: &Cx<'_>, row: &Row<u32>) -> Option<u32> {
 }
 
 fn arrive(cx: &mut Cx<'_>, op: &Op) -> Flow {
-    if cx.warp.groups[cx.warp.current].wait == Wait::Released {
+    if matches!(cx.warp.groups[cx.warp.current].wait, Wait::Released(_)) {
         return released(cx, op);
     }
     if op.imm & ALIGNED != 0
@@ -118,7 +118,7 @@ fn arrive(cx: &mut Cx<'_>, op: &Op) -> Flow {
     barrier.count += (yes & cx.mask).count_ones();
     let generation = barrier.generation;
     cx.block.progress += 1;
-    check::race::barrier_arrive(cx, id);
+    check::race::barrier_arrive(cx, id, generation);
     if op.imm & FORM == ARRIVE {
         cx.block.complete_barriers();
         return Flow::Next;
@@ -130,9 +130,11 @@ fn arrive(cx: &mut Cx<'_>, op: &Op) -> Flow {
 
 /// The barrier has completed.
 fn released(cx: &mut Cx<'_>, op: &Op) -> Flow {
-    cx.warp.groups[cx.warp.current].wait = Wait::No;
+    let wait = std::mem::replace(&mut cx.warp.groups[cx.warp.current].wait, Wait::No);
     let id = cx.b32(op.src[0])[cx.mask.trailing_zeros() as usize];
-    check::race::barrier_leave(cx, id);
+    if let Wait::Released(generation) = wait {
+        check::race::barrier_leave(cx, id, generation);
+    }
     let (yes, threads) = cx.block.barriers[id as usize].result;
     match op.imm & FORM {
         POPC => cx.set_b32(op.dst[0], [yes; LANES]),
@@ -190,9 +192,10 @@ fn cluster_arrive(cx: &mut Cx<'_>, op: &Op) -> Flow {
     let lanes = cx.mask.count_ones();
     let barrier = &mut cx.block.barriers[CLUSTER_BARRIER];
     barrier.threads += lanes;
-    cx.warp.cluster_generation = barrier.generation;
+    let generation = barrier.generation;
+    cx.warp.cluster_generation = generation;
     cx.block.progress += 1;
-    check::race::barrier_arrive(cx, CLUSTER_BARRIER as u32);
+    check::race::barrier_arrive(cx, CLUSTER_BARRIER as u32, generation);
     cx.block.complete_barriers();
     Flow::Next
 }
@@ -206,7 +209,8 @@ fn cluster_wait(cx: &mut Cx<'_>, op: &Op) -> Flow {
     if cx.block.barriers[CLUSTER_BARRIER].generation == cx.warp.cluster_generation {
         return Flow::Retry;
     }
-    check::race::barrier_leave(cx, CLUSTER_BARRIER as u32);
+    let generation = cx.warp.cluster_generation;
+    check::race::barrier_leave(cx, CLUSTER_BARRIER as u32, generation);
     Flow::Next
 }
 

@@ -4,6 +4,7 @@ use super::async_queue::Queue;
 use super::fault::{Fault, Kind};
 use super::grid::Grid;
 use super::schedule::Rng;
+use crate::check::race;
 
 /// Hardware barriers of a block.
 pub const BARRIERS: usize = 16;
@@ -42,6 +43,8 @@ pub struct Block {
     pub barriers: [Barrier; BARRIERS + 1],
     /// Its asynchronous copies.
     pub queue: Queue,
+    /// What the race check remembers.
+    pub race: Option<Box<race::State>>,
     /// Decides its schedule.
     pub rng: Rng,
     /// Operations that its warps have run: what `%clock` counts.
@@ -60,6 +63,7 @@ impl Block {
             shared: Shared::default(),
             barriers: Default::default(),
             queue: Queue::default(),
+            race: None,
             rng: Rng::new(0),
             clock: 0,
             progress: 0,
@@ -77,6 +81,8 @@ impl Block {
         self.shared.reset(grid.shared_bytes, grid.checks.init);
         self.barriers = Default::default();
         self.queue = Queue::default();
+        let warps = self.live_threads.div_ceil(32);
+        self.race = grid.checks.race.then(|| Box::new(race::State::new(warps, grid.shared_bytes, self.barriers.len())));
         self.rng = Rng::new(grid.schedule.seed ^ (index + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         self.clock = 0;
         self.progress = 0;

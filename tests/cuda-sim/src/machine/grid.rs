@@ -101,6 +101,8 @@ pub struct Grid<'a> {
     pub cooperative: bool,
     /// Global memory in which CUDA's `grid.sync()` counts; 0 without.
     pub workspace: u64,
+    /// What the race check remembers of global memory.
+    pub race: Option<crate::check::race::Global>,
 }
 
 impl<'a> Grid<'a> {
@@ -146,6 +148,7 @@ impl<'a> Grid<'a> {
             count: launch.count,
             watched: launch.count || launch.checks.init || launch.checks.race,
             cooperative: launch.cooperative,
+            race: launch.checks.race.then(Default::default),
             workspace: launch.workspace,
         })
     }

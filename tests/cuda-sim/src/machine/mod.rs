@@ -6,11 +6,15 @@ pub mod block;
 pub mod control;
 pub mod fault;
 pub mod grid;
+#[cfg(test)]
+pub(crate) mod harness;
 mod launch;
 mod resident;
 mod run;
 pub mod schedule;
 pub mod simd;
+#[cfg(test)]
+mod tests;
 pub mod warp;
 
 use crate::code::{Code, Dst, Flow, Src};

@@ -77,14 +77,15 @@ impl Resident {
             let before = self.block.progress;
             let waiting = self.round(grid, counters)?;
             if self.order.is_empty() {
-                async_queue::finish(&mut self.block, grid)?;
+                async_queue::finish(&mut self.block, grid).map_err(|fault| self.place(fault, grid))?;
                 return Ok(State::Done);
             }
             if self.block.progress != before {
                 self.idle_rounds = 0;
                 self.seen = (self.block.progress, self.block.clock);
-            } else if waiting && !async_queue::idle(&mut self.block, grid)? {
-                self.idle_rounds += 1;
+            } else if waiting {
+                let landed = async_queue::idle(&mut self.block, grid).map_err(|fault| self.place(fault, grid))?;
+                self.idle_rounds += u32::from(!landed);
             }
             let spun = self.block.clock - self.seen.1;
             if self.idle_rounds >= IDLE_ROUNDS || spun >= IDLE_OPERATIONS {
@@ -112,10 +113,17 @@ impl Resident {
                     continue;
                 }
             }
-            async_queue::turn(&mut self.block, grid)?;
+            async_queue::turn(&mut self.block, grid).map_err(|fault| self.place(fault, grid))?;
             i += 1;
         }
         Ok(waiting)
+    }
+
+    /// Completes the fault of an asynchronous operation, which no warp runs.
+    fn place(&self, mut fault: Fault, grid: &Grid<'_>) -> Fault {
+        fault.kernel = grid.name.to_string();
+        fault.block = Some(self.block.ctaid);
+        fault
     }
 
     /// Forgets that it was stuck: another block may have helped it.

@@ -74,7 +74,7 @@ fn rest(cx: &mut Cx<'_>) -> Result<Turn, Box<Fault>> {
 fn choose(cx: &mut Cx<'_>) -> bool {
     let warp = &mut *cx.warp;
     release(warp, cx.block);
-    let runs = |wait| matches!(wait, Wait::No | Wait::Released);
+    let runs = |wait| matches!(wait, Wait::No | Wait::Released(_));
     let key = |warp: &Warp, i: usize| {
         let g: &super::warp::Group = &warp.groups[i];
         (usize::MAX - g.frames.len(), g.pc)
@@ -110,7 +110,7 @@ fn release(warp: &mut Warp, block: &Block) {
         if let Wait::Barrier(id, generation) = group.wait
             && block.barriers[id as usize].generation != generation
         {
-            group.wait = Wait::Released;
+            group.wait = Wait::Released(generation);
         }
     }
 }
@@ -202,7 +202,7 @@ fn retry(cx: &mut Cx<'_>, pc: u32) {
     let mask = cx.mask;
     let group = &mut cx.warp.groups[cx.warp.current];
     group.pc = pc;
-    if matches!(group.wait, Wait::No | Wait::Released) {
+    if matches!(group.wait, Wait::No | Wait::Released(_)) {
         group.wait = Wait::Yielded;
     }
     if group.mask != mask {

@@ -48,8 +48,8 @@ pub enum Wait {
     Yielded,
     /// It has arrived at a barrier of its block and waits for the end of this generation.
     Barrier(u8, u32),
-    /// The barrier has completed: the barrier instruction runs once more, to end.
-    Released,
+    /// This generation of the barrier has completed: the barrier instruction runs once more, to end.
+    Released(u32),
     /// It is at a collective instruction and waits for these lanes to come there.
     Converge(u32),
 }
