@@ -122,7 +122,7 @@ impl Resident {
     /// Completes the fault of an asynchronous operation, which no warp runs.
     fn place(&self, mut fault: Fault, grid: &Grid<'_>) -> Fault {
         fault.kernel = grid.name.to_string();
-        fault.block = Some(self.block.ctaid);
+        fault.block = fault.block.or(Some(self.block.ctaid));
         fault
     }
 

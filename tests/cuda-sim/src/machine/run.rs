@@ -33,6 +33,7 @@ pub fn turn(
     let code = &*grid.program.functions[group.function as usize];
     let mut cx = Cx { warp, code, mask: 0, pc: 0, block, grid, counters, fault: None };
     let mut left = i64::from(budget);
+    let groups = cx.warp.groups.len();
     while left > 0 {
         if !choose(&mut cx) {
             return rest(&mut cx);
@@ -42,7 +43,28 @@ pub fn turn(
         }
     }
     cx.warp.wake();
+    if groups != 1 && cx.warp.groups.len() == groups {
+        rotate(cx.warp, budget);
+    } else {
+        cx.warp.hogged = 0;
+    }
     Ok(Turn::Ran)
+}
+
+/// Operations for which the first group in the program may keep the others waiting.
+const HOG: u32 = 1 << 14;
+
+/// Lets the other groups run after a long time: the first one may spin for what they have to do (a lock).
+fn rotate(warp: &mut Warp, ran: u32) {
+    warp.hogged += ran;
+    if warp.hogged >= HOG {
+        warp.hogged = 0;
+        if let Some(group) = warp.groups.get_mut(warp.current)
+            && group.wait == Wait::No
+        {
+            group.wait = Wait::Yielded;
+        }
+    }
 }
 
 /// The end of a turn in which no group can go on.
@@ -230,7 +252,7 @@ fn complete(cx: &mut Cx<'_>) -> Box<Fault> {
         fault.source = source.map(|&(file, line)| (cx.grid.program.file(file).unwrap_or("?").to_string(), line));
     }
     fault.block = Some(cx.block.ctaid);
-    fault.warp = Some(cx.warp.id);
+    fault.warp = fault.warp.or(Some(cx.warp.id));
     if fault.lane.is_none() && cx.mask.count_ones() == 1 {
         fault.lane = Some(cx.mask.trailing_zeros());
     }

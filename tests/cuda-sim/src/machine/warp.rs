@@ -98,6 +98,8 @@ pub struct Warp {
     pub local: Local,
     /// The allocation that the last access to global memory found.
     pub allocation: usize,
+    /// Operations since its groups last changed while there were several.
+    pub hogged: u32,
     /// The generation of the cluster's barrier at which it has arrived.
     pub cluster_generation: u32,
     /// Its asynchronous operations.
@@ -125,6 +127,7 @@ impl Warp {
         self.enter(Window::default(), code);
         self.local.clear();
         self.cluster_generation = u32::MAX;
+        self.hogged = 0;
         self.pending = WarpState::default();
     }
 
