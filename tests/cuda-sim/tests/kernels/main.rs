@@ -1,0 +1,20 @@
+//! Kernels from four compilers, run and compared with references on the CPU, under every check and several schedules.
+//!
+//! The PTX is in `fixtures/`, the sources in `kernels/`, and `fixtures/make.py` makes the one of the other.
+
+mod harness;
+mod numbers;
+
+mod attention;
+mod cute;
+mod fp8;
+mod gemm;
+mod gemv;
+mod hopper;
+mod language;
+mod lanes;
+mod math;
+mod mutants;
+mod reduce;
+mod sync;
+mod triton;
