@@ -16,7 +16,8 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) {
 // Rows outside the matrix and columns past its end read as zero: a source size of 0 writes zeros only.
 __device__ __forceinline__ void load_tile(uint4* tile, const __nv_bfloat16* matrix, int row0, int k0, int rows, int k) {
 #pragma unroll
-  for (int i = threadIdx.x; i < kTileM * kChunks; i += kThreads) {
+  for (int j = 0; j < kTileM * kChunks / kThreads; j++) {
+    const int i = j * kThreads + threadIdx.x;
     const int row = i / kChunks, chunk = i % kChunks;
     const bool inside = row0 + row < rows && k0 + chunk * 8 < k;
     const __nv_bfloat16* from = inside ? matrix + size_t(row0 + row) * k + k0 + chunk * 8 : matrix;
