@@ -95,6 +95,7 @@ extern "C" __global__ void __launch_bounds__(128)
   __syncthreads();
   float sums[32] = {};
   const int steps = (k + kTile - 1) / kTile;
+#pragma unroll 1
   for (int step = 0; step < steps; step++) {
     if (threadIdx.x == 0) {
       barrier_expect(&full, 2 * kTileBytes);
@@ -142,6 +143,7 @@ extern "C" __global__ void __launch_bounds__(384)
     if (threadIdx.x == 0) {
       for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         const int row = tile / columns * 2 * kTile, col = tile % columns * kTile;
+#pragma unroll 1
         for (int step = 0; step < steps; step++) {
           // The first round finds the stages free: the phase before the first has the other parity.
           barrier_wait(&empty[stage], parity ^ 1);
@@ -162,6 +164,7 @@ extern "C" __global__ void __launch_bounds__(384)
   asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
   for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
     float sums[32] = {};
+#pragma unroll 1
     for (int step = 0; step < steps; step++) {
       barrier_wait(&full[stage], parity);
       wgmma_fence();

@@ -10,12 +10,14 @@ extern "C" __global__ void __launch_bounds__(128) named_barriers(int* out, const
   __shared__ int buffer[64];
   const int t = threadIdx.x % 64;
   if (threadIdx.x < 64) {
+#pragma unroll 1
     for (int i = 0; i < rounds; i++) {
       if (i > 0) asm volatile("bar.sync 2, 128;" ::: "memory");
       buffer[t] = in[i * 64 + t];
       asm volatile("bar.arrive 1, 128;" ::: "memory");
     }
   } else {
+#pragma unroll 1
     for (int i = 0; i < rounds; i++) {
       asm volatile("bar.sync 1, 128;" ::: "memory");
       out[i * 64 + t] = buffer[63 - t] * 2;

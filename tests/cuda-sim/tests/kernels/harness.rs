@@ -5,7 +5,7 @@ use std::fmt;
 use cuda_sim::device::Checks;
 use cuda_sim::machine::fault::{Fault, Kind};
 use cuda_sim::machine::grid::Launch;
-use cuda_sim::machine::launch;
+use cuda_sim::machine::launch::launch;
 use cuda_sim::machine::schedule::{AsyncTiming, Schedule};
 use cuda_sim::memory::{GlobalMemory, Origin};
 use cuda_sim::program::Program;
@@ -181,7 +181,7 @@ impl Session {
             params[param.offset as usize..][..bytes.len()].copy_from_slice(&bytes);
         }
         let workspace = if shape.cooperative { self.zeros::<u32>(16) } else { 0 };
-        launch::launch(&Launch {
+        launch(&Launch {
             grid: shape.grid,
             block: shape.block,
             dynamic_shared: shape.dynamic_shared,
