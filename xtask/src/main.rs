@@ -1,40 +1,67 @@
 //! Project chores: `cargo xtask test` does what a change must pass.
 
+mod toolkit;
+
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
-const USAGE: &str = "usage: cargo xtask test    check the format, lint, run every test";
+const USAGE: &str = "\
+usage: cargo xtask test       check the format, lint, run every test, compare the compiled kernels with their sources
+       cargo xtask toolkit    find nvcc, or install it; print its path on the last line";
 
 fn main() -> ExitCode {
-    let task = std::env::args().nth(1);
-    match task.as_deref() {
-        Some("test") => test(),
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let outcome = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["test"] => test(),
+        ["toolkit"] => toolkit::nvcc().map(|nvcc| println!("{}", nvcc.display())),
         _ => {
             eprintln!("{USAGE}");
-            ExitCode::from(2)
+            return ExitCode::from(2);
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("xtask: {message}");
+            ExitCode::FAILURE
         }
     }
 }
 
 /// Runs each step, stopping at the first that fails.
-fn test() -> ExitCode {
+fn test() -> Result<(), String> {
     let steps: [&[&str]; 3] = [
         &["fmt", "--all", "--check"],
         &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
         &["test", "--workspace"],
     ];
     for step in steps {
-        eprintln!("xtask: cargo {}", step.join(" "));
-        match Command::new(env!("CARGO")).args(step).status() {
-            Ok(status) if status.success() => {}
-            Ok(status) => {
-                eprintln!("xtask: cargo {} failed ({status})", step[0]);
-                return ExitCode::FAILURE;
-            }
-            Err(error) => {
-                eprintln!("xtask: cannot run cargo: {error}");
-                return ExitCode::FAILURE;
-            }
-        }
+        run(Command::new(env!("CARGO")).args(step), &format!("cargo {}", step.join(" ")))?;
     }
-    ExitCode::SUCCESS
+    kernels()
+}
+
+/// The PTX that the tests run is what the kernels compile to.
+fn kernels() -> Result<(), String> {
+    let nvcc = match toolkit::nvcc() {
+        Ok(nvcc) => nvcc,
+        // A developer without a network loses this step only; CI must not.
+        Err(message) if std::env::var_os("CI").is_none() => {
+            eprintln!("xtask: the kernels are not compiled: {message}");
+            return Ok(());
+        }
+        Err(message) => return Err(message),
+    };
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is in the workspace");
+    let script = workspace.join("tests/cuda-sim/fixtures/make.py");
+    run(Command::new("python3").arg(script).arg(nvcc).arg("--check"), "make.py --check")
+}
+
+fn run(command: &mut Command, name: &str) -> Result<(), String> {
+    eprintln!("xtask: {name}");
+    match command.status() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(format!("{name} failed ({status})")),
+        Err(error) => Err(format!("cannot run {name}: {error}")),
+    }
 }

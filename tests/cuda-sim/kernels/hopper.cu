@@ -128,7 +128,7 @@ extern "C" __global__ void __launch_bounds__(384)
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; i++) {
       barrier_init(&full[i], 1);
-      barrier_init(&empty[i], 2);
+      barrier_init(&empty[i], 8);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
@@ -173,7 +173,8 @@ extern "C" __global__ void __launch_bounds__(384)
         wgmma(sums, descriptor(stages[stage].a[group - 1] + kk * 16), descriptor(stages[stage].b + kk * 16));
       wgmma_commit();
       wgmma_wait<0>();
-      if (threadIdx.x % 128 == 0) barrier_arrive(&empty[stage]);
+      // Each warp has waited for its own part only.
+      if (threadIdx.x % 32 == 0) barrier_arrive(&empty[stage]);
       if (++stage == kStages) {
         stage = 0;
         parity ^= 1;

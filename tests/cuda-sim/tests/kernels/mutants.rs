@@ -1,0 +1,559 @@
+//! Planted bugs: a kernel's PTX with a line or two changed. Each must be caught under the default sweep, by the check
+//! that should catch it; the same scenarios find nothing in the kernels as they are.
+
+use cuda_sim::machine::fault::Kind::{self, *};
+
+use super::{attention, gemm, gemv, hopper, lanes, language, reduce, sync};
+use crate::harness::{Finding, Scenario, fixture, sweep};
+
+/// A changed line: the `nth` line of the kernel that begins with `from` (blanks count once), from 0.
+struct Edit {
+    nth: usize,
+    from: &'static str,
+    to: &'static str,
+}
+
+/// Leaves the first line out that begins so.
+const fn without(from: &'static str) -> Edit {
+    Edit { nth: 0, from, to: "" }
+}
+
+/// Replaces the beginning of the first line that begins so.
+const fn change(from: &'static str, to: &'static str) -> Edit {
+    Edit { nth: 0, from, to }
+}
+
+const fn nth(nth: usize, edit: Edit) -> Edit {
+    Edit { nth, ..edit }
+}
+
+/// What must catch a mutant.
+enum Catch {
+    /// A fault of one of these kinds.
+    Fault(&'static [Kind]),
+    /// The comparison with the reference.
+    Result,
+}
+
+use Catch::{Fault, Result};
+
+struct Mutant {
+    /// What was done to the kernel.
+    bug: &'static str,
+    fixture: &'static str,
+    kernel: &'static str,
+    edits: &'static [Edit],
+    scenario: Scenario,
+    catch: Catch,
+}
+
+/// Data that an asynchronous copy brings, read or overwritten without waiting for it.
+const TOO_EARLY: Catch = Fault(&[Race, Async]);
+
+const GEMM: &str = "gemm_bf16";
+
+const MUTANTS: &[Mutant] = &[
+    // A product by ldmatrix and mma over two buffers of cp.async.
+    Mutant {
+        bug: "does not wait for the copies",
+        fixture: "gemm",
+        kernel: GEMM,
+        edits: &[without("cp.async.wait_group 1;"), without("cp.async.wait_group 0;")],
+        scenario: gemm::ragged,
+        catch: TOO_EARLY,
+    },
+    Mutant {
+        bug: "leaves one group of copies pending at the tail",
+        fixture: "gemm",
+        kernel: GEMM,
+        edits: &[change("cp.async.wait_group 0;", "cp.async.wait_group 1;")],
+        scenario: gemm::ragged,
+        catch: TOO_EARLY,
+    },
+    Mutant {
+        bug: "does not commit the copies of a step",
+        fixture: "gemm",
+        kernel: GEMM,
+        edits: &[nth(1, without("cp.async.commit_group;"))],
+        scenario: gemm::ragged,
+        catch: TOO_EARLY,
+    },
+    Mutant {
+        bug: "no barrier between the copies and their readers",
+        fixture: "gemm",
+        kernel: GEMM,
+        edits: &[without("bar.sync 0;")],
+        scenario: gemm::ragged,
+        catch: TOO_EARLY,
+    },
+    Mutant {
+        bug: "no barrier before a buffer is used again",
+        fixture: "gemm",
+        kernel: GEMM,
+        edits: &[nth(1, without("bar.sync 0;"))],
+        scenario: gemm::ragged,
+        catch: TOO_EARLY,
+    },
+    Mutant {
+        bug: "reads the second half of a tile without the swizzle",
+        fixture: "gemm",
+        kernel: GEMM,
+        edits: &[change("xor.b32 %r309, %r112, %r308;", "mov.b32 %r309, %r308;")],
+        scenario: gemm::ragged,
+        catch: Result,
+    },
+    Mutant {
+        bug: "no guard on the rows of a",
+        fixture: "gemm",
+        kernel: GEMM,
+        edits: &[
+            change("and.pred %p1, %p9, %p10;", "mov.pred %p1, %p10;"),
+            change("and.pred %p2, %p12, %p13;", "mov.pred %p2, %p13;"),
+        ],
+        scenario: gemm::ragged,
+        catch: Fault(&[OutOfBounds]),
+    },
+    Mutant {
+        bug: "no guard on the last columns of k",
+        fixture: "gemm",
+        kernel: GEMM,
+        edits: &[change("and.pred %p5, %p9, %p24;", "mov.pred %p5, %p9;")],
+        scenario: gemm::ragged,
+        catch: Fault(&[OutOfBounds]),
+    },
+    Mutant {
+        bug: "no guard on the columns of the result: blocks write into one another's rows",
+        fixture: "gemm",
+        kernel: GEMM,
+        edits: &[change("or.pred %p38, %p37, %p36;", "mov.pred %p38, %p36;")],
+        scenario: gemm::ragged,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "rows for ldmatrix at multiples of eight bytes",
+        fixture: "gemm",
+        kernel: GEMM,
+        edits: &[change("shl.b32 %r299, %r298, 4;", "shl.b32 %r299, %r298, 3;")],
+        scenario: gemm::ragged,
+        catch: Fault(&[Misaligned]),
+    },
+    // Matrix-vector products.
+    Mutant {
+        bug: "no guard on the rows",
+        fixture: "gemv",
+        kernel: "gemv_bf16",
+        edits: &[change("setp.ge.s32 %p1, %r2, %r15;", "setp.ne.s32 %p1, %r2, %r2;")],
+        scenario: |s| gemv::bf16_rows(s, 37, 72),
+        catch: Fault(&[OutOfBounds]),
+    },
+    Mutant {
+        bug: "loads of 16 bytes at multiples of eight",
+        fixture: "gemv",
+        kernel: "gemv_bf16",
+        edits: &[change("add.s64 %rd40, %rd20, %rd25;", "add.s64 %rd40, %rd20, %rd25; add.s64 %rd40, %rd40, 8;")],
+        scenario: |s| gemv::bf16_rows(s, 37, 72),
+        catch: Fault(&[Misaligned]),
+    },
+    Mutant {
+        bug: "reads the shared vector before all have written it",
+        fixture: "gemv",
+        kernel: "gemv_f32_shared",
+        edits: &[without("bar.sync 0;")],
+        scenario: |s| gemv::shared_rows(s, 21, 260),
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "copies one vector too few to shared memory",
+        fixture: "gemv",
+        kernel: "gemv_f32_shared",
+        edits: &[change("add.s32 %r62, %r62, %r3;", "add.s32 %r62, %r62, %r3; add.s32 %r62, %r62, 1;")],
+        scenario: |s| gemv::shared_rows(s, 5, 1040),
+        catch: Fault(&[UninitialisedRead]),
+    },
+    // Attention over pages.
+    Mutant {
+        bug: "no barrier before the warps are merged",
+        fixture: "attention",
+        kernel: "paged_attention",
+        edits: &[without("bar.sync 0;")],
+        scenario: attention::paged,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "the sums of the warps are never written",
+        fixture: "attention",
+        kernel: "paged_attention",
+        edits: &[without("st.shared.f32 [%r101], %f178;")],
+        scenario: attention::paged,
+        catch: Fault(&[UninitialisedRead]),
+    },
+    Mutant {
+        bug: "a step of the butterfly twice, another not at all",
+        fixture: "attention",
+        kernel: "paged_attention",
+        edits: &[change("shfl.sync.bfly.b32 %r48|%p4, %r44, %r46,", "shfl.sync.bfly.b32 %r48|%p4, %r44, 8,")],
+        scenario: attention::paged,
+        catch: Result,
+    },
+    // Reductions.
+    Mutant {
+        bug: "no barrier before the sums of the warps are read",
+        fixture: "reduce",
+        kernel: "rmsnorm",
+        edits: &[nth(1, without("bar.sync 0;"))],
+        scenario: reduce::rmsnorm,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "no barrier before the scratch space is used again",
+        fixture: "reduce",
+        kernel: "softmax",
+        edits: &[nth(2, without("bar.sync 0;"))],
+        scenario: reduce::softmax,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "a block's part is published without a fence",
+        fixture: "reduce",
+        kernel: "sum_last_block",
+        edits: &[without("membar.gl;")],
+        scenario: reduce::sum_last_block,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "the ticket is taken without an atomic",
+        fixture: "reduce",
+        kernel: "sum_last_block",
+        edits: &[change(
+            "atom.global.inc.u32 %r88, [%rd11], %r87;",
+            "ld.global.u32 %r88, [%rd11]; add.u32 %r89, %r88, 1; st.global.u32 [%rd11], %r89;",
+        )],
+        scenario: reduce::sum_last_block,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "counts without an atomic",
+        fixture: "reduce",
+        kernel: "histogram",
+        edits: &[change(
+            "atom.shared.add.u32 %r23, [%r22], 1;",
+            "ld.shared.u32 %r23, [%r22]; add.u32 %r23, %r23, 1; st.shared.u32 [%r22], %r23;",
+        )],
+        scenario: reduce::histogram,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "counts begin with what was in shared memory",
+        fixture: "reduce",
+        kernel: "histogram",
+        edits: &[without("st.shared.u32 [%r16], %r17;")],
+        scenario: reduce::histogram,
+        catch: Fault(&[UninitialisedRead]),
+    },
+    Mutant {
+        bug: "the largest of the grid without an atomic",
+        fixture: "reduce",
+        kernel: "argmax",
+        edits: &[change(
+            "atom.global.max.u64 %rd26, [%rd25], %rd5;",
+            "ld.global.u64 %rd26, [%rd25]; max.u64 %rd26, %rd26, %rd5; st.global.u64 [%rd25], %rd26;",
+        )],
+        scenario: reduce::argmax,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "a barrier that the first warp never reaches",
+        fixture: "reduce",
+        kernel: "scan",
+        edits: &[nth(1, change("bar.sync 0;", "@!%p25 bar.sync 0;"))],
+        scenario: reduce::scan,
+        catch: Fault(&[DivergentBarrier, Deadlock]),
+    },
+    Mutant {
+        bug: "a barrier that half of a warp leaves out",
+        fixture: "lanes",
+        kernel: "transpose",
+        edits: &[change("bar.sync 0;", "{ .reg .b32 %x; .reg .pred %q; mov.u32 %x, %laneid; setp.lt.u32 %q, %x, 16; @%q bra UNDER; bar.sync 0; UNDER: }")],
+        scenario: lanes::transpose,
+        catch: Fault(&[DivergentBarrier, Deadlock]),
+    },
+    Mutant {
+        bug: "no barrier between the halves of a transposition",
+        fixture: "lanes",
+        kernel: "transpose",
+        edits: &[without("bar.sync 0;")],
+        scenario: lanes::transpose,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "a step of the sorting network without its barrier",
+        fixture: "lanes",
+        kernel: "bitonic_sort",
+        edits: &[nth(37, without("bar.sync 0;"))],
+        scenario: lanes::bitonic_sort,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "a key written past the end of a local array",
+        fixture: "language",
+        kernel: "local_arrays",
+        edits: &[change("st.local.u32 [%rd1+4], %r2;", "st.local.u32 [%rd1+32], %r2;")],
+        scenario: language::local_arrays,
+        catch: Fault(&[OutOfBounds]),
+    },
+    // Threads that wait for one another.
+    Mutant {
+        bug: "the filling warps do not wait until the buffer is empty",
+        fixture: "sync",
+        kernel: "named_barriers",
+        edits: &[without("bar.sync 2, 128;")],
+        scenario: sync::named_barriers,
+        catch: Fault(&[Race, Deadlock, InvalidOperation, DivergentBarrier]),
+    },
+    Mutant {
+        bug: "a named barrier with two numbers of threads",
+        fixture: "sync",
+        kernel: "named_barriers",
+        edits: &[change("bar.arrive 1, 128;", "bar.arrive 1, 96;")],
+        scenario: sync::named_barriers,
+        catch: Fault(&[InvalidOperation, DivergentBarrier]),
+    },
+    Mutant {
+        bug: "the lock is not looked at",
+        fixture: "sync",
+        kernel: "spin_lock",
+        edits: &[change("setp.ne.s32 %p3, %r9, 0;", "setp.ne.s32 %p3, %r9, %r9;")],
+        scenario: sync::spin_lock,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "the running sum is published without a fence",
+        fixture: "sync",
+        kernel: "chained_scan",
+        edits: &[nth(1, without("membar.gl;"))],
+        scenario: sync::chained_scan,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "the flag is never set",
+        fixture: "sync",
+        kernel: "chained_scan",
+        edits: &[without("atom.global.exch.b32 %r44,")],
+        scenario: sync::chained_scan,
+        catch: Fault(&[Deadlock]),
+    },
+    // Hopper.
+    Mutant {
+        bug: "does not wait for the tensor copies",
+        fixture: "hopper",
+        kernel: "wgmma_simple",
+        edits: &[without("@!done bra again;")],
+        scenario: hopper::simple,
+        catch: TOO_EARLY,
+    },
+    Mutant {
+        bug: "waits for the same phase in every step",
+        fixture: "hopper",
+        kernel: "wgmma_simple",
+        edits: &[change("and.b32 %r48, %r539, 1;", "mov.b32 %r48, 0;")],
+        scenario: hopper::simple,
+        catch: TOO_EARLY,
+    },
+    Mutant {
+        bug: "expects more bytes than are copied",
+        fixture: "hopper",
+        kernel: "wgmma_simple",
+        edits: &[change("mov.u32 %r36, 16384;", "mov.u32 %r36, 16400;")],
+        scenario: hopper::simple,
+        catch: Fault(&[Deadlock]),
+    },
+    Mutant {
+        bug: "expects fewer bytes than are copied",
+        fixture: "hopper",
+        kernel: "wgmma_simple",
+        edits: &[change("mov.u32 %r36, 16384;", "mov.u32 %r36, 8192;")],
+        scenario: hopper::simple,
+        catch: Fault(&[Race, Async, InvalidOperation]),
+    },
+    Mutant {
+        bug: "reads the accumulators before the products are complete",
+        fixture: "hopper",
+        kernel: "wgmma_simple",
+        edits: &[change("wgmma.wait_group.sync.aligned 0;", "wgmma.wait_group.sync.aligned 1;")],
+        scenario: hopper::simple,
+        catch: TOO_EARLY,
+    },
+    Mutant {
+        bug: "the descriptor of a says another swizzle than its tensor map",
+        fixture: "hopper",
+        kernel: "wgmma_simple",
+        edits: &[change("or.b64 %rd10, %rd18, 4611686293305360384;", "or.b64 %rd10, %rd18, 9223372311732748288;")],
+        scenario: hopper::simple,
+        catch: Result,
+    },
+    Mutant {
+        bug: "the next copies start while others still multiply",
+        fixture: "hopper",
+        kernel: "wgmma_simple",
+        edits: &[nth(1, without("bar.sync 0;"))],
+        scenario: hopper::simple,
+        catch: TOO_EARLY,
+    },
+    Mutant {
+        bug: "the consumers never say that a stage is free",
+        fixture: "hopper",
+        kernel: "wgmma_specialised",
+        edits: &[without("mbarrier.arrive.shared::cta.b64 _,")],
+        scenario: hopper::specialised,
+        catch: Fault(&[Deadlock]),
+    },
+    Mutant {
+        bug: "the producer begins with the wrong phase",
+        fixture: "hopper",
+        kernel: "wgmma_specialised",
+        edits: &[change("xor.b32 %r156, %r198, 1;", "mov.b32 %r156, %r198;")],
+        scenario: hopper::specialised,
+        catch: Fault(&[Deadlock]),
+    },
+    Mutant {
+        bug: "the producer does not wait until a stage is free",
+        fixture: "hopper",
+        kernel: "wgmma_specialised",
+        edits: &[nth(1, without("@!done bra again;"))],
+        scenario: hopper::specialised,
+        catch: Fault(&[Race, Async, InvalidOperation]),
+    },
+    Mutant {
+        bug: "a stage is released by half of its readers",
+        fixture: "hopper",
+        kernel: "wgmma_specialised",
+        edits: &[change("mov.u32 %r74, 8;", "mov.u32 %r74, 4;")],
+        scenario: hopper::specialised,
+        catch: Fault(&[Race, Async, InvalidOperation, Deadlock]),
+    },
+    Mutant {
+        bug: "reads what a bulk copy brings without waiting",
+        fixture: "hopper",
+        kernel: "bulk_reverse",
+        edits: &[without("@!done bra again;")],
+        scenario: hopper::bulk_reverse,
+        catch: Fault(&[Race, Async, UninitialisedRead]),
+    },
+    Mutant {
+        bug: "copies out what is not yet written by all",
+        fixture: "hopper",
+        kernel: "bulk_reverse",
+        edits: &[nth(1, without("bar.sync 0;"))],
+        scenario: hopper::bulk_reverse,
+        catch: Fault(&[Race, Async, UninitialisedRead]),
+    },
+    Mutant {
+        bug: "a bulk copy from an address that is not a multiple of 16",
+        fixture: "hopper",
+        kernel: "bulk_reverse",
+        edits: &[change("add.s64 %rd3, %rd2, %rd4;", "add.s64 %rd3, %rd2, %rd4; add.s64 %rd3, %rd3, 4;")],
+        scenario: hopper::bulk_reverse,
+        catch: Fault(&[Misaligned]),
+    },
+];
+
+impl Mutant {
+    /// The fixture with the edits made.
+    fn text(&self) -> String {
+        let text = fixture(self.fixture);
+        let mut lines: Vec<String> = text.lines().map(String::from).collect();
+        let entry = format!(".visible .entry {}(", self.kernel);
+        let start = lines.iter().position(|l| l.starts_with(&entry)).unwrap_or_else(|| panic!("no {}", self.kernel));
+        let after = lines[start + 1..].iter().position(|l| l.starts_with(".visible .entry"));
+        let end = after.map_or(lines.len(), |n| start + 1 + n);
+        // The places are found before anything changes.
+        let found: Vec<(usize, String)> = self.edits.iter().map(|edit| edit.find(&lines[start..end])).collect();
+        for (at, line) in found {
+            lines[start + at] = line;
+        }
+        lines.join("\n")
+    }
+}
+
+impl Edit {
+    /// The line and what it becomes.
+    fn find(&self, lines: &[String]) -> (usize, String) {
+        let plain = |line: &String| line.split_whitespace().collect::<Vec<_>>().join(" ");
+        let mut places = lines.iter().enumerate().filter(|(_, line)| plain(line).starts_with(self.from));
+        let Some((at, line)) = places.nth(self.nth) else { panic!("no line {} `{}`", self.nth, self.from) };
+        let line = plain(line);
+        let rest = if self.to.is_empty() { "" } else { &line[self.from.len()..] };
+        (at, format!("{}{rest}", self.to))
+    }
+}
+
+impl Catch {
+    fn has(&self, finding: &Finding) -> bool {
+        match self {
+            Fault(kinds) => finding.kind().is_some_and(|kind| kinds.contains(&kind)),
+            Result => matches!(finding, Finding::Wrong(_)),
+        }
+    }
+}
+
+/// The mutants of a fixture are caught.
+fn hunt(fixture: &str) {
+    let mut escaped = String::new();
+    let mut count = 0;
+    for mutant in MUTANTS.iter().filter(|m| m.fixture == fixture) {
+        count += 1;
+        let findings = sweep(&mutant.text(), mutant.scenario);
+        if !findings.iter().any(|finding| mutant.catch.has(finding)) {
+            escaped += &format!("\n{} that {}:", mutant.kernel, mutant.bug);
+            escaped += &findings.iter().map(|finding| format!("\n  {finding}")).collect::<String>();
+        }
+    }
+    assert!(count > 0 && escaped.is_empty(), "not caught as they should be:{escaped}");
+}
+
+#[test]
+fn of_gemm() {
+    hunt("gemm");
+}
+
+#[test]
+fn of_gemv() {
+    hunt("gemv");
+}
+
+#[test]
+fn of_attention() {
+    hunt("attention");
+}
+
+#[test]
+fn of_reductions() {
+    hunt("reduce");
+}
+
+#[test]
+fn of_lanes() {
+    hunt("lanes");
+}
+
+#[test]
+fn of_local_arrays() {
+    hunt("language");
+}
+
+#[test]
+fn of_synchronisation() {
+    hunt("sync");
+}
+
+#[test]
+fn of_hopper() {
+    hunt("hopper");
+}
+
+#[test]
+fn all_fixtures_are_hunted() {
+    let hunted = ["gemm", "gemv", "attention", "reduce", "lanes", "language", "sync", "hopper"];
+    assert!(MUTANTS.iter().all(|m| hunted.contains(&m.fixture)));
+    assert!(MUTANTS.len() >= 25);
+}
