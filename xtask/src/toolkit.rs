@@ -64,7 +64,11 @@ fn install() -> Result<PathBuf, String> {
     });
     let _ = fs::remove_dir_all(&staging);
     outcome?;
-    if works(&nvcc) { Ok(nvcc) } else { Err(format!("the packages are installed, but {} does not run", nvcc.display())) }
+    if works(&nvcc) {
+        Ok(nvcc)
+    } else {
+        Err(format!("the packages are installed, but {} does not run", nvcc.display()))
+    }
 }
 
 /// Downloads the packages into a folder of `staging`.

@@ -132,8 +132,9 @@ impl Session {
     /// Loads a PTX text into an empty device.
     pub fn new(text: &str, checks: Checks, schedule: Schedule) -> Session {
         let memory = GlobalMemory::new(1 << 30, checks.init);
-        let program = Program::load(text, &mut |v| memory.allocate(v.size, v.align.into(), Origin::Variable(v.name.clone())))
-            .unwrap_or_else(|error| panic!("{error}"));
+        let program =
+            Program::load(text, &mut |v| memory.allocate(v.size, v.align.into(), Origin::Variable(v.name.clone())))
+                .unwrap_or_else(|error| panic!("{error}"));
         for variable in &program.variables {
             let mut bytes = variable.initial.clone();
             bytes.resize(variable.size as usize, 0);
@@ -168,7 +169,8 @@ impl Session {
 
     /// Runs a kernel to its end.
     pub fn launch(&mut self, name: &str, shape: Shape, args: &[Arg]) -> Outcome {
-        let entry = self.program.entries.get(name).unwrap_or_else(|| panic!("no kernel `{name}` in the fixture")).clone();
+        let entry =
+            self.program.entries.get(name).unwrap_or_else(|| panic!("no kernel `{name}` in the fixture")).clone();
         let mut params = vec![0; entry.param_bytes as usize];
         assert_eq!(args.len(), entry.params.len(), "arguments of {name}");
         for (arg, param) in args.iter().zip(&entry.params) {

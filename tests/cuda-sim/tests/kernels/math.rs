@@ -152,7 +152,15 @@ pub fn exact_f32(s: &mut Session) -> Outcome {
         }),
         ("__float2int_rn", |a, _| Some(a.round_ties_even() as i32 as f32)),
         ("__float2uint_rz", |a, _| Some(a as u32 as f32)),
-        ("isnan", |a, b| Some(if a.is_nan() { 1.0 } else if b.is_infinite() { 2.0 } else { 3.0 })),
+        ("isnan", |a, b| {
+            Some(if a.is_nan() {
+                1.0
+            } else if b.is_infinite() {
+                2.0
+            } else {
+                3.0
+            })
+        }),
         ("__fdiv_rn", |a, b| Some(a / b)),
         ("__fsub_rd", |a, b| sum(a, -b, Rounding::Down)),
     ];
@@ -236,7 +244,8 @@ fn integer(function: usize, a: u64, b: u64) -> u64 {
 }
 
 pub fn integers(s: &mut Session) -> Outcome {
-    let mut special = vec![1, 2, 3, 7, 0x7fff_ffff, 0x8000_0000, 0xffff_ffff, 1 << 32, u64::MAX, 1 << 63, (1 << 63) - 1];
+    let mut special =
+        vec![1, 2, 3, 7, 0x7fff_ffff, 0x8000_0000, 0xffff_ffff, 1 << 32, u64::MAX, 1 << 63, (1 << 63) - 1];
     special.extend(noise(1, 12, |n| u64::from(n.bits()) << 32 | u64::from(n.bits())));
     special.extend(noise(2, 5, |n| u64::from(n.bits() >> 12)));
     let (x, y) = pairs(&special);

@@ -273,7 +273,10 @@ const MUTANTS: &[Mutant] = &[
         bug: "a barrier that half of a warp leaves out",
         fixture: "lanes",
         kernel: "transpose",
-        edits: &[change("bar.sync 0;", "{ .reg .b32 %x; .reg .pred %q; mov.u32 %x, %laneid; setp.lt.u32 %q, %x, 16; @%q bra UNDER; bar.sync 0; UNDER: }")],
+        edits: &[change(
+            "bar.sync 0;",
+            "{ .reg .b32 %x; .reg .pred %q; mov.u32 %x, %laneid; setp.lt.u32 %q, %x, 16; @%q bra UNDER; bar.sync 0; UNDER: }",
+        )],
         scenario: lanes::transpose,
         catch: Fault(&[DivergentBarrier, Deadlock]),
     },

@@ -98,7 +98,8 @@ pub fn close<T: Copy + Into<f64>>(what: &str, got: &[T], want: &[f64], absolute:
     }
     for (i, (&got, &want)) in got.iter().zip(want).enumerate() {
         let got: f64 = got.into();
-        let near = got == want || (got.is_nan() && want.is_nan()) || (got - want).abs() <= absolute + relative * want.abs();
+        let near =
+            got == want || (got.is_nan() && want.is_nan()) || (got - want).abs() <= absolute + relative * want.abs();
         if !near {
             return Err(Finding::Wrong(format!("{what}[{i}] is {got:e}, not {want:e}")));
         }

@@ -37,10 +37,26 @@ pub fn matmul_tma(s: &mut Session) -> Outcome {
     let (da, db, c) = (s.upload(&a), s.upload(&b), s.zeros::<bf16>(m * n));
     let map = |address, rows, cols, tile: u32| matrix_map(address, (BF16, 2), rows, cols, [64, tile], 3);
     let args = args![
-        map(da, m, k, 128), m as i32, k as i32, k as u64, 1u64,
-        map(db, n, k, 64), n as i32, k as i32, k as u64, 1u64,
-        map(c, m, n, 128), m as i32, n as i32, n as u64, 1u64,
-        m as i32, n as i32, k as i32, 0u64, 0u64,
+        map(da, m, k, 128),
+        m as i32,
+        k as i32,
+        k as u64,
+        1u64,
+        map(db, n, k, 64),
+        n as i32,
+        k as i32,
+        k as u64,
+        1u64,
+        map(c, m, n, 128),
+        m as i32,
+        n as i32,
+        n as u64,
+        1u64,
+        m as i32,
+        n as i32,
+        k as i32,
+        0u64,
+        0u64,
     ];
     s.launch("matmul_tma", plane(m.div_ceil(128), n.div_ceil(64), 128).shared(73752), &args)?;
     close("c", &s.download::<bf16>(c, m * n), &matmul(&wide(&a), &wide(&b), m, n, k), 1e-3, 1.0 / 256.0)
