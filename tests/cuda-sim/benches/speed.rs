@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use cuda_sim::device::Checks;
 use cuda_sim::isa::tensor_map::{Request, TensorMap};
 use cuda_sim::machine::grid::Launch;
-use cuda_sim::machine::launch::launch;
+use cuda_sim::machine::launch;
 use cuda_sim::machine::schedule::Schedule;
 use cuda_sim::memory::{GlobalMemory, Origin};
 use cuda_sim::program::Program;

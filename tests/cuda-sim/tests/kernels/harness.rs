@@ -5,7 +5,7 @@ use std::fmt;
 use cuda_sim::device::Checks;
 use cuda_sim::machine::fault::{Fault, Kind};
 use cuda_sim::machine::grid::Launch;
-use cuda_sim::machine::launch::launch;
+use cuda_sim::machine::launch;
 use cuda_sim::machine::schedule::{AsyncTiming, Schedule};
 use cuda_sim::memory::{GlobalMemory, Origin};
 use cuda_sim::program::Program;
