@@ -37,8 +37,8 @@ pub fn functions_f32(s: &mut Session) -> Outcome {
         ("powf", |a, b| a.abs().powf(b), 1e-44, 8.0 * ulp),
         ("tanhf", |a, _| a.tanh(), 0.0, 3.0 * ulp),
         ("erff", |a, _| erf(a), 0.0, 3.0 * ulp),
-        ("division", |a, b| a / b, 0.0, ulp / 2.0),
-        ("sqrtf", |a, _| a.abs().sqrt(), 0.0, ulp / 2.0),
+        ("division", |a, b| a / b, 0.0, 0.0),
+        ("sqrtf", |a, _| a.abs().sqrt(), 0.0, 0.0),
         ("rsqrtf", |a, _| 1.0 / a.abs().sqrt(), 0.0, 2.0 * ulp),
         ("fmodf", |a, b| a % b, 0.0, 0.0),
         ("log1pf", |a, _| a.abs().ln_1p(), 0.0, 2.0 * ulp),
@@ -52,8 +52,9 @@ pub fn functions_f32(s: &mut Session) -> Outcome {
         ("silu", |a, _| a / (1.0 + (-a).exp()), 1e-44, 6.0 * ulp),
     ];
     for (i, (name, function, absolute, relative)) in functions.into_iter().enumerate() {
-        let want: Vec<f64> = x.iter().zip(&y).map(|(&a, &b)| function(a.into(), b.into())).collect();
-        close(name, &got[i * n..][..n], &want, absolute, relative)?;
+        // Rounded to f32: what overflows there is infinite.
+        let want = x.iter().zip(&y).map(|(&a, &b)| f64::from(function(a.into(), b.into()) as f32));
+        close(name, &got[i * n..][..n], &want.collect::<Vec<f64>>(), absolute, relative)?;
     }
     Ok(())
 }
