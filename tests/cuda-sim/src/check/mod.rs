@@ -35,6 +35,19 @@ pub fn observe(
     if cx.grid.checks.race { race::access(cx, region, addresses, size, effect, access) } else { None }
 }
 
+/// Watches `length` neighbouring bytes of global memory that a bulk copy moves for a warp, and counts them.
+pub fn bulk(cx: &mut Cx<'_>, address: u64, length: u64, effect: Effect) -> Result<(), Fault> {
+    match effect {
+        Effect::Load => cx.counters.load_bytes += length,
+        _ => cx.counters.store_bytes += length,
+    }
+    if cx.grid.count && length != 0 {
+        traffic::range(cx, address, length, effect);
+    }
+    let line = cx.code.ops[cx.pc as usize].line;
+    race::global_range(cx.block, cx.grid, cx.warp.id, address, length, effect != Effect::Load, line)
+}
+
 /// Reads must find written bytes; writes make them so.
 fn initialised(cx: &mut Cx<'_>, region: Region, addresses: &Row<u64>, size: u64, effect: Effect) -> Result<(), Fault> {
     for lane in 0..LANES {

@@ -40,6 +40,8 @@ pub struct State {
     fenced: Vec<Clock>,
     /// What relaxed reads have seen since: the next fence acquires it.
     seen: Vec<Foreign>,
+    /// What was known at the proxy fences of any warp: writes that the async proxy sees.
+    proxied: Clock,
     barriers: Vec<[Meeting; 2]>,
     /// Arrivals at each mbarrier, and the slot of its asynchronous writes.
     mbarriers: HashMap<u64, (Clock, usize)>,
@@ -74,11 +76,27 @@ impl State {
             clocks,
             fenced: vec![Clock::new(agents); warps as usize],
             seen: vec![Foreign::default(); warps as usize],
+            proxied: Clock::new(agents),
             barriers: vec![Default::default(); barriers],
             mbarriers: HashMap::new(),
             places: HashMap::new(),
             commits: HashMap::new(),
             begun: vec![0; agents],
+        }
+    }
+
+    /// The fault of an operation of the async proxy that reads what a thread wrote with no proxy fence after it.
+    fn proxy(&self, block: u64, address: u64, size: u64) -> Result<(), Fault> {
+        // The agents are the warps, then their copy engines, which write through the generic proxy too.
+        let who = Who { block, agent: 0, clock: &self.proxied };
+        match self.shared.unfenced(&who, 2 * self.warps, address, size) {
+            None => Ok(()),
+            Some((at, line)) => {
+                let message = format!(
+                    "the async proxy reads shared memory that PTX line {line} has written: fence.proxy.async is missing"
+                );
+                Err(Fault::new(Kind::Race, message).at_address(at, "shared memory"))
+            }
         }
     }
 
@@ -250,6 +268,14 @@ pub fn barrier_leave(cx: &mut Cx<'_>, barrier: u32, generation: u32) {
     }
 }
 
+/// A warp has executed `fence.proxy.async`.
+pub fn proxy_fence(block: &mut Block, warp: u32) {
+    let Some(state) = block.race.as_deref_mut() else { return };
+    let State { proxied, clocks, .. } = state;
+    proxied.join(&clocks[warp as usize]);
+    state.tick(warp);
+}
+
 /// An mbarrier is made anew at an address.
 pub fn mbarrier_init(block: &mut Block, address: u64) {
     if let Some(state) = block.race.as_deref_mut() {
@@ -317,7 +343,8 @@ pub fn issue(
     // Writes of one engine to one place are in order only if they were waited for; its reads never conflict.
     clock.own[agent as usize] = if write { clock.own[agent as usize] } else { at };
     let who = Who { block: index, agent, clock: &clock };
-    state.shared.access_at(&who, at, address, size, write, Site { line, strong: false })
+    state.shared.access_at(&who, at, address, size, write, Site { line, strong: false })?;
+    if engine == Engine::Bulk { state.proxy(index, address, size) } else { Ok(()) }
 }
 
 /// A group of an engine's operations is committed.
@@ -340,6 +367,32 @@ pub fn wait_groups(block: &mut Block, warp: u32, engine: Engine, keep: usize, al
     }
     let surplus = commits.len().saturating_sub(keep.max(8));
     commits.drain(..surplus);
+}
+
+/// The engine of a warpgroup's `wgmma.mma_async` reads operands from now on: 16 bytes at each address. `number` counts
+/// the operations of the warpgroup; each of its warps tells them.
+pub fn matrix_issue(block: &mut Block, warp: u32, number: u64, addresses: &[u64], line: u32) -> Result<(), Fault> {
+    let index = block.index;
+    let Some(state) = block.race.as_deref_mut() else { return Ok(()) };
+    let agent = state.engine(warp & !3, Engine::Matrix);
+    let at = number as u32 + 1;
+    let mut clock = state.clocks[warp as usize].clone();
+    clock.own[agent as usize] = at;
+    let who = Who { block: index, agent, clock: &clock };
+    let site = Site { line, strong: false };
+    for &address in addresses {
+        state.shared.access_at(&who, at, address, 16, false, site)?;
+        state.proxy(index, address, 16)?;
+    }
+    Ok(())
+}
+
+/// A warp has waited for the first `end` operations of its warpgroup.
+pub fn matrix_wait(block: &mut Block, warp: u32, end: u64) {
+    let Some(state) = block.race.as_deref_mut() else { return };
+    let agent = state.engine(warp & !3, Engine::Matrix) as usize;
+    let own = &mut state.clocks[warp as usize].own[agent];
+    *own = (*own).max(end as u32);
 }
 
 /// A bulk copy that a warp issues writes shared memory and completes on an mbarrier; the number for [`bulk_landed`].

@@ -136,6 +136,21 @@ impl Shared {
         }
         Ok(())
     }
+
+    /// The first word of a range that a warp, or a `cp.async` for it, wrote without a proxy fence that knows of it; and the
+    /// line of that write. `generic` is the number of agents that write through the generic proxy.
+    pub fn unfenced(&self, who: &Who<'_>, generic: u32, address: u64, size: u64) -> Option<(u64, u32)> {
+        if size == 0 || address.checked_add(size).is_none_or(|end| end > self.size) {
+            return None;
+        }
+        (address / 4..=(address + size - 1) / 4).find_map(|word| {
+            let last = &self.writes[word as usize];
+            let agent = last.agent.wrapping_sub(key(who.block, 0));
+            let unknown = last.event.clock != 0 && !who.clock.knows(who.block, last.agent, last.event.clock);
+            let found = unknown && agent < u64::from(generic) && last.bytes & bytes(word, address, size) != 0;
+            found.then(|| (word * 4, last.event.line()))
+        })
+    }
 }
 
 fn in_shared(fault: Fault, size: u64) -> Fault {

@@ -28,6 +28,20 @@ pub fn count(cx: &mut Cx<'_>, region: Region, addresses: &Row<u64>, size: u64, e
     }
 }
 
+/// Counts `length` neighbouring bytes of global memory that an asynchronous operation moves.
+pub fn range(cx: &mut Cx<'_>, address: u64, length: u64, effect: Effect) {
+    let sectors = (address + length).div_ceil(SECTOR) - address / SECTOR;
+    if effect == Effect::Load {
+        cx.counters.load_sectors += sectors;
+    } else {
+        cx.counters.store_sectors += sectors;
+    }
+    if let Ok(index) = cx.grid.memory.locate(address, length) {
+        let offset = address - cx.grid.memory.get(index).base;
+        cx.counters.touch(cx.grid, index, offset, length);
+    }
+}
+
 /// Distinct sectors of global memory that the lanes touch.
 fn sectors(cx: &mut Cx<'_>, addresses: &Row<u64>, size: u64) -> u64 {
     let mut seen = [0; LANES];

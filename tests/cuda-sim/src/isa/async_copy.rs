@@ -1,10 +1,13 @@
 //! `cp.async` and its groups (PTX ISA 9.0, section 9.7.9.25.3).
 
+use crate::check;
+use crate::check::race::{self, Engine};
 use crate::code::{Class, Flow, Op, Src};
 use crate::isa::mbarrier;
 use crate::isa::pointer::{self, Into};
 use crate::lower::{File, Lower, Modifiers, Result, Symbol};
-use crate::machine::async_queue::{self, Copy, each};
+use crate::machine::access::{Access, Effect, Region};
+use crate::machine::async_queue::{self, Copy, active, each};
 use crate::machine::fault::{Fault, Kind};
 use crate::machine::{Cx, LANES, Row};
 use crate::ptx::ast::{Instruction, Operand, Type};
@@ -105,10 +108,45 @@ fn lower_copy(cx: &mut Lower, i: &Instruction, mut m: Modifiers<'_>) -> Result<(
 }
 
 fn copy(cx: &mut Cx<'_>, op: &Op) -> Flow {
-    match gather(cx, op).and_then(|copy| async_queue::issue_copy(cx.block, cx.grid, cx.warp.id, copy)) {
+    let copy = match gather(cx, op) {
+        Ok(copy) => copy,
+        Err(fault) => return cx.fail(fault),
+    };
+    cx.counters.load_bytes += active(copy.lanes).map(|lane| u64::from(copy.take[lane])).sum::<u64>();
+    if cx.grid.watched
+        && let Some(flow) = watch(cx, op, &copy)
+    {
+        return flow;
+    }
+    match async_queue::issue_copy(cx.block, cx.grid, cx.warp.id, copy) {
         Ok(()) => Flow::Next,
         Err(fault) => cx.fail(fault),
     }
+}
+
+/// Shows the copies of a warp to the checks and counters.
+#[cold]
+#[inline(never)]
+fn watch(cx: &mut Cx<'_>, op: &Op, copy: &Copy) -> Option<Flow> {
+    for lane in active(copy.lanes) {
+        let issued = race::issue(cx.block, cx.warp.id, Engine::Copy, copy.to[lane], copy.size, true, op.line);
+        if let Err(fault) = issued {
+            return Some(cx.fail(fault.at_lane(lane as u32)));
+        }
+    }
+    // Lanes that read less than they write are rare, and count as if they read it all or nothing.
+    let reads = active(copy.lanes).filter(|&lane| u64::from(copy.take[lane]) == copy.size);
+    let mask = reads.fold(0u32, |mask, lane| mask | 1 << lane);
+    if mask == 0 {
+        return None;
+    }
+    let mut addresses = pointer::read(cx, op, 1).ok()?;
+    let first = addresses[mask.trailing_zeros() as usize];
+    addresses.iter_mut().enumerate().filter(|(lane, _)| mask >> lane & 1 == 0).for_each(|(_, a)| *a = first);
+    let all = std::mem::replace(&mut cx.mask, mask);
+    let flow = check::observe(cx, Region::Global, &addresses, copy.size, Effect::Load, Access::new(Region::Global));
+    cx.mask = all;
+    flow
 }
 
 /// The copies of the executing lanes, checked.
@@ -165,19 +203,26 @@ fn check(cx: &mut Cx<'_>, to: u64, from: u64, take: u64, size: u64) -> std::resu
 
 fn commit(cx: &mut Cx<'_>, _: &Op) -> Flow {
     cx.block.queue.commit(cx.warp.id, cx.mask);
+    race::commit(cx.block, cx.warp.id, Engine::Copy);
     Flow::Next
 }
 
 fn wait_group(cx: &mut Cx<'_>, op: &Op) -> Flow {
     match async_queue::wait(cx.block, cx.grid, cx.warp.id, cx.mask, op.imm as u32) {
-        Ok(()) => Flow::Next,
+        Ok(()) => {
+            race::wait_groups(cx.block, cx.warp.id, Engine::Copy, op.imm as usize, false);
+            Flow::Next
+        }
         Err(fault) => cx.fail(fault),
     }
 }
 
 fn wait_all(cx: &mut Cx<'_>, _: &Op) -> Flow {
     match async_queue::wait_all(cx.block, cx.grid, cx.warp.id, cx.mask) {
-        Ok(()) => Flow::Next,
+        Ok(()) => {
+            race::wait_groups(cx.block, cx.warp.id, Engine::Copy, 0, true);
+            Flow::Next
+        }
         Err(fault) => cx.fail(fault),
     }
 }
@@ -194,10 +239,161 @@ fn arrive(cx: &mut Cx<'_>, op: &Op) -> Flow {
             });
         }
         result?;
+        each(cx.mask, |lane| race::mbarrier_arrive_copies(cx.block, cx.warp.id, on[lane]));
         async_queue::issue_arrive(cx.block, cx.grid, cx.warp.id, cx.mask, on)
     });
     match result {
         Ok(()) => Flow::Next,
         Err(fault) => cx.fail(fault),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::isa::team::Team;
+    use crate::machine::schedule::AsyncTiming::{Early, Late, Random};
+
+    const REGISTERS: &str = ".reg .b32 %s, %n, %m; .reg .b64 %g, %st; .reg .pred %p, %done; ";
+
+    /// One warp; lane i copies from `%g` to `%s` + 16 i.
+    fn warp(text: &str, timing: crate::machine::schedule::AsyncTiming) -> Team {
+        let mut team = Team::new(&format!("{REGISTERS}{text}"), 1, timing);
+        team.set_b32("%s", std::array::from_fn(|lane| 1024 + 16 * lane as u32));
+        team.set_b32("%m", [64; LANES]);
+        let address = team.allocate(&[7; 64]);
+        team.set_b64("%g", address);
+        team.shared().fill(1);
+        team
+    }
+
+    fn value(team: &mut Team, lane: usize, byte: usize) -> u8 {
+        team.shared()[1024 + 16 * lane + byte]
+    }
+
+    const COPY: &str = "cp.async.cg.shared.global [%s], [%g], 16; ";
+    const COMMIT: &str = "cp.async.commit_group; ";
+
+    #[test]
+    fn copies_land_in_their_wait() {
+        for timing in [Late, Early, Random] {
+            let mut team = warp(&format!("{COPY}{COMMIT}cp.async.wait_group 0;"), timing);
+            team.run_to(2).unwrap();
+            match timing {
+                Late => assert_eq!(value(&mut team, 3, 5), 1),
+                Early => assert_eq!(value(&mut team, 3, 5), 7),
+                Random => {}
+            }
+            team.run().unwrap();
+            assert_eq!(value(&mut team, 3, 5), 7);
+        }
+    }
+
+    #[test]
+    fn the_last_groups_may_stay_in_flight() {
+        let second = COPY.replace("[%s]", "[%s + 512]").replace("[%g]", "[%g + 32]");
+        let open = COPY.replace("[%s]", "[%s + 1024]");
+        let text = format!(
+            "{COPY}{COMMIT}{second}{COMMIT}{open}cp.async.wait_group 1; cp.async.wait_group 0; cp.async.wait_all;"
+        );
+        let mut team = warp(&text, Late);
+        let landed = |team: &mut Team| [value(team, 0, 0), value(team, 32, 0), value(team, 64, 0)];
+        team.run_to(6).unwrap();
+        assert_eq!(landed(&mut team), [7, 1, 1]);
+        team.run_to(7).unwrap();
+        assert_eq!(landed(&mut team), [7, 7, 1], "the open group is not waited for");
+        team.run().unwrap();
+        assert_eq!(landed(&mut team), [7, 7, 7]);
+    }
+
+    #[test]
+    fn an_allowance_beyond_the_groups_waits_for_nothing() {
+        let mut team = warp(&format!("{COPY}{COMMIT}cp.async.wait_group 4000000000;"), Late);
+        team.run().unwrap();
+        assert_eq!(value(&mut team, 0, 0), 1);
+    }
+
+    #[test]
+    fn groups_belong_to_lanes() {
+        // Only the lanes of %p commit and wait; then they commit once more, so that the others' copy is in a later group.
+        let text = format!(
+            "{COPY}@%p {COMMIT}@%p cp.async.wait_group 0; {COMMIT}cp.async.wait_group 1; cp.async.wait_group 0;"
+        );
+        let mut team = warp(&text, Late);
+        team.set_pred("%p", 0xff);
+        team.run_to(3).unwrap();
+        assert_eq!((value(&mut team, 7, 0), value(&mut team, 8, 0)), (7, 1));
+        team.run_to(5).unwrap();
+        assert_eq!(value(&mut team, 8, 0), 1, "its one group is allowed to be in flight");
+        team.run().unwrap();
+        assert_eq!(value(&mut team, 31, 15), 7);
+    }
+
+    #[test]
+    fn short_and_ignored_sources_become_zero() {
+        let text = "cp.async.ca.shared.global [%s], [%g], 16, %n; cp.async.wait_all;";
+        let mut team = warp(text, Late);
+        team.set_b32("%n", std::array::from_fn(|lane| lane as u32 % 17));
+        team.run().unwrap();
+        for lane in 0..17 {
+            for byte in 0..16 {
+                assert_eq!(value(&mut team, lane, byte), if byte < lane { 7 } else { 0 }, "lane {lane}, byte {byte}");
+            }
+        }
+        let mut team = warp("cp.async.cg.shared.global [%s], [%g], 16, %p; cp.async.wait_all;", Late);
+        team.set_pred("%p", 0b10);
+        team.run().unwrap();
+        assert_eq!((value(&mut team, 0, 0), value(&mut team, 1, 0)), (7, 0));
+    }
+
+    #[test]
+    fn a_source_of_no_bytes_may_be_anywhere() {
+        let mut team = warp("cp.async.cg.shared.global [%s], [%g], 16, 0; cp.async.wait_all;", Late);
+        team.set_b64("%g", 3);
+        team.run().unwrap();
+        assert_eq!(value(&mut team, 9, 9), 0);
+    }
+
+    #[test]
+    fn misuse_is_a_fault() {
+        let kind = |text: &str| warp(text, Late).run().err().map(|fault| fault.kind);
+        assert_eq!(kind("cp.async.cg.shared.global [%s + 8], [%g], 16;"), Some(Kind::Misaligned));
+        assert_eq!(kind("cp.async.cg.shared.global [%s], [%g + 8], 16;"), Some(Kind::Misaligned));
+        assert_eq!(kind("cp.async.cg.shared.global [%s], [%g + 64], 16;"), Some(Kind::OutOfBounds));
+        assert_eq!(kind("cp.async.cg.shared.global [%s + 163840], [%g], 16;"), Some(Kind::OutOfBounds));
+        assert_eq!(kind("cp.async.ca.shared.global [%s], [%g], 8, 9;"), Some(Kind::InvalidOperation));
+        assert_eq!(kind("cp.async.ca.shared.global [%s + 4], [%g + 60], 4;"), None);
+    }
+
+    #[test]
+    fn other_forms_are_refused() {
+        let refused = |text: &str| crate::testing::Snippet::new(&format!("{REGISTERS}{text}")).is_err();
+        assert!(!refused("cp.async.ca.shared::cta.global.L2::128B [%s], [%g], 4;"));
+        assert!(!refused("cp.async.cg.shared.global.L2::cache_hint.L2::256B [%s], [%g], 16, %n, %st;"));
+        assert!(refused("cp.async.cg.shared.global [%s], [%g], 8;"));
+        assert!(refused("cp.async.ca.shared.global [%s], [%g], 12;"));
+        assert!(refused("cp.async.ca.shared.global [%s], [%g], %n;"));
+        assert!(refused("cp.async.ca.global.shared [%g], [%s], 4;"));
+        assert!(refused("cp.async.wait_group %n;"));
+    }
+
+    #[test]
+    fn an_mbarrier_learns_of_landed_copies() {
+        for (text, count) in [
+            ("cp.async.mbarrier.arrive.noinc.shared.b64 [%m];", 32),
+            ("cp.async.mbarrier.arrive.shared::cta.b64 [%m]; mbarrier.arrive.shared.b64 _, [%m];", 32),
+        ] {
+            for timing in [Late, Early, Random] {
+                let text = format!(
+                    "@%p mbarrier.init.shared.b64 [%m], {count}; {COPY}{text} \
+                     mbarrier.test_wait.parity.shared.b64 %done, [%m], 0;"
+                );
+                let mut team = warp(&text, timing);
+                team.set_pred("%p", 1);
+                team.run().unwrap_or_else(|fault| panic!("{fault}"));
+                assert_eq!(team.pred(0, "%done"), u32::MAX, "{text}");
+                assert_eq!(value(&mut team, 31, 0), 7);
+            }
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! mbarrier objects and their instructions (PTX ISA 9.0, section 9.7.13.15).
 
+use crate::check::race;
 use crate::code::{Class, Flow, Op};
 use crate::isa::pointer::{self, Into};
 use crate::lower::{Lower, Modifiers, Result};
@@ -306,6 +307,7 @@ fn init(cx: &mut Cx<'_>, op: &Op) -> Flow {
         bytes.copy_from_slice(&barrier.bits().to_le_bytes());
         block.shared.mark_init(address, BYTES);
         block.queue.mbarriers.0.push((address, barrier));
+        race::mbarrier_init(block, address);
         block.progress += 1;
         Ok(())
     })
@@ -322,8 +324,12 @@ fn invalidate(cx: &mut Cx<'_>, op: &Op) -> Flow {
 fn arrive(cx: &mut Cx<'_>, op: &Op) -> Flow {
     let operand = cx.b32(op.src[0]);
     let mut tokens: Row<u64> = [0; LANES];
+    let mut last = None;
     let flow = for_lanes(cx, op, |cx, lane, address| {
         let value = operand[lane] as u64;
+        if last.replace(address) != Some(address) {
+            race::mbarrier_arrive(cx.block, cx.warp.id, address);
+        }
         tokens[lane] = update(cx.block, address, |b| {
             let count = if op.imm & EXPECT != 0 { 1 } else { value };
             if op.imm & EXPECT != 0 {
@@ -371,6 +377,9 @@ fn wait(cx: &mut Cx<'_>, op: &Op) -> Flow {
                     // What completes here may land as late as this.
                     async_queue::poll(cx.block, cx.grid, address)?;
                     complete = over(phase(cx.block, address)?);
+                }
+                if complete {
+                    race::mbarrier_wait(cx.block, cx.warp.id, address);
                 }
                 complete
             }

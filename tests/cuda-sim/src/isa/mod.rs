@@ -2,11 +2,14 @@
 
 pub mod approximate;
 pub mod async_copy;
+#[cfg(test)]
+mod async_races;
 pub mod atomic;
 pub mod bits;
 pub mod builtins;
 pub mod bulk;
 pub mod carry;
+mod cluster;
 pub mod compare;
 pub mod convert;
 mod convert_packed;
@@ -58,6 +61,7 @@ pub const FAMILIES: &[Family] = &[
     bulk::lower,
     wgmma::lower,
     hints::lower,
+    cluster::lower,
     flow::lower,
     atomic::lower,
     warp::lower,

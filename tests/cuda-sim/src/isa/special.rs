@@ -157,7 +157,8 @@ impl Vector for ClusterNctaid {
     }
 }
 
-fn cluster_rank(cx: &Cx<'_>) -> u32 {
+/// `%cluster_ctarank`
+pub fn cluster_rank(cx: &Cx<'_>) -> u32 {
     let [x, y, z] = [0, 1, 2].map(|axis| ClusterCtaid::axis(cx, axis));
     x + cx.grid.cluster[0] * (y + cx.grid.cluster[1] * z)
 }

@@ -153,7 +153,7 @@ impl Team {
                 }
                 async_queue::turn(block, &grid)?;
             }
-            if order.iter().all(|&w| self.at[w] == end) {
+            if order.iter().all(|&w| self.at[w] >= end) {
                 return Ok(());
             }
             if !moved && !async_queue::idle(block, &grid)? {

@@ -247,7 +247,13 @@ fn land_bulk(block: &mut Block, grid: &Grid<'_>, due: impl Fn(&Transfer) -> bool
 fn land_one(block: &mut Block, grid: &Grid<'_>, mut transfer: Transfer) -> Result<(), Fault> {
     block.progress += 1;
     let result = transfer.land(block, grid);
-    result.map_err(|fault| Fault { line: transfer.line, warp: Some(transfer.warp), ..fault }.at_lane(transfer.lane))
+    result.map_err(|fault| issued_by(&transfer, fault, block, grid))
+}
+
+/// A fault of a transfer, at the place where it was issued.
+fn issued_by(t: &Transfer, fault: Fault, block: &Block, grid: &Grid<'_>) -> Fault {
+    let (kernel, block) = (grid.name.to_string(), Some(block.ctaid));
+    Fault { kernel, block, line: t.line, warp: Some(t.warp), ..fault }.at_lane(t.lane)
 }
 
 /// `cp.async.bulk.wait_group`: completes what is not in the last `allowed` groups of the lanes. With `read`, only the
@@ -274,8 +280,8 @@ pub fn bulk_wait(
     }
     let mut bulk = std::mem::take(&mut block.queue.bulk);
     let result = bulk.iter_mut().filter(|t| due(t)).try_for_each(|t| {
-        let (line, warp, lane) = (t.line, t.warp, t.lane);
-        t.read(block, grid).map_err(|fault| Fault { line, warp: Some(warp), ..fault }.at_lane(lane))
+        let read = t.read(block, grid);
+        read.map_err(|fault| issued_by(t, fault, block, grid))
     });
     block.queue.bulk = bulk;
     result
@@ -367,8 +373,7 @@ pub fn finish(block: &mut Block, grid: &Grid<'_>) -> Result<(), Fault> {
             }
             _ => "the block ends while a bulk copy writes its shared memory: no thread waits for its mbarrier",
         };
-        let fault = Fault { line: t.line, warp: Some(t.warp), ..Fault::new(Kind::Async, message) };
-        return Err(fault.at_lane(t.lane));
+        return Err(issued_by(t, Fault::new(Kind::Async, message), block, grid));
     }
     land_bulk(block, grid, |_| true).map(|_| ())
 }

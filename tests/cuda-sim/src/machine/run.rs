@@ -246,8 +246,10 @@ fn complete(cx: &mut Cx<'_>) -> Box<Fault> {
         fault.function = Some(cx.code.name.clone());
     }
     let pc = cx.pc as usize;
+    // The fault of an asynchronous operation has the line where it was issued.
+    let issued = (fault.line != 0).then(|| cx.code.ops.iter().position(|op| op.line == fault.line));
     fault.line = if fault.line == 0 { cx.code.ops.get(pc).map_or(0, |op| op.line) } else { fault.line };
-    let source = cx.code.sources.get(pc).filter(|s| s.1 != 0);
+    let source = issued.unwrap_or(Some(pc)).and_then(|pc| cx.code.sources.get(pc)).filter(|s| s.1 != 0);
     if fault.source.is_none() {
         fault.source = source.map(|&(file, line)| (cx.grid.program.file(file).unwrap_or("?").to_string(), line));
     }

@@ -1,7 +1,9 @@
 //! How bulk copies are lowered, checked and issued.
 
 use super::*;
+use crate::check;
 use crate::isa::tensor_map;
+use crate::machine::access::Effect;
 use crate::machine::async_queue::active;
 use crate::memory::PARAM_WINDOW;
 
@@ -250,8 +252,44 @@ fn send(cx: &mut Cx<'_>, op: &Op, lane: usize, work: Work) -> Issued {
     let (warp, lane) = (cx.warp.id, lane as u32);
     let grouped = matches!(work, Work::Store { .. } | Work::StoreTile { .. });
     let group = grouped.then(|| cx.block.queue.bulk_group(warp, lane));
-    let transfer = Transfer { work, warp, lane, line: op.line, group, data: None };
+    let number = watch(cx, &work, warp, op.line)?;
+    let transfer = Transfer { work, warp, lane, line: op.line, group, number, data: None };
     async_queue::issue_bulk(cx.block, cx.grid, transfer)
+}
+
+/// Shows a copy to the checks and counters; its number for [`Transfer::number`].
+fn watch(cx: &mut Cx<'_>, work: &Work, warp: u32, line: u32) -> std::result::Result<u32, Fault> {
+    let rows = |cx: &mut Cx<'_>, map: &TensorMap, at: [i32; MAX_RANK], effect: Effect| {
+        let mut inside = map.rows(at).filter(|row| row.inside.0 < row.inside.1);
+        inside.try_for_each(|row| check::bulk(cx, row.address, row.inside.1 - row.inside.0, effect))
+    };
+    match work {
+        Work::Load { from, to, bytes, on } => {
+            check::bulk(cx, *from, *bytes, Effect::Load)?;
+            race::bulk_issue(cx.block, warp, *on, *to, *bytes, line)
+        }
+        Work::Move { from, to, bytes, on } => {
+            race::shared_range(cx.block, warp, *from, *bytes, false, line)?;
+            race::bulk_issue(cx.block, warp, *on, *to, *bytes, line)
+        }
+        Work::LoadTile { map, at, to, on } => {
+            rows(cx, map, *at, Effect::Load)?;
+            race::bulk_issue(cx.block, warp, *on, *to, map.tile_bytes(), line)
+        }
+        Work::Store { from, to, bytes, reduction } => {
+            // Reductions are atomic: they race with no other.
+            if reduction.is_none() {
+                check::bulk(cx, *to, *bytes, Effect::Store)?;
+            }
+            race::issue(cx.block, warp, Engine::Bulk, *from, *bytes, false, line).map(|()| 0)
+        }
+        Work::StoreTile { map, at, from, reduction } => {
+            if reduction.is_none() {
+                rows(cx, map, *at, Effect::Store)?;
+            }
+            race::issue(cx.block, warp, Engine::Bulk, *from, map.tile_bytes(), false, line).map(|()| 0)
+        }
+    }
 }
 
 /// The tensor map at a generic address: a kernel parameter, or in global memory.

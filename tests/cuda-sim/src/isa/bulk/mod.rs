@@ -6,6 +6,7 @@ mod reduce;
 #[cfg(test)]
 mod tests;
 
+use crate::check::race::{self, Engine};
 use crate::code::{Class, Flow, Op};
 use crate::isa::async_copy::immediate;
 use crate::isa::mbarrier;
@@ -91,6 +92,8 @@ pub struct Transfer {
     pub line: u32,
     /// The bulk group of its thread that it is in, if it is one that groups track.
     pub group: Option<u32>,
+    /// Its number among the writes that complete on its mbarrier, for the race check.
+    number: u32,
     /// The source in shared memory, once it was read.
     data: Option<Vec<u8>>,
 }
@@ -121,7 +124,7 @@ impl Transfer {
                 Some(data)
             }
             Work::StoreTile { map, at, from, .. } => Some(gather_tile(block, grid, map, *at, *from)?),
-            _ => None,
+            _ => return Ok(()),
         };
         Ok(())
     }
@@ -129,6 +132,14 @@ impl Transfer {
     /// Moves the bytes and tells the mbarrier.
     pub fn land(&mut self, block: &mut Block, grid: &Grid<'_>) -> std::result::Result<(), Fault> {
         self.read(block, grid)?;
+        self.transfer(block, grid)?;
+        if let Some(on) = self.signals() {
+            race::bulk_landed(block, on, self.number);
+        }
+        Ok(())
+    }
+
+    fn transfer(&self, block: &mut Block, grid: &Grid<'_>) -> std::result::Result<(), Fault> {
         let data = self.data.as_deref().unwrap_or_default();
         let mut last = usize::MAX;
         match &self.work {
@@ -297,13 +308,17 @@ fn lower_group(cx: &mut Lower, i: &Instruction, mut m: Modifiers<'_>, wait: bool
 
 fn commit(cx: &mut Cx<'_>, _: &Op) -> Flow {
     cx.block.queue.bulk_commit(cx.warp.id, cx.mask);
+    race::commit(cx.block, cx.warp.id, Engine::Bulk);
     Flow::Next
 }
 
 fn wait_group(cx: &mut Cx<'_>, op: &Op) -> Flow {
     let read = op.imm >> 32 != 0;
     match async_queue::bulk_wait(cx.block, cx.grid, cx.warp.id, cx.mask, op.imm as u32, read) {
-        Ok(()) => Flow::Next,
+        Ok(()) => {
+            race::wait_groups(cx.block, cx.warp.id, Engine::Bulk, op.imm as u32 as usize, false);
+            Flow::Next
+        }
         Err(fault) => cx.fail(fault),
     }
 }

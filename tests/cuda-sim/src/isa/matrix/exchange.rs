@@ -1,9 +1,11 @@
 //! `ldmatrix`, `stmatrix` (PTX ISA 9.0, sections 9.7.14.5.15 and 16) and `movmatrix` (9.7.14.5.17).
 
 use super::{aligned, registers};
+use crate::check;
 use crate::code::{Class, Dst, Flow, Op, Src};
 use crate::isa::pointer::{self, Into};
 use crate::lower::{Lower, Modifiers, Result};
+use crate::machine::access::{Access, Effect, Region};
 use crate::machine::fault::{Fault, Kind};
 use crate::machine::simd::{Semantics, choose};
 use crate::machine::{Cx, LANES, Row};
@@ -75,7 +77,26 @@ pub fn transpose(row: &Row<u32>) -> Row<u32> {
 
 /// The row addresses of the first `count` matrices, checked for alignment; lane `8 m + r` gives row `r` of matrix `m`.
 #[inline(always)]
-fn rows(cx: &Cx<'_>, op: &Op, count: usize) -> std::result::Result<Row<u64>, Fault> {
+fn rows(cx: &mut Cx<'_>, op: &Op, count: usize, effect: Effect) -> std::result::Result<Row<u64>, Flow> {
+    match checked_rows(cx, op, count) {
+        Ok(mut addresses) => {
+            if cx.grid.watched {
+                // Only the lanes that give an address count.
+                let last = addresses[0];
+                addresses[8 * count..].fill(last);
+                let mask = std::mem::replace(&mut cx.mask, (u64::MAX >> (64 - 8 * count)) as u32);
+                let flow =
+                    check::observe(cx, Region::Shared, &addresses, ROW_BYTES, effect, Access::new(Region::Shared));
+                cx.mask = mask;
+                return flow.map_or(Ok(addresses), Err);
+            }
+            Ok(addresses)
+        }
+        Err(fault) => Err(cx.fail(fault)),
+    }
+}
+
+fn checked_rows(cx: &Cx<'_>, op: &Op, count: usize) -> std::result::Result<Row<u64>, Fault> {
     let addresses = pointer::read(cx, op, 0)?;
     for (lane, &address) in addresses[..8 * count].iter().enumerate() {
         if !address.is_multiple_of(ROW_BYTES) {
@@ -102,9 +123,9 @@ impl<const TRANSPOSED: bool> Semantics for Load<TRANSPOSED> {
             return flow;
         }
         let list = fragments(cx, op);
-        let addresses = match rows(cx, op, list.len()) {
+        let addresses = match rows(cx, op, list.len(), Effect::Load) {
             Ok(addresses) => addresses,
-            Err(fault) => return cx.fail(fault),
+            Err(flow) => return flow,
         };
         for (matrix, &dst) in list.iter().enumerate() {
             let mut row: Row<u32> = [0; LANES];
@@ -133,9 +154,9 @@ impl<const TRANSPOSED: bool> Semantics for Store<TRANSPOSED> {
             return flow;
         }
         let list = fragments(cx, op);
-        let addresses = match rows(cx, op, list.len()) {
+        let addresses = match rows(cx, op, list.len(), Effect::Store) {
             Ok(addresses) => addresses,
-            Err(fault) => return cx.fail(fault),
+            Err(flow) => return flow,
         };
         for (matrix, &src) in list.iter().enumerate() {
             let row = cx.b32(src);

@@ -16,6 +16,7 @@ use std::marker::PhantomData;
 use descriptor::Descriptor;
 pub use lower::lower;
 
+use crate::check::race;
 use crate::code::{Dst, Flow, Op, Run, Src};
 use crate::isa::matrix::aligned;
 use crate::isa::matrix::mma::{read_f16, read_f32, spread_a, write_f16, write_f32};
@@ -114,6 +115,8 @@ struct Issued {
     number: u64,
     /// Lands it in this warp's registers.
     land: Op,
+    /// The function that issued it, and where its registers begin.
+    function: u32,
     window: (usize, usize, usize),
 }
 
@@ -214,8 +217,13 @@ fn issue(cx: &mut Cx<'_>, op: &Op, landing: Run, read: Run) -> Result<(), Flow> 
     if keep != 0 && keep != u32::MAX {
         return Err(cx.fault(Kind::InvalidOperation, "the lanes give different values of scale-d"));
     }
-    let group = group(cx.block, warp);
     let number = cx.warp.pending.issued;
+    if cx.block.race.is_some()
+        && let Err(fault) = watch(cx, op, shape, descriptors, number)
+    {
+        return Err(cx.fail(fault));
+    }
+    let group = group(cx.block, warp);
     // Operations are told apart by their place in the program.
     let key = (std::ptr::from_ref(cx.code) as usize ^ (cx.pc as usize) << 1, descriptors);
     let at = (number - group.first) as usize;
@@ -233,13 +241,31 @@ fn issue(cx: &mut Cx<'_>, op: &Op, landing: Run, read: Run) -> Result<(), Flow> 
     let mut landing = Op { run: landing, ..op.clone() };
     landing.dst = [Dst(number as u32), Dst(keep)];
     cx.warp.pending.issued += 1;
-    cx.warp.pending.pending.push_back(Issued { number, land: landing, window: cx.warp.window });
+    let function = cx.warp.groups[cx.warp.current].function;
+    cx.warp.pending.pending.push_back(Issued { number, land: landing, function, window: cx.warp.window });
     let now = match cx.grid.schedule.async_timing {
         AsyncTiming::Early => true,
         AsyncTiming::Late => false,
         AsyncTiming::Random => cx.block.rng.below(2) == 0,
     };
     if now { land(cx, number + 1).map(|_| ()) } else { Ok(()) }
+}
+
+/// Shows the operands in shared memory to the race check.
+#[cold]
+#[inline(never)]
+fn watch(cx: &mut Cx<'_>, op: &Op, shape: Shape, descriptors: [u64; 2], number: u64) -> Result<(), Fault> {
+    let rows = [4 * ROWS, shape.columns];
+    let mut addresses = Vec::with_capacity(2 * (rows[0] + rows[1]));
+    for n in shape.registers as usize..2 {
+        let matrix = Matrix::new(cx, descriptors[n], shape.transposed[n], shape.negate[n])?;
+        // Only 16-bit elements can be MN-major, so 32 bytes along k are 16 elements.
+        let (outer, inner) = if shape.transposed[n] { (16, rows[n] / 8) } else { (rows[n], 2) };
+        for x in 0..outer {
+            addresses.extend((0..inner).map(|unit| matrix.unit(x as u64, unit as u64)));
+        }
+    }
+    race::matrix_issue(cx.block, cx.warp.id, number, &addresses, op.line)
 }
 
 /// The warpgroup of a warp.
@@ -265,20 +291,28 @@ fn land(cx: &mut Cx<'_>, end: u64) -> Result<bool, Flow> {
             return Ok(false);
         }
         let issued = cx.warp.pending.pending.pop_front().expect("it was just seen");
-        let window = std::mem::replace(&mut cx.warp.window, issued.window);
-        if operation.operands.is_none() {
-            let read = operation.read;
-            // SAFETY: `choose` found the instruction sets of this function on this machine.
-            settle(unsafe { read(cx, &issued.land) })?;
-        }
-        // SAFETY: as above.
-        let flow = unsafe { (issued.land.run)(cx, &issued.land) };
-        cx.warp.window = window;
-        settle(flow)?;
+        let read = operation.operands.is_none().then_some(operation.read);
+        in_place(cx, &issued, read)?;
         cx.block.progress += 1;
         retire(self::group(cx.block, warp), at, warp);
     }
     Ok(true)
+}
+
+/// Runs the landing of an operation as if the function that issued it were running.
+fn in_place(cx: &mut Cx<'_>, issued: &Issued, read: Option<Run>) -> Result<(), Flow> {
+    let (code, window) = (cx.code, cx.warp.window);
+    cx.warp.window = issued.window;
+    if issued.function != cx.warp.groups[cx.warp.current].function {
+        let program = cx.grid.program;
+        cx.code = &program.functions[issued.function as usize];
+    }
+    let result = read.into_iter().chain([issued.land.run]).try_for_each(|run| {
+        // SAFETY: `choose` found the instruction sets of these functions on this machine.
+        settle(unsafe { run(cx, &issued.land) })
+    });
+    (cx.code, cx.warp.window) = (code, window);
+    result
 }
 
 /// A helper's flow: anything but [`Flow::Next`] ends the operation.
@@ -347,6 +381,12 @@ impl Matrix {
         Ok(Matrix { descriptor, transposed, negate, init: cx.grid.checks.init })
     }
 
+    /// The address of 16 bytes: `unit` counts along the contiguous dimension, `x` along the other.
+    #[inline(always)]
+    fn unit(&self, x: u64, unit: u64) -> u64 {
+        if self.transposed { self.descriptor.mn_major(unit, x) } else { self.descriptor.k_major(x, unit) }
+    }
+
     /// Decodes `rows` rows of 32 bytes along k to the places that `place` gives for row and k.
     #[inline(always)]
     fn decode<T: Float>(
@@ -363,11 +403,7 @@ impl Matrix {
         let inner = if self.transposed { rows / per_unit } else { 2 };
         for x in 0..outer {
             for unit in 0..inner {
-                let address = if self.transposed {
-                    self.descriptor.mn_major(unit as u64, x as u64)
-                } else {
-                    self.descriptor.k_major(x as u64, unit as u64)
-                };
+                let address = self.unit(x as u64, unit as u64);
                 let Some(bytes) = block.shared.get(address, 16) else {
                     return Err(block.shared.outside(address, 16));
                 };
@@ -467,6 +503,7 @@ fn wait(cx: &mut Cx<'_>, op: &Op) -> Flow {
     match land(cx, end) {
         Ok(true) => {
             cx.warp.pending.groups.drain(..=due);
+            race::matrix_wait(cx.block, cx.warp.id, end);
             Flow::Next
         }
         Ok(false) => Flow::Retry,

@@ -1,0 +1,59 @@
+//! What the race check finds of asynchronous copies.
+
+use crate::check::Checks;
+use crate::isa::team::Team;
+use crate::machine::LANES;
+use crate::machine::fault::Kind;
+use crate::machine::schedule::AsyncTiming::Late;
+
+/// Runs code on one warp with the race check on; `%s` is shared memory at 1024 + 16 bytes for each lane.
+fn run(text: &str) -> Option<Kind> {
+    let text = format!(".reg .b32 %s, %x; .reg .b64 %g; .reg .pred %p; {text}");
+    let mut team = Team::new(&text, 1, Late);
+    team.checks = Checks { race: true, ..Checks::NONE };
+    team.set_b32("%s", std::array::from_fn(|lane| 1024 + 16 * lane as u32));
+    team.set_pred("%p", 1);
+    let address = team.allocate(&[7; 512]);
+    team.set_b64("%g", address);
+    assert_eq!(LANES, 32);
+    team.run().err().map(|fault| fault.kind)
+}
+
+const COPY: &str = "cp.async.ca.shared.global [%s], [%g], 8; ";
+const WAIT: &str = "cp.async.wait_all; ";
+const STORE: &str = "@%p cp.async.bulk.global.shared::cta.bulk_group [%g], [%s], 512; cp.async.bulk.commit_group; ";
+
+#[test]
+fn a_copy_in_flight_must_not_be_touched() {
+    for access in ["ld.shared.b32 %x, [%s];", "st.shared.b32 [%s + 4], %x;", "ld.shared.b32 %x, [%s + 16];"] {
+        let access = access.replace("[%s + 16]", "[1040]");
+        assert_eq!(run(&format!("{COPY}{access}")), Some(Kind::Race), "{access}");
+        assert_eq!(run(&format!("{COPY}{WAIT}{access}")), None, "{access}");
+    }
+    assert_eq!(run(&format!("{COPY}ld.shared.b32 %x, [%s + 8];")), None, "the bytes beside it");
+    assert_eq!(run(&format!("{COPY}{WAIT}{COPY}")), None);
+    assert_eq!(
+        run(&format!("{COPY}ldmatrix.sync.aligned.m8n8.x4.shared.b16 {{%x, %x, %x, %x}}, [%s];")),
+        Some(Kind::Race)
+    );
+}
+
+#[test]
+fn the_source_of_a_store_may_be_read_but_not_written() {
+    assert_eq!(run(&format!("{STORE}ld.shared.b32 %x, [%s];")), None);
+    assert_eq!(run(&format!("{STORE}st.shared.b32 [%s], %x;")), Some(Kind::Race));
+    assert_eq!(run(&format!("{STORE}{COPY}")), Some(Kind::Race));
+    assert_eq!(run(&format!("{STORE}cp.async.bulk.wait_group.read 0; st.shared.b32 [%s], %x;")), None);
+    assert_eq!(run(&format!("{COPY}{STORE}")), Some(Kind::Race), "a store of what has not landed");
+}
+
+#[test]
+fn the_async_proxy_needs_a_fence() {
+    let write = "st.shared.b32 [%s], %x; ";
+    let fence = "fence.proxy.async.shared::cta; ";
+    assert_eq!(run(&format!("{write}{STORE}")), Some(Kind::Race));
+    assert_eq!(run(&format!("{write}{fence}{STORE}")), None);
+    assert_eq!(run(&format!("{fence}{write}{STORE}")), Some(Kind::Race), "before the write");
+    assert_eq!(run(&format!("{COPY}{WAIT}{STORE}")), Some(Kind::Race), "cp.async is of the generic proxy");
+    assert_eq!(run(&format!("{COPY}{WAIT}{fence}{STORE}")), None);
+}
