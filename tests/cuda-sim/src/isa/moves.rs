@@ -289,6 +289,27 @@ fn local_address_32(cx: &mut Cx<'_>, op: &Op) -> Flow {
     Flow::Next
 }
 
+/// The operation that takes the low half of a 64-bit register, for conversions that read it as something narrower.
+pub fn low_half(cx: &Lower, i: &Instruction, dst: Dst, src: Src) -> Op {
+    let op = cx.op(i, Class::Move, choose::<LowHalf>());
+    Op { dst: [dst, Dst::SINK], src: [src; 4], ..op }
+}
+
+struct LowHalf;
+
+impl Semantics for LowHalf {
+    #[inline(always)]
+    fn run(cx: &mut Cx<'_>, op: &Op) -> Flow {
+        let value = cx.b64(op.src[0]);
+        let mut out = [0; LANES];
+        for lane in 0..LANES {
+            out[lane] = value[lane] as u32;
+        }
+        cx.set_b32(op.dst[0], out);
+        Flow::Next
+    }
+}
+
 /// The operation that gives the address of the dynamic shared memory, for functions that several kernels call.
 pub fn dynamic_shared_address(cx: &Lower, i: &Instruction, dst: Dst, ty: Type, offset: i64) -> Op {
     let run: Run = if ty.bits() == 64 { dynamic_shared_64 } else { dynamic_shared_32 };
@@ -479,6 +500,19 @@ mod tests {
         assert_eq!(s.b64("%d4")[9], 64);
         assert_eq!(s.b64("%d5")[9], 16);
         assert_eq!(["%p0", "%p1", "%p2", "%p3", "%p4"].map(|p| s.pred(p)), [u32::MAX, 0, u32::MAX, 0, u32::MAX]);
+    }
+
+    #[test]
+    fn a_conversion_reads_the_low_bits_of_a_wider_register() {
+        let mut s = Snippet::new(
+            ".reg .b64 %d<3>; .reg .b32 %r<2>;
+             cvt.s64.s32 %d1, %d0; cvt.u64.u16 %d2, %d0; cvt.s32.s8 %r1, %r0;",
+        )
+        .unwrap();
+        s.set_b64("%d0", [0x1234_5678_8765_4321; LANES]);
+        s.set_b32("%r0", [0x1234_5680; LANES]);
+        s.run();
+        assert_eq!((s.b64("%d1")[3], s.b64("%d2")[3], s.b32("%r1")[3]), (0xffff_ffff_8765_4321, 0x4321, 0xffff_ff80));
     }
 
     #[test]

@@ -4,13 +4,31 @@ use std::rc::Rc;
 
 use super::context::{Context, Signature, place};
 use super::layout::SharedPlaces;
+use super::liveness::Assignment;
 use super::{Error, Lower, Result, Symbol};
 use crate::code::{Code, Src};
 use crate::ptx::ast::{Function, Instruction, Line, Space, Statement, Variable};
 
 /// Lowers a function of a module. `shared` says where its own shared variables lie.
-pub fn function(f: &Function, body: &[Statement], context: Rc<Context>, shared: &mut SharedPlaces) -> Result<Code> {
+pub fn function(f: &Function, body: &[Statement], context: Rc<Context>, shared: SharedPlaces) -> Result<Code> {
+    let first = once(f, body, context.clone(), shared.clone(), None)?;
+    let assigned = Assignment::new(&first.scopes.trace.borrow(), &first.label_instructions);
+    let second = once(f, body, context, shared, Some(Rc::new(assigned)))?;
+    let mut code = second.finish();
+    code.name.clone_from(&f.name);
+    Ok(code)
+}
+
+/// Lowers it with a row for every register, or with assigned rows.
+fn once(
+    f: &Function,
+    body: &[Statement],
+    context: Rc<Context>,
+    mut shared: SharedPlaces,
+    assigned: Option<Rc<Assignment>>,
+) -> Result<Lower> {
     let mut lower = Lower { in_kernel: f.entry, ..Lower::default() };
+    lower.scopes.assigned = assigned;
     lower.scopes.module = context;
     lower.scopes.open();
     for (name, symbol) in &shared.named {
@@ -32,7 +50,7 @@ pub fn function(f: &Function, body: &[Statement], context: Rc<Context>, shared: 
         }
         lower.code.local_bytes = signature.bytes;
     }
-    lower.body(body, shared)?;
+    lower.body(body, &mut shared)?;
     // The end of the body returns.
     let end = Instruction {
         guard: None,
@@ -43,9 +61,7 @@ pub fn function(f: &Function, body: &[Statement], context: Rc<Context>, shared: 
         source: None,
     };
     lower.instruction(&end)?;
-    let mut code = lower.finish();
-    code.name.clone_from(&f.name);
-    Ok(code)
+    Ok(lower)
 }
 
 /// The parameters of a kernel in its parameter space, and the bytes of all.
@@ -101,6 +117,8 @@ impl Lower {
                 Statement::Label(name, _) => {
                     if let Some(Symbol::Label(label)) = self.lookup(name) {
                         self.labels[label as usize] = self.code.ops.len() as u32;
+                        // The instruction that follows.
+                        self.label_instructions[label as usize] = self.scopes.trace.get_mut().instruction + 1;
                     }
                 }
                 Statement::BranchTargets { .. } | Statement::CallPrototype { .. } => {}
@@ -116,6 +134,7 @@ impl Lower {
                 Statement::Label(name, line) => {
                     let label = Symbol::Label(self.labels.len() as u32);
                     self.labels.push(u32::MAX);
+                    self.label_instructions.push(u32::MAX);
                     self.scopes.insert(name, label, *line)?;
                 }
                 Statement::BranchTargets { name, labels, line } => {
@@ -169,9 +188,12 @@ impl Lower {
         Ok((end - names.len() as u32, end))
     }
 
-    fn label(&self, line: Line, name: &str) -> Result<u32> {
+    fn label(&mut self, line: Line, name: &str) -> Result<u32> {
         match self.lookup(name) {
-            Some(Symbol::Label(label)) => Ok(label),
+            Some(Symbol::Label(label)) => {
+                self.scopes.trace.get_mut().branch(label);
+                Ok(label)
+            }
             _ => Err(Error { line, message: format!("label `{name}` is not defined") }),
         }
     }
@@ -184,7 +206,7 @@ impl Lower {
         for &(entry, label) in &self.targets {
             self.code.list[entry] = Src::register(self.labels[label as usize]);
         }
-        self.code.registers = self.scopes.rows;
+        self.code.registers = self.scopes.window();
     }
 
     /// The bytes of a parameter variable that this function declared.

@@ -12,7 +12,7 @@ use crate::ptx::ast::{Function, Module, Operand, Space, Statement, Variable};
 const MOST_SHARED: u64 = 1 << 20;
 
 /// The shared variables that a function sees.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct SharedPlaces {
     /// Those of the module.
     pub named: Vec<(String, Symbol)>,

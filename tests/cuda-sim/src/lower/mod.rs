@@ -4,6 +4,7 @@ mod context;
 mod function;
 mod initial;
 mod layout;
+mod liveness;
 mod modifiers;
 mod module;
 mod scope;
@@ -18,6 +19,7 @@ use crate::code::{Class, Code, Dst, Guard, Op, Run, Src};
 use crate::isa::{moves, special};
 use crate::ptx::ast::{Instruction, Operand, Space, Type};
 pub use crate::ptx::{Error, Result};
+use liveness::Touch;
 
 /// The register file of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,8 +62,12 @@ pub struct Lower {
     line: u32,
     /// Whether the instruction takes registers wider than its type.
     wider: bool,
+    /// Whether its registers are used after it.
+    asynchronous: bool,
     /// Operation index of each label, once it has been passed.
     labels: Vec<u32>,
+    /// The instruction that each label stands before.
+    label_instructions: Vec<u32>,
     /// Operations whose `imm` is a label, and entries of [`Code::list`] that are labels.
     branches: Vec<(usize, u32)>,
     targets: Vec<(usize, u32)>,
@@ -87,7 +93,8 @@ impl Lower {
         self.error(i, format_args!("{} operands", i.operands.len()))
     }
 
-    /// A name in scope.
+    /// A name in scope. For its kind and type: registers are read and written through [`Lower::src`] and
+    /// [`Lower::dst`], which note it for the assignment of rows.
     pub fn lookup(&self, name: &str) -> Option<Symbol> {
         self.scopes.lookup(name)
     }
@@ -104,7 +111,12 @@ impl Lower {
 
     /// The condition code register `CC.CF`: a predicate that the function has once it is used.
     pub fn carry(&mut self) -> u32 {
-        *self.carry.get_or_insert_with(|| self.scopes.temporary(Type::Pred))
+        *self.carry.get_or_insert_with(|| {
+            let row = self.scopes.temporary(Type::Pred);
+            // It lives from instruction to instruction, unseen by the assignment of rows.
+            self.scopes.pin(row, Type::Pred);
+            row
+        })
     }
 
     /// A source operand of type `ty`: a register of its file and at least its width, a literal cut to its width, an
@@ -133,11 +145,27 @@ impl Lower {
         }
     }
 
-    fn register(&self, i: &Instruction, name: &str, row: u32, declared: Type, ty: Type) -> Result<Src> {
+    fn register(&mut self, i: &Instruction, name: &str, row: u32, declared: Type, ty: Type) -> Result<Src> {
+        let integer = !matches!(ty, Type::F16 | Type::BF16 | Type::F16x2 | Type::BF16x2 | Type::F32);
+        if i.opcode == "cvt" && integer && File::of(declared) == File::B64 && File::of(ty) == File::B32 {
+            self.scopes.touch(row, declared, Touch::Read);
+            let low = self.scopes.temporary(Type::B32);
+            self.emit(moves::low_half(self, i, Dst(low), Src::register(row)));
+            return Ok(Src::register(low));
+        }
         if !self.fits(declared, ty) {
             return self.error(i, format_args!("`{name}` is a {declared:?}, not a {ty:?}"));
         }
+        self.scopes.touch(row, declared, Touch::Read);
+        self.keep(row, declared);
         Ok(Src::register(row))
+    }
+
+    /// Registers of an asynchronous product are read and written after its instruction.
+    fn keep(&self, row: u32, ty: Type) {
+        if self.asynchronous {
+            self.scopes.pin(row, ty);
+        }
     }
 
     /// Whether a register may stand where a type is due: of its width, or wider in loads, stores and conversions
@@ -197,7 +225,12 @@ impl Lower {
             _ => return self.error(i, format_args!("operand {operand:?} is not a register")),
         };
         match found {
-            Some(Symbol::Register(row, declared)) if self.fits(declared, ty) => Ok(Dst(row)),
+            Some(Symbol::Register(row, declared)) if self.fits(declared, ty) => {
+                let touch = if self.guard.is_none() { Touch::Overwrite } else { Touch::Write };
+                self.scopes.touch(row, declared, touch);
+                self.keep(row, declared);
+                Ok(Dst(row))
+            }
             Some(_) => self.error(i, format_args!("`{name}` is not a register of type {ty:?}")),
             None => self.error(i, format_args!("`{name}` is not declared")),
         }
@@ -232,15 +265,23 @@ impl Lower {
 
     /// Lowers one instruction through its family.
     pub fn instruction(&mut self, i: &Instruction) -> Result<()> {
+        self.scopes.trace.get_mut().instruction += 1;
         self.guard = match &i.guard {
             None => None,
             Some(g) => match self.lookup(&g.name) {
-                Some(Symbol::Register(row, Type::Pred)) => Some(Guard { predicate: row, negated: g.negated }),
+                Some(Symbol::Register(row, Type::Pred)) => {
+                    self.scopes.touch(row, Type::Pred, Touch::Read);
+                    Some(Guard { predicate: row, negated: g.negated })
+                }
                 _ => return self.error(i, format_args!("guard `{}` is not a predicate", g.name)),
             },
         };
         self.source = i.source.unwrap_or((0, 0));
         self.line = i.line;
+        self.asynchronous = i.opcode == "wgmma";
+        if i.guard.is_none() && matches!(i.opcode.as_str(), "bra" | "brx" | "ret" | "exit" | "trap") {
+            self.scopes.trace.get_mut().stop();
+        }
         self.wider = matches!(i.opcode.as_str(), "ld" | "ldu" | "st" | "cvt");
         let expanded = self.expand_vectors(i);
         let i = expanded.as_ref().unwrap_or(i);

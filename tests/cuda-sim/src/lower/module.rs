@@ -24,9 +24,9 @@ impl Program {
         let context = Rc::new(context);
         let mut program = Program { variables, target, ..Program::default() };
         let per_function = module.functions.iter().zip(layout.places).zip(layout.entries);
-        for ((f, mut places), shared) in per_function {
+        for ((f, places), shared) in per_function {
             let Some(body) = &f.body else { continue };
-            let code = function::function(f, body, context.clone(), &mut places)?;
+            let code = function::function(f, body, context.clone(), places)?;
             if f.entry {
                 let entry = entry(f, program.functions.len(), shared, code.local_bytes)?;
                 program.entries.insert(f.name.clone(), entry);
@@ -360,7 +360,12 @@ mod tests {
             let path = file.unwrap().path();
             if path.extension().is_some_and(|e| e == "ptx") {
                 match load(&std::fs::read_to_string(&path).unwrap()) {
-                    Ok(program) => entries += program.entries.len(),
+                    Ok(program) => {
+                        entries += program.entries.len();
+                        for code in &program.functions {
+                            println!("{} {:?} of {} operations", code.name, code.registers, code.ops.len());
+                        }
+                    }
                     Err(e) => refused.push(format!("{}: {e}", path.display())),
                 }
             }

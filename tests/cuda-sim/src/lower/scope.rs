@@ -1,8 +1,10 @@
 //! Names in scope, and the registers they stand for.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 
+use super::liveness::{Assignment, Rows, Touch, Trace};
 use super::{Context, File, Signature, Slot};
 use crate::ptx::ast::{Space, Type, Variable};
 use crate::ptx::{Error, Result};
@@ -55,8 +57,12 @@ pub struct Scopes {
     pub module: Rc<Context>,
     open: Vec<Scope>,
     vectors: bool,
-    /// Rows given away: 32-bit, 64-bit, predicates.
-    pub rows: (u32, u32, u32),
+    /// Rows given away, a row for each register.
+    rows: Rows,
+    /// What instructions do with registers, for the assignment of rows.
+    pub trace: RefCell<Trace>,
+    /// The rows of the second lowering of a function; none in the first.
+    pub assigned: Option<Rc<Assignment>>,
 }
 
 impl Scopes {
@@ -70,10 +76,39 @@ impl Scopes {
         self.open.pop();
     }
 
-    /// What a name stands for.
+    /// What a name stands for. What reads or writes a register must say so: see [`Scopes::touch`].
     pub fn lookup(&self, name: &str) -> Option<Symbol> {
         let inner = self.open.iter().rev().find_map(|scope| scope.find(name));
-        inner.or_else(|| self.module.symbols.get(name).cloned())
+        let found = inner.or_else(|| self.module.symbols.get(name).cloned())?;
+        Some(match found {
+            Symbol::Register(row, ty) => Symbol::Register(self.place(row, ty), ty),
+            Symbol::Vector(row, ty, count) => Symbol::Vector(self.place(row, ty), ty, count),
+            other => other,
+        })
+    }
+
+    /// The row that a register has in this lowering.
+    fn place(&self, row: u32, ty: Type) -> u32 {
+        self.assigned.as_ref().map_or(row, |a| a.row(File::of(ty), row))
+    }
+
+    /// The current instruction reads or writes the register of a row that [`Scopes::lookup`] gave.
+    pub fn touch(&self, row: u32, ty: Type, touch: Touch) {
+        if self.assigned.is_none() {
+            self.trace.borrow_mut().touch(File::of(ty), row, touch);
+        }
+    }
+
+    /// Gives a register, whose row [`Scopes::lookup`] gave, that row for itself in the whole function.
+    pub fn pin(&self, row: u32, ty: Type) {
+        if self.assigned.is_none() {
+            self.trace.borrow_mut().pin(File::of(ty), row);
+        }
+    }
+
+    /// Rows of the window.
+    pub fn window(&self) -> Rows {
+        self.assigned.as_ref().map_or(self.rows, |a| a.counts())
     }
 
     /// Whether any vector register was declared.
@@ -108,6 +143,9 @@ impl Scopes {
                 return Err(Error { line: v.line, message: format!("`{}`: a family of vectors", v.name) });
             }
             let family = Family { first: self.rows(v.ty, count, v)?, count, ty: v.ty };
+            if v.ty == Type::B128 {
+                (0..count).for_each(|n| self.pin(family.first + 2 * n, v.ty));
+            }
             let scope = self.innermost();
             let taken =
                 scope.families.contains_key(&v.name) || scope.names.keys().any(|n| family.row(&v.name, n).is_some());
@@ -119,6 +157,10 @@ impl Scopes {
         }
         self.vectors |= v.vector != 1;
         let first = self.rows(v.ty, v.vector, v)?;
+        if v.vector != 1 || v.ty == Type::B128 {
+            let each = if v.ty == Type::B128 { 2 } else { 1 };
+            (0..v.vector).for_each(|n| self.pin(first + each * n, v.ty));
+        }
         let symbol = if v.vector == 1 { Symbol::Register(first, v.ty) } else { Symbol::Vector(first, v.ty, v.vector) };
         self.insert(&v.name, symbol, v.line)
     }
@@ -144,7 +186,7 @@ impl Scopes {
         }
     }
 
-    /// A register without a name.
+    /// A register without a name, for the current instruction only.
     pub fn temporary(&mut self, ty: Type) -> u32 {
         let (file, each) = match File::of(ty) {
             File::B32 => (&mut self.rows.0, 1),
@@ -152,8 +194,14 @@ impl Scopes {
             File::B128 => (&mut self.rows.1, 2),
             File::Pred => (&mut self.rows.2, 1),
         };
+        let row = *file;
         *file += each;
-        *file - each
+        match File::of(ty) {
+            File::B128 => self.pin(row, ty),
+            _ if self.assigned.is_none() => self.trace.get_mut().temporary(File::of(ty), row),
+            _ => {}
+        }
+        self.place(row, ty)
     }
 
     fn innermost(&mut self) -> &mut Scope {
