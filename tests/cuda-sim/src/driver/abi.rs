@@ -148,9 +148,9 @@ impl Text {
 pub struct HostPtr(pub usize);
 
 impl HostPtr {
-    /// Null is an error.
+    /// Null is an error, and so is what lies so low that nothing ever is there: the pointers of empty lists.
     pub fn check(self) -> Result<HostPtr> {
-        if self.0 == 0 { Err(Error::Null) } else { Ok(self) }
+        if self.0 < 4096 { Err(Error::Null) } else { Ok(self) }
     }
 
     /// Copies `length` bytes out.

@@ -28,6 +28,7 @@ impl Driver {
             sticky: None,
             legacy: Handle::NULL,
             per_thread: HashMap::new(),
+            orphans: Vec::new(),
             limits: BTreeMap::new(),
             cache_config: 0,
         });

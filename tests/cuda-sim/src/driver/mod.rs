@@ -39,6 +39,7 @@ mod queue;
 mod state;
 mod stream;
 mod tally;
+mod tensor_map;
 mod types;
 mod unsupported;
 mod work;

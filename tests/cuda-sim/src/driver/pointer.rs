@@ -33,7 +33,7 @@ fn know(driver: &Driver, address: DevicePtr) -> Result<Known> {
             pool: range.pool.unwrap_or_default(),
             number: range.number,
         }),
-        _ => Err(Error::invalid(format!("{address:#x} is in no allocation"))),
+        _ => Err(Error::NotDevice(address)),
     }
 }
 

@@ -6,7 +6,7 @@ use super::abi::{HostPtr, Out, Symbol, Text, entries};
 use super::errors::{Error, Result};
 use super::{
     attributes, capture, context, copy, errors, event, function, graph, graph_exec, graph_nodes, host_memory, launch,
-    library, memory, module, occupancy, pointer, pool, stream, unsupported,
+    library, memory, module, occupancy, pointer, pool, stream, tensor_map, unsupported,
 };
 
 /// The functions of every chapter.
@@ -30,6 +30,7 @@ const CHAPTERS: &[&[Symbol]] = &[
     pointer::SYMBOLS,
     pool::SYMBOLS,
     stream::SYMBOLS,
+    tensor_map::SYMBOLS,
     unsupported::SYMBOLS,
     SYMBOLS,
 ];

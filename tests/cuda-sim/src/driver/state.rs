@@ -16,7 +16,7 @@ use super::host_memory::HostRange;
 use super::memory::DeviceRange;
 use super::module::Module;
 use super::pool::Pool;
-use super::queue::Queue;
+use super::queue::{Queue, Ticket};
 use super::stream::Stream;
 use super::tally::Tally;
 use crate::device::{Config, Site};
@@ -32,6 +32,8 @@ pub struct Context {
     pub legacy: Handle,
     /// The default streams of threads.
     pub per_thread: HashMap<ThreadId, Handle>,
+    /// The last work of blocking streams that were destroyed: the legacy stream still waits for it.
+    pub orphans: Vec<Ticket>,
     /// `cuCtxSetLimit`.
     pub limits: BTreeMap<u32, usize>,
     /// `cuCtxSetCacheConfig`.

@@ -82,6 +82,7 @@ impl Driver {
         if stream.legacy {
             let blocking = self.streams.iter().filter(|(_, s)| s.context == stream.context && !s.non_blocking);
             before.extend(blocking.filter_map(|(_, s)| s.last));
+            before.extend(&self.contexts.get(stream.context)?.orphans);
         } else if !stream.non_blocking {
             let legacy = self.contexts.get(stream.context)?.legacy;
             before.extend(self.streams.get(legacy)?.last);
@@ -174,7 +175,12 @@ entries! {
         if let Some((id, _)) = gone.capture {
             driver.invalidate(id);
         }
-        driver.streams.remove(stream)?;
+        let gone = driver.streams.remove(stream)?;
+        let is_done = |ticket: &Ticket| driver.queue.is_done(*ticket);
+        let mut orphans = driver.contexts.get(gone.context)?.orphans.clone();
+        orphans.extend(gone.last.filter(|_| !gone.non_blocking));
+        orphans.retain(|ticket| !is_done(ticket));
+        driver.contexts.get_mut(gone.context)?.orphans = orphans;
         Ok(())
     }
 

@@ -46,8 +46,10 @@ const POISON: u8 = 0xff;
 
 impl Allocation {
     pub(super) fn new(base: u64, size: u64, align: u64, origin: Origin, track_init: bool) -> Option<Allocation> {
-        let layout = Layout::from_size_align(usize::try_from(size).ok()?, align.min(4096) as usize).ok()?;
         let poison = size <= POISON_LIMIT;
+        // With a larger alignment the system allocator would write all the zeros itself.
+        let align = if poison { align.min(4096) as usize } else { 16 };
+        let layout = Layout::from_size_align(usize::try_from(size).ok()?, align).ok()?;
         // SAFETY: the size is not zero.
         let host = NonNull::new(unsafe { if poison { alloc(layout) } else { alloc_zeroed(layout) } })?;
         if poison {

@@ -96,7 +96,9 @@ impl GlobalMemory {
         // One granule at least stays free after each allocation: running over its end is seen.
         table.next = (base + size).next_multiple_of(GRANULE) + GRANULE;
         table.used += size;
-        Arc::make_mut(&mut table.list).push(Arc::new(allocation));
+        // Host memory that the device sees has higher addresses and may be in the list already.
+        let at = table.list.partition_point(|a| a.base < base);
+        Arc::make_mut(&mut table.list).insert(at, Arc::new(allocation));
         Ok(base)
     }
 
