@@ -10,7 +10,7 @@ use super::schedule::Rng;
 use crate::counters::{Counters, Totals};
 
 /// Operations of a slice when a host thread has one block, and when it has several.
-const SLICE: (u64, u64) = (1 << 20, 1 << 14);
+const SLICE: (u64, u64) = (1 << 18, 1 << 12);
 
 /// What a launch did.
 #[derive(Clone, Debug, Default)]
