@@ -5,7 +5,7 @@ pub mod race;
 mod shadow;
 #[cfg(test)]
 mod tests;
-mod traffic;
+pub mod traffic;
 
 use crate::code::Flow;
 pub use crate::device::Checks;

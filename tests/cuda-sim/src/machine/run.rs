@@ -52,7 +52,7 @@ pub fn turn(
 }
 
 /// Operations for which the first group in the program may keep the others waiting.
-const HOG: u32 = 1 << 14;
+const HOG: u32 = 1 << 12;
 
 /// Lets the other groups run after a long time: the first one may spin for what they have to do (a lock).
 fn rotate(warp: &mut Warp, ran: u32) {
