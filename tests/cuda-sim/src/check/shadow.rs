@@ -121,8 +121,8 @@ impl Shared {
             let reads = &mut self.reads[word as usize * self.agents..][..self.agents];
             if write {
                 for (agent, read) in reads.iter().enumerate() {
-                    let known = who.clock.own[agent] >= read.clock || agent == who.agent as usize;
-                    if !known && !(read.strong() && site.strong) {
+                    let unknown = who.clock.own[agent] < read.clock && agent != who.agent as usize;
+                    if unknown && !(read.strong() && site.strong) {
                         let other = key(who.block, agent as u32);
                         return Err(in_shared(race(true, false, who, other, read.line(), word * 4), self.size));
                     }
