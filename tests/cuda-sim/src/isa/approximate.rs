@@ -181,3 +181,134 @@ pub(super) fn tanh(x: f64) -> f64 {
     let series = magnitude - magnitude * magnitude * magnitude * (1.0 / 3.0);
     (if magnitude < 1e-3 { series } else { difference }).copysign(x)
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::isa::probe::{Bits, eval, floats, refused};
+
+    /// Checks an approximation: the relative error, or with `absolute` the absolute one, against the math library.
+    fn check(instruction: &str, inputs: &[f32], bound: f64, absolute: bool, want: impl Fn(f64) -> f64) {
+        let bits: Vec<u64> = inputs.iter().map(|x| x.to_bits() as u64).collect();
+        let got = eval(instruction, "f32", &[("f32", &bits)]);
+        for (x, got) in inputs.iter().zip(got) {
+            let (got, want) = (f32::from_bits(got as u32) as f64, want(*x as f64));
+            let scale = if absolute { 1.0 } else { want.abs().max(f32::MIN_POSITIVE as f64) };
+            assert!(
+                (got - want).abs() <= bound * scale || got == want as f32 as f64,
+                "{instruction} {x:e}: {got:e}, not {want:e}"
+            );
+        }
+    }
+
+    /// Numbers across `low` to `high`, and close to zero on both sides.
+    fn across(low: f32, high: f32) -> Vec<f32> {
+        let mut random = Bits(77);
+        let spread = (0..3000).map(|_| low + (high - low) * (random.next() >> 40) as f32 / (1 << 24) as f32);
+        spread.chain([1e-3, -1e-3, 1e-8, -1e-8, 1e-30, 0.999e-3, 1.001e-3]).collect()
+    }
+
+    #[test]
+    fn errors_are_within_an_ulp() {
+        let ulp = 2f64.powi(-23);
+        check("ex2.approx.f32", &across(-140.0, 127.9), ulp, false, f64::exp2);
+        let positive: Vec<f32> = floats().iter().map(|b| f32::from_bits(*b as u32)).filter(|x| *x > 0.0).collect();
+        check("lg2.approx.f32", &positive, ulp, false, f64::log2);
+        check("lg2.approx.f32", &across(0.5, 2.0).iter().map(|x| x.abs()).collect::<Vec<_>>(), ulp, false, f64::log2);
+        check("sin.approx.f32", &across(-400.0, 400.0), ulp, true, f64::sin);
+        check("cos.approx.f32", &across(-400.0, 400.0), ulp, true, f64::cos);
+        check("sin.approx.f32", &across(-1e7, 1e7), ulp, true, f64::sin);
+        check("tanh.approx.f32", &across(-12.0, 12.0), ulp, false, f64::tanh);
+        check("rsqrt.approx.f32", &positive, ulp, false, |x| 1.0 / x.sqrt());
+        check("rcp.approx.f32", &positive, ulp, false, |x| 1.0 / x);
+        check("sqrt.approx.f32", &positive, ulp, false, f64::sqrt);
+    }
+
+    fn single(instruction: &str, x: f32) -> f32 {
+        f32::from_bits(eval(instruction, "f32", &[("f32", &[x.to_bits() as u64])])[0] as u32)
+    }
+
+    #[test]
+    fn special_values_are_those_of_the_tables() {
+        let (infinity, tiny) = (f32::INFINITY, f32::from_bits(1));
+        let same = |got: f32, want: f32, what: &str| {
+            assert!(got.to_bits() == want.to_bits() || want.is_nan() && got.to_bits() == 0x7fff_ffff, "{what}: {got}");
+        };
+        for (instruction, input, want) in [
+            ("ex2.approx.f32", -infinity, 0.0),
+            ("ex2.approx.f32", infinity, infinity),
+            ("ex2.approx.f32", tiny, 1.0),
+            ("ex2.approx.f32", 128.0, infinity),
+            ("ex2.approx.f32", -149.0, tiny),
+            ("ex2.approx.f32", -151.0, 0.0),
+            ("ex2.approx.ftz.f32", -149.0, 0.0),
+            ("ex2.approx.f32", f32::NAN, f32::NAN),
+            ("lg2.approx.f32", 0.0, -infinity),
+            ("lg2.approx.f32", -0.0, -infinity),
+            ("lg2.approx.f32", -1.0, f32::NAN),
+            ("lg2.approx.f32", -infinity, f32::NAN),
+            ("lg2.approx.f32", infinity, infinity),
+            ("lg2.approx.f32", 1.0, 0.0),
+            ("lg2.approx.f32", tiny, -149.0),
+            ("lg2.approx.ftz.f32", tiny, -infinity),
+            ("lg2.approx.f32", f32::NAN, f32::NAN),
+            ("sin.approx.f32", -0.0, -0.0),
+            ("sin.approx.f32", infinity, f32::NAN),
+            ("sin.approx.ftz.f32", -tiny, -0.0),
+            ("cos.approx.f32", 0.0, 1.0),
+            ("cos.approx.f32", -infinity, f32::NAN),
+            ("tanh.approx.f32", -0.0, -0.0),
+            ("tanh.approx.f32", infinity, 1.0),
+            ("tanh.approx.f32", -infinity, -1.0),
+            ("tanh.approx.f32", f32::NAN, f32::NAN),
+            ("rsqrt.approx.f32", -0.0, -infinity),
+            ("rsqrt.approx.f32", 0.0, infinity),
+            ("rsqrt.approx.f32", infinity, 0.0),
+            ("rsqrt.approx.f32", -1.0, f32::NAN),
+            ("rsqrt.approx.ftz.f32", -tiny, -infinity),
+            ("rcp.approx.f32", -0.0, -infinity),
+            ("rcp.approx.f32", -infinity, -0.0),
+            ("rcp.approx.ftz.f32", tiny, infinity),
+            ("rcp.approx.ftz.f32", 1.6e38, 0.0),
+            ("sqrt.approx.f32", -0.0, -0.0),
+            ("sqrt.approx.f32", -1.0, f32::NAN),
+        ] {
+            same(single(instruction, input), want, &format!("{instruction} {input:e}"));
+        }
+        for x in [1e20f32, 3e38, -1e30] {
+            assert!(single("sin.approx.f32", x).abs() <= 1.0 && single("cos.approx.f32", x).abs() <= 1.0);
+        }
+    }
+
+    #[test]
+    fn approximate_quotients() {
+        let div = |instruction: &str, a: f32, b: f32| {
+            let args = [("f32", &[a.to_bits() as u64][..]), ("f32", &[b.to_bits() as u64][..])];
+            f32::from_bits(eval(instruction, "f32", &args)[0] as u32)
+        };
+        assert_eq!(div("div.approx.f32", 1.0, 3.0), 1.0 / 3.0);
+        assert_eq!(div("div.approx.f32", 2f32.powi(126), 2f32.powi(126)), 1.0);
+        assert_eq!(div("div.approx.f32", 1e38, 2f32.powi(127)), 0.0);
+        assert_eq!(div("div.full.f32", 1e38, 2f32.powi(127)), 1e38 / 2f32.powi(127));
+        assert!(div("div.approx.f32", f32::INFINITY, 2f32.powi(127)).is_nan());
+        assert_eq!(div("div.full.ftz.f32", 1e-39, 1e-39).to_bits(), 0x7fff_ffff);
+        assert_eq!(div("div.approx.ftz.f32", f32::MIN_POSITIVE, 2.0), 0.0);
+    }
+
+    #[test]
+    fn gross_doubles_have_no_lower_word() {
+        let run = |name: &str, x: f64| eval(name, "f64", &[("f64", &[x.to_bits()])])[0];
+        for x in [3.0f64, -7.5, 1e300, 1e-300, 123456.789] {
+            let bits = run("rcp.approx.ftz.f64", x);
+            assert_eq!(bits as u32, 0);
+            assert!((f64::from_bits(bits) * x - 1.0).abs() < 2f64.powi(-18), "{x:e}");
+            let bits = run("rsqrt.approx.ftz.f64", x.abs());
+            assert_eq!(bits as u32, 0);
+            assert!((f64::from_bits(bits).powi(2) * x.abs() - 1.0).abs() < 2f64.powi(-17), "{x:e}");
+        }
+        assert_eq!(f64::from_bits(run("rcp.approx.ftz.f64", -1e-310)), f64::NEG_INFINITY);
+        assert!(f64::from_bits(run("rcp.approx.ftz.f64", f64::from_bits(0x7ff0_0000_0000_0001))).is_nan());
+        assert!(refused(".reg .f64 %d; rcp.approx.f64 %d, %d;").contains("`.f64`"));
+        assert!(refused(".reg .f32 %d; sin.f32 %d, %d;").contains("`.f32`"));
+        assert!(refused(".reg .f32 %d; tanh.approx.ftz.f32 %d, %d;").contains("`.ftz`"));
+    }
+}

@@ -4,10 +4,10 @@ use std::marker::PhantomData;
 
 use super::float::flush;
 use super::formats::{self, Bf16, Half};
-use super::lanes::{Form, Value, map, pack, predicate, ternary, unpack};
+use super::lanes::{Form, Value, map, pack, predicate, rare_ternary, ternary, unpack};
 use crate::code::{Class, Flow, Op, Run};
 use crate::lower::{Lower, Modifiers, Result};
-use crate::machine::simd::{Semantics, choose};
+use crate::machine::simd::{Semantics, choose, portable_only};
 use crate::machine::{Cx, LANES, Row};
 use crate::ptx::ast::Type::{self, *};
 use crate::ptx::ast::{Instruction, Operand};
@@ -291,6 +291,8 @@ fn combine(cx: &Cx<'_>, op: &Op, result: u32) -> u32 {
 
 /// Where results go.
 trait Sink: 'static {
+    /// How the common comparisons are built.
+    fn build<O: Semantics>() -> Run;
     /// One comparison.
     fn one(cx: &mut Cx<'_>, op: &Op, result: u32);
     /// Those of the low and the high halves.
@@ -301,6 +303,10 @@ trait Sink: 'static {
 struct ToPredicates;
 
 impl Sink for ToPredicates {
+    fn build<O: Semantics>() -> Run {
+        choose::<O>()
+    }
+
     #[inline(always)]
     fn one(cx: &mut Cx<'_>, op: &Op, result: u32) {
         let (p, q) = (combine(cx, op, result), combine(cx, op, !result));
@@ -320,6 +326,10 @@ impl Sink for ToPredicates {
 struct ToValue;
 
 impl Sink for ToValue {
+    fn build<O: Semantics>() -> Run {
+        portable_only::<O>()
+    }
+
     #[inline(always)]
     fn one(cx: &mut Cx<'_>, op: &Op, result: u32) {
         let truth = (op.imm >> 32) as u32;
@@ -338,6 +348,34 @@ impl Sink for ToValue {
         }
         cx.set_b32(op.dst[0], row);
     }
+}
+
+/// An operation by its relation.
+macro_rules! by_test {
+    ($test:expr, $r:ident => $run:expr) => {
+        match $test {
+            Test::Equal => {
+                type $r = Equal;
+                $run
+            }
+            Test::Less => {
+                type $r = Less;
+                $run
+            }
+            Test::AtMost => {
+                type $r = AtMost;
+                $run
+            }
+            Test::Differ => {
+                type $r = Differ;
+                $run
+            }
+            Test::Ordered => {
+                type $r = Ordered;
+                $run
+            }
+        }
+    };
 }
 
 struct One<T, R, S>(PhantomData<(T, R, S)>);
@@ -375,40 +413,20 @@ fn run<S: Sink>(ty: Type, test: Test) -> Run {
         S32 => integer::<i32, S>(test),
         U64 | B64 => integer::<u64, S>(test),
         S64 => integer::<i64, S>(test),
-        F32 => float::<f32, S>(test),
-        F64 => float::<f64, S>(test),
-        F16 => float::<formats::F16, S>(test),
-        BF16 => float::<Bf16, S>(test),
-        F16x2 => packed::<formats::F16, S>(test),
-        _ => packed::<Bf16, S>(test),
+        F32 => by_test!(test, R => S::build::<One<f32, R, S>>()),
+        F64 => by_test!(test, R => portable_only::<One<f64, R, S>>()),
+        F16 => by_test!(test, R => portable_only::<One<formats::F16, R, S>>()),
+        BF16 => by_test!(test, R => portable_only::<One<Bf16, R, S>>()),
+        F16x2 => by_test!(test, R => portable_only::<Two<formats::F16, R, S>>()),
+        _ => by_test!(test, R => portable_only::<Two<Bf16, R, S>>()),
     }
 }
 
 /// Integers need two of the relations.
 fn integer<T: Compare, S: Sink>(test: Test) -> Run {
     match test {
-        Test::Less => choose::<One<T, Less, S>>(),
-        _ => choose::<One<T, Equal, S>>(),
-    }
-}
-
-fn float<T: Compare, S: Sink>(test: Test) -> Run {
-    match test {
-        Test::Equal => choose::<One<T, Equal, S>>(),
-        Test::Less => choose::<One<T, Less, S>>(),
-        Test::AtMost => choose::<One<T, AtMost, S>>(),
-        Test::Differ => choose::<One<T, Differ, S>>(),
-        Test::Ordered => choose::<One<T, Ordered, S>>(),
-    }
-}
-
-fn packed<T: Compare + Half, S: Sink>(test: Test) -> Run {
-    match test {
-        Test::Equal => choose::<Two<T, Equal, S>>(),
-        Test::Less => choose::<Two<T, Less, S>>(),
-        Test::AtMost => choose::<Two<T, AtMost, S>>(),
-        Test::Differ => choose::<Two<T, Differ, S>>(),
-        Test::Ordered => choose::<Two<T, Ordered, S>>(),
+        Test::Less => S::build::<One<T, Less, S>>(),
+        _ => S::build::<One<T, Equal, S>>(),
     }
 }
 
@@ -433,12 +451,181 @@ fn slct(cx: &mut Lower, i: &Instruction) -> Result<()> {
     let condition = m.ty(if ftz { &[F32] } else { &[S32, F32] })?;
     m.finish()?;
     let run = match (ty.bits(), condition, ftz) {
-        (64, S32, _) => ternary(|a: u64, b: u64, c: i32| if c >= 0 { a } else { b }),
-        (64, _, false) => ternary(|a: u64, b: u64, c: f32| if c >= 0.0 { a } else { b }),
-        (64, _, true) => ternary(|a: u64, b: u64, c: f32| if flush(c) >= 0.0 { a } else { b }),
-        (_, S32, _) => ternary(|a: u32, b: u32, c: i32| if c >= 0 { a } else { b }),
-        (_, _, false) => ternary(|a: u32, b: u32, c: f32| if c >= 0.0 { a } else { b }),
-        (_, _, true) => ternary(|a: u32, b: u32, c: f32| if flush(c) >= 0.0 { a } else { b }),
+        (64, S32, _) => rare_ternary(|a: u64, b: u64, c: i32, _| if c >= 0 { a } else { b }),
+        (64, _, false) => rare_ternary(|a: u64, b: u64, c: f32, _| if c >= 0.0 { a } else { b }),
+        (64, _, true) => rare_ternary(|a: u64, b: u64, c: f32, _| if flush(c) >= 0.0 { a } else { b }),
+        (_, S32, _) => rare_ternary(|a: u32, b: u32, c: i32, _| if c >= 0 { a } else { b }),
+        (_, _, false) => rare_ternary(|a: u32, b: u32, c: f32, _| if c >= 0.0 { a } else { b }),
+        (_, _, true) => rare_ternary(|a: u32, b: u32, c: f32, _| if flush(c) >= 0.0 { a } else { b }),
     };
     Form { class: Class::Move, run, dst: ty, src: &[ty, ty, condition], imm: 0 }.emit(cx, i)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cmp::Ordering;
+
+    use crate::isa::formats::{Bf16, F16, Half};
+    use crate::isa::probe::{eval, floats, integers, pairs, refused, set};
+    use crate::testing::Snippet;
+
+    /// Whether an ordering satisfies a comparison of a name, as section 9.7.6 describes the names.
+    fn satisfies(name: &str, order: Option<Ordering>) -> bool {
+        let base = match name {
+            "num" => return order.is_some(),
+            "nan" => return order.is_none(),
+            "lo" => "lt",
+            "ls" => "le",
+            "hi" => "gt",
+            "hs" => "ge",
+            other => other,
+        };
+        let Some(order) = order else { return base.len() == 3 };
+        match &base[..2] {
+            "eq" => order == Ordering::Equal,
+            "ne" => order != Ordering::Equal,
+            "lt" => order == Ordering::Less,
+            "le" => order != Ordering::Greater,
+            "gt" => order == Ordering::Greater,
+            _ => order != Ordering::Less,
+        }
+    }
+
+    fn check(names: &[&str], ty: &str, register: &str, values: &[u64], order: impl Fn(u64, u64) -> Option<Ordering>) {
+        let (a, b) = pairs(values, values);
+        for name in names {
+            let args = [(register, &a[..]), (register, &b[..])];
+            let p = eval(&format!("setp.{name}.{ty}"), "pred", &args);
+            let d = eval(&format!("set.{name}.u32.{ty}"), "b32", &args);
+            for at in 0..a.len() {
+                let want = satisfies(name, order(a[at], b[at]));
+                assert_eq!(p[at] != 0, want, "setp.{name}.{ty} {:#x} {:#x}", a[at], b[at]);
+                assert_eq!(d[at], if want { 0xffff_ffff } else { 0 }, "set.{name}.u32.{ty} {:#x} {:#x}", a[at], b[at]);
+            }
+        }
+    }
+
+    const ORDERED: [&str; 6] = ["eq", "ne", "lt", "le", "gt", "ge"];
+    const FLOATS: [&str; 14] =
+        ["eq", "ne", "lt", "le", "gt", "ge", "equ", "neu", "ltu", "leu", "gtu", "geu", "num", "nan"];
+
+    #[test]
+    fn integers_compare_by_their_type() {
+        for width in [16u32, 32, 64] {
+            let (values, register) = (integers(width), format!("b{width}"));
+            let signed = |x: u64| (x << (64 - width)) as i64;
+            check(&ORDERED[..2], &format!("b{width}"), &register, &values, |a, b| Some(a.cmp(&b)));
+            check(&ORDERED, &format!("s{width}"), &register, &values, |a, b| Some(signed(a).cmp(&signed(b))));
+            check(&ORDERED, &format!("u{width}"), &register, &values, |a, b| Some(a.cmp(&b)));
+            check(&["lo", "ls", "hi", "hs"], &format!("u{width}"), &register, &values, |a, b| Some(a.cmp(&b)));
+        }
+    }
+
+    #[test]
+    fn floats_compare_with_nan_as_unordered() {
+        let single = |x: u64| f32::from_bits(x as u32);
+        check(&FLOATS, "f32", "f32", &floats(), |a, b| single(a).partial_cmp(&single(b)));
+        let doubles: Vec<u64> = floats().iter().map(|x| (single(*x) as f64).to_bits()).collect();
+        check(&FLOATS, "f64", "f64", &doubles, |a, b| f64::from_bits(a).partial_cmp(&f64::from_bits(b)));
+        let halves = [0, 0x8000, 1, 0x8001, 0x3c00, 0xbc00, 0x7c00, 0xfc00, 0x7e00, 0xffff, 0x7f80, 0x7f81];
+        let half = |x: u64| F16(x as u16).decode();
+        check(&FLOATS, "f16", "b16", &halves, |a, b| half(a).partial_cmp(&half(b)));
+        let half = |x: u64| Bf16(x as u16).decode();
+        check(&FLOATS, "bf16", "b16", &halves, |a, b| half(a).partial_cmp(&half(b)));
+    }
+
+    #[test]
+    fn flushing_makes_subnormals_equal() {
+        let args = [("f32", &[1][..]), ("f32", &[0x8000_0002][..])];
+        assert_eq!(eval("setp.eq.f32", "pred", &args), [0]);
+        assert_eq!(eval("setp.eq.ftz.f32", "pred", &args), [1]);
+        let args = [("b16", &[1][..]), ("b16", &[0x8002][..])];
+        assert_eq!(eval("setp.gt.ftz.f16", "pred", &args), [0]);
+        assert_eq!(eval("setp.gt.f16", "pred", &args), [1]);
+    }
+
+    #[test]
+    fn pairs_of_predicates_combine_with_a_third() {
+        // The second destination has the complement of the comparison, combined in the same way.
+        type Combine = fn(bool, bool) -> bool;
+        let combinations: [(&str, Combine); 3] = [("and", |t, c| t & c), ("or", |t, c| t | c), ("xor", |t, c| t ^ c)];
+        for (name, combine) in combinations {
+            let text = format!(
+                ".reg .b32 %a, %b; .reg .pred %p, %q, %c, %r, %s;
+                setp.lt.{name}.s32 %p|%q, %a, %b, %c; setp.lt.{name}.s32 %r|_, %a, %b, !%c; @%c setp.lt.s32 _|%s, %a, %b;"
+            );
+            let mut s = Snippet::new(&text).unwrap();
+            set(&mut s, "%a", "b32", std::array::from_fn(|lane| lane as u64 & 1));
+            s.set_b32("%b", [1; 32]);
+            s.set_pred("%c", 0b1100);
+            s.set_pred("%p", 1 << 31);
+            s.run_lanes(0b1111);
+            let bits = |f: &dyn Fn(bool, bool) -> bool| {
+                (0..4).map(|lane| (f(lane & 1 == 0, lane >= 2) as u32) << lane).sum::<u32>()
+            };
+            assert_eq!(s.pred("%p"), bits(&|t, c| combine(t, c)) | 1 << 31, "{name}");
+            assert_eq!(s.pred("%q"), bits(&|t, c| combine(!t, c)), "{name}");
+            assert_eq!(s.pred("%r"), bits(&|t, c| combine(t, !c)), "{name}");
+            assert_eq!(s.pred("%s"), 0b1000);
+        }
+    }
+
+    #[test]
+    fn packed_halves_give_two_results() {
+        let text = ".reg .b32 %a, %b, %d<4>; .reg .pred %p, %q, %c;
+            setp.ne.f16x2 %p|%q, %a, %b; set.ne.f16x2.f16x2 %d0, %a, %b; set.ne.u32.f16x2 %d1, %a, %b;
+            set.neu.bf16x2.bf16x2 %d2, %a, %b; set.eq.and.f16x2.f16x2 %d3, %a, %b, %c;";
+        let mut s = Snippet::new(text).unwrap();
+        // The low halves are NaN of both formats, the high ones differ.
+        s.set_b32("%a", [0x0001_7fff; 32]);
+        s.set_b32("%b", [0x0000_3c00; 32]);
+        s.set_pred("%c", 1);
+        s.run();
+        assert_eq!((s.pred("%p"), s.pred("%q")), (0, u32::MAX));
+        assert_eq!(s.b32("%d0")[0], 0x3c00_0000);
+        assert_eq!(s.b32("%d1")[0], 0xffff_0000);
+        assert_eq!(s.b32("%d2")[0], 0x3f80_3f80);
+        assert_eq!(s.b32("%d3")[0], 0);
+    }
+
+    #[test]
+    fn results_of_set_have_the_destination_type() {
+        let args = [("b32", &[1, 2][..]), ("b32", &[1, 1][..])];
+        assert_eq!(eval("set.eq.f32.u32", "f32", &args), [0x3f80_0000, 0]);
+        assert_eq!(eval("set.gt.s32.u32", "b32", &args), [0, 0xffff_ffff]);
+        assert_eq!(eval("set.eq.f16.s32", "b16", &args), [0x3c00, 0]);
+        assert_eq!(eval("set.eq.bf16.b32", "b16", &args), [0x3f80, 0]);
+        let args = [("b16", &[0x7e00, 0x3c00][..]), ("b16", &[0, 0][..])];
+        assert_eq!(eval("set.nan.u16.f16", "b16", &args), [0xffff, 0]);
+        assert_eq!(eval("set.nan.f16.f16", "b16", &args), [0x3c00, 0]);
+    }
+
+    #[test]
+    fn selections() {
+        let (a, b) = ([10, 11], [20, 21]);
+        for ty in ["b16", "s32", "f32", "b64", "f64"] {
+            let register = format!("b{}", &ty[1..]);
+            let args = [(register.as_str(), &a[..]), (register.as_str(), &b[..]), ("pred", &[1, 0][..])];
+            assert_eq!(eval(&format!("selp.{ty}"), &register, &args), [10, 21], "{ty}");
+        }
+        let c = [0x8000_0000, 0x7fc0_0000, 1, 0x8000_0001, 0xff80_0000];
+        let (a, b) = ([1; 5], [2; 5]);
+        let args = [("b32", &a[..]), ("b32", &b[..]), ("b32", &c[..])];
+        assert_eq!(eval("slct.u32.s32", "b32", &args), [2, 1, 1, 2, 2]);
+        assert_eq!(eval("slct.b32.f32", "b32", &args), [1, 2, 1, 2, 2]);
+        assert_eq!(eval("slct.ftz.b32.f32", "b32", &args), [1, 2, 1, 1, 2]);
+    }
+
+    #[test]
+    fn what_the_isa_does_not_have_is_refused() {
+        let line = |instruction: &str| refused(&format!(".reg .b32 %a; .reg .b16 %h; .reg .pred %p; {instruction};"));
+        assert!(line("setp.lt.b32 %p, %a, %a").contains("`.lt`"));
+        assert!(line("setp.lo.s32 %p, %a, %a").contains("`.lo`"));
+        assert!(line("setp.equ.u32 %p, %a, %a").contains("`.equ`"));
+        assert!(line("setp.eq.ftz.u32 %p, %a, %a").contains("`.ftz`"));
+        assert!(line("setp.eq.f16x2 %p, %a, %a").contains("pair"));
+        assert!(line("setp.eq.and.u32 %p, %a, %a").contains("operands"));
+        assert!(line("set.eq.f16.f16x2 %h, %a, %a").contains("types"));
+        assert!(line("selp.f16 %h, %h, %h, %p").contains("`.f16`"));
+    }
 }

@@ -5,7 +5,7 @@
 
 use super::convert::{FTZ, Mode, Options, RELU, SAT, SATFINITE, finite, half};
 use super::formats::{Bf16, F16, Half, Small, tf32};
-use super::lanes::{Form, binary, binary_with, ternary_with, unary_with};
+use super::lanes::{Form, binary, rare_binary, rare_ternary, rare_unary};
 use super::round::{Format, Rounding};
 use crate::code::{Class, Run};
 use crate::lower::{Lower, Modifiers, Result};
@@ -68,11 +68,11 @@ pub(super) fn narrow(cx: &mut Lower, i: &Instruction, mut m: Modifiers, options:
     let (run, ty, sources): (Run, Type, &[Type]) = match (dst, src) {
         (F16x2, F32) => (pair_of_halves::<F16>(nearest && flags == 0), Type::F16x2, &[Type::F32, Type::F32]),
         (BF16x2, F32) => (pair_of_halves::<Bf16>(nearest && flags == 0), Type::BF16x2, &[Type::F32, Type::F32]),
-        (Tf32, _) if mode == Mode::NearestAway => (unary_with(tf32_away), B32, &[Type::F32]),
-        (Tf32, _) => (unary_with(tf32_rounded), B32, &[Type::F32]),
-        (Pair(at), F32) => (binary_with(small_from_f32), register(at), &[Type::F32, Type::F32]),
-        (Pair(at), _) => (unary_with(small_from_f16), register(at), &[Type::F16x2]),
-        (_, Pair(at)) => (unary_with(small_to_f16), Type::F16x2, if register(at) == B8 { &[B8] } else { &[B16] }),
+        (Tf32, _) if mode == Mode::NearestAway => (rare_unary(tf32_away), B32, &[Type::F32]),
+        (Tf32, _) => (rare_unary(tf32_rounded), B32, &[Type::F32]),
+        (Pair(at), F32) => (rare_binary(small_from_f32), register(at), &[Type::F32, Type::F32]),
+        (Pair(at), _) => (rare_unary(small_from_f16), register(at), &[Type::F16x2]),
+        (_, Pair(at)) => (rare_unary(small_to_f16), Type::F16x2, if register(at) == B8 { &[B8] } else { &[B16] }),
         _ => return cx.error(i, "no such combination of types"),
     };
     let format = match (dst, src) {
@@ -88,7 +88,7 @@ fn pair_of_halves<H: Half>(bare: bool) -> Run {
     if bare {
         binary(|a: f32, b: f32| (H::encode(a).to_bits() as u32) << 16 | H::encode(b).to_bits() as u32)
     } else {
-        binary_with(|a: f32, b: f32, imm| {
+        rare_binary(|a: f32, b: f32, imm| {
             let bits = |x: f32| half::<H>(x as f64, imm).to_bits() as u32;
             bits(a) << 16 | bits(b)
         })
@@ -169,12 +169,12 @@ pub(super) fn pack(cx: &mut Lower, i: &Instruction, mut m: Modifiers) -> Result<
     let src: &[Type];
     if bits == 16 {
         m.finish()?;
-        run = binary_with(|a: i32, b: i32, imm| packed(a, b, imm));
+        run = rare_binary(|a: i32, b: i32, imm| packed(a, b, imm));
         src = &[S32, S32];
     } else {
         m.ty(&[B32])?;
         m.finish()?;
-        run = ternary_with(|a: i32, b: i32, c: u32, imm| c << (2 * (imm & 0xff)) | packed(a, b, imm));
+        run = rare_ternary(|a: i32, b: i32, c: u32, imm| c << (2 * (imm & 0xff)) | packed(a, b, imm));
         src = &[S32, S32, B32];
     }
     Form { class: Class::Convert, run, dst: B32, src, imm }.emit(cx, i)
@@ -187,4 +187,83 @@ fn packed(a: i32, b: i32, imm: u64) -> u32 {
     let (least, most) = if signed { (-1 << (bits - 1), (1 << (bits - 1)) - 1) } else { (0, (1 << bits) - 1) };
     let element = |x: i32| x.clamp(least, most) as u32 & ((1 << bits) - 1);
     element(a) << bits | element(b)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::isa::probe::{eval, refused};
+
+    fn single(x: f32) -> u64 {
+        x.to_bits() as u64
+    }
+
+    fn two(instruction: &str, register: &str, a: f32, b: f32) -> u64 {
+        eval(instruction, register, &[("f32", &[single(a)]), ("f32", &[single(b)])])[0]
+    }
+
+    #[test]
+    fn the_first_source_goes_above_the_second() {
+        assert_eq!(two("cvt.rn.f16x2.f32", "b32", 1.0, -2.0), 0x3c00_c000);
+        assert_eq!(two("cvt.rn.bf16x2.f32", "b32", 1.0, -2.0), 0x3f80_c000);
+        assert_eq!(two("cvt.rn.relu.bf16x2.f32", "b32", f32::NAN, -2.0), 0x7fff_0000);
+        assert_eq!(two("cvt.rz.f16x2.f32", "b32", 1e9, 1.0 + 2f32.powi(-10) * 0.99), 0x7bff_3c00);
+        assert_eq!(two("cvt.rn.satfinite.f16x2.f32", "b32", f32::NEG_INFINITY, 1e6), 0xfbff_7bff);
+        assert_eq!(two("cvt.rn.satfinite.e4m3x2.f32", "b16", 1.0, -500.0), 0x38fe);
+        assert_eq!(two("cvt.rn.satfinite.e5m2x2.f32", "b16", f32::INFINITY, f32::NAN), 0x7b7f);
+        assert_eq!(two("cvt.rn.satfinite.relu.e4m3x2.f32", "b16", -1.0, f32::NAN), 0x007f);
+        assert_eq!(two("cvt.rn.satfinite.e2m1x2.f32", "b8", 6.0, -0.5), 0x79);
+        assert_eq!(two("cvt.rn.satfinite.e2m3x2.f32", "b16", 7.5, -1.0), 0x1f28);
+        assert_eq!(two("cvt.rn.satfinite.e3m2x2.f32", "b16", 100.0, f32::NAN), 0x1f1f);
+        // Ties in .e4m3: 1.0625 lies between 1.0 and 1.125, 1.1875 between 1.125 and 1.25.
+        assert_eq!(two("cvt.rn.satfinite.e4m3x2.f32", "b16", 1.0625, 1.1875), 0x383a);
+    }
+
+    #[test]
+    fn small_pairs_widen_to_halves() {
+        let widen = |instruction: &str, register: &str, bits: u64| eval(instruction, "b32", &[(register, &[bits])])[0];
+        assert_eq!(widen("cvt.rn.f16x2.e4m3x2", "b16", 0x38ff), 0x3c00_7fff);
+        assert_eq!(widen("cvt.rn.f16x2.e5m2x2", "b16", 0xfc01), 0xfc00_0100);
+        assert_eq!(widen("cvt.rn.relu.f16x2.e5m2x2", "b16", 0xbc7d), 0x0000_7fff);
+        assert_eq!(widen("cvt.rn.f16x2.e2m1x2", "b8", 0x79), 0x4600_b800);
+        let narrow = eval("cvt.rn.satfinite.e5m2x2.f16x2", "b16", &[("b32", &[0x7bff_3c00])])[0];
+        assert_eq!(narrow, 0x7b3c);
+    }
+
+    #[test]
+    fn tf32_rounds_by_its_modes() {
+        let run = |instruction: &str, x: f32| eval(instruction, "b32", &[("f32", &[single(x)])])[0];
+        let tie = 1.0 + 2f32.powi(-11);
+        assert_eq!(run("cvt.rna.tf32.f32", tie), 0x3f80_2000);
+        assert_eq!(run("cvt.rn.tf32.f32", tie), 0x3f80_0000);
+        assert_eq!(run("cvt.rna.tf32.f32", -tie), 0xbf80_2000);
+        assert_eq!(run("cvt.rz.tf32.f32", -1.99999), 0xbfff_e000);
+        assert_eq!(run("cvt.rna.tf32.f32", f32::MAX), 0x7f80_0000);
+        assert_eq!(run("cvt.rna.satfinite.tf32.f32", f32::MIN), 0xff7f_e000);
+        assert_eq!(run("cvt.rna.tf32.f32", f32::NAN), 0x7fff_ffff);
+        assert_eq!(run("cvt.rn.relu.tf32.f32", -3.0), 0);
+    }
+
+    #[test]
+    fn packs_clamp_and_push() {
+        let word = |x: i32| x as u32 as u64;
+        let args = [("b32", &[word(-5)][..]), ("b32", &[word(70000)][..]), ("b32", &[0x1122_3344][..])];
+        assert_eq!(eval("cvt.pack.sat.u16.s32", "b32", &args[..2]), [0x0000_ffff]);
+        assert_eq!(eval("cvt.pack.sat.s16.s32", "b32", &args[..2]), [0xfffb_7fff]);
+        assert_eq!(eval("cvt.pack.sat.u8.s32.b32", "b32", &args), [0x3344_00ff]);
+        assert_eq!(eval("cvt.pack.sat.s8.s32.b32", "b32", &args), [0x3344_fb7f]);
+        assert_eq!(eval("cvt.pack.sat.s4.s32.b32", "b32", &args), [0x2233_44b7]);
+        assert_eq!(eval("cvt.pack.sat.u2.s32.b32", "b32", &args), [0x1223_3443]);
+    }
+
+    #[test]
+    fn what_is_not_supported_is_refused() {
+        let line = |text: &str| refused(&format!(".reg .b16 %h; .reg .b32 %w; {text};"));
+        assert!(line("cvt.rn.e4m3x2.f32 %h, %w, %w").contains("combination"));
+        assert!(line("cvt.rz.satfinite.e4m3x2.f32 %h, %w, %w").contains("combination"));
+        assert!(line("cvt.rs.f16x2.f32 %w, %w, %w, %w").contains("`.rs`"));
+        assert!(line("cvt.rp.ue8m0x2.f32 %h, %w, %w").contains("`.ue8m0x2`"));
+        assert!(line("cvt.rp.f16x2.f32 %w, %w, %w").contains("combination"));
+        assert!(line("cvt.rn.f16x2.f32 %w, %w").contains("operands"));
+        assert!(line("cvt.rna.relu.tf32.f32 %w, %w").contains("combination"));
+    }
 }

@@ -6,7 +6,7 @@
 
 use super::approximate;
 use super::exact::{self, DOUBLE};
-use super::lanes::{Form, binary, binary_with, ternary, ternary_with, unary, unary_with};
+use super::lanes::{Form, binary, rare_binary, rare_ternary, rare_unary, ternary, ternary_with, unary};
 use super::round::{Rounding, add_odd, divide_odd, sqrt_odd, to_f32};
 use crate::code::{Class, Run};
 use crate::lower::{Lower, Modifiers, Result};
@@ -77,7 +77,7 @@ fn binary_f32(
     match imm {
         0 => binary(move |a, b| canonical(nearest(a, b))),
         FTZ => binary(move |a, b| canonical(flush(nearest(flush(a), flush(b))))),
-        _ => binary_with(move |a, b, imm| output(rounded(input(a, imm), input(b, imm), Rounding::from_code(imm)), imm)),
+        _ => rare_binary(move |a, b, imm| output(rounded(input(a, imm), input(b, imm), Rounding::from_code(imm)), imm)),
     }
 }
 
@@ -90,7 +90,7 @@ fn unary_f32(
     match imm {
         0 => unary(move |a| canonical(nearest(a))),
         FTZ => unary(move |a| canonical(flush(nearest(flush(a))))),
-        _ => unary_with(move |a, imm| output(rounded(input(a, imm), Rounding::from_code(imm)), imm)),
+        _ => rare_unary(move |a, imm| output(rounded(input(a, imm), Rounding::from_code(imm)), imm)),
     }
 }
 
@@ -124,6 +124,7 @@ fn fma_run(imm: u64) -> Run {
     match imm {
         0 => ternary(|a: f32, b: f32, c: f32| canonical(a.mul_add(b, c))),
         FTZ => ternary(|a: f32, b: f32, c: f32| canonical(flush(flush(a).mul_add(flush(b), flush(c))))),
+        // The exponential function that compilers emit rounds down: this form is not rare.
         _ => ternary_with(|a: f32, b: f32, c: f32, imm| {
             let mode = Rounding::from_code(imm);
             output(fma_f32(input(a, imm), input(b, imm), input(c, imm), mode), imm)
@@ -159,7 +160,7 @@ fn arithmetic(cx: &mut Lower, i: &Instruction) -> Result<()> {
         ("sub", _) => binary_f64(mode, |a, b| a - b, |a, b, mode| exact::add(a, -b, DOUBLE, mode)),
         ("mul", _) => binary_f64(mode, |a, b| a * b, |a, b, mode| exact::mul(a, b, DOUBLE, mode)),
         (_, _) if mode == Rounding::Nearest => ternary(f64::mul_add),
-        (_, _) => ternary_with(|a: f64, b: f64, c: f64, imm| exact::fma(a, b, c, DOUBLE, Rounding::from_code(imm))),
+        (_, _) => rare_ternary(|a: f64, b: f64, c: f64, imm| exact::fma(a, b, c, DOUBLE, Rounding::from_code(imm))),
     };
     let class = if ty == F32 { Class::Float32 } else { Class::Float64 };
     Form { class, run, dst: ty, src: &[ty; 3][..if fused { 3 } else { 2 }], imm }.emit(cx, i)
@@ -176,10 +177,10 @@ fn two_f32(opcode: &str) -> Run {
         half(0) | half(32)
     }
     match opcode {
-        "add" => binary_with(|a: u64, b: u64, imm| both(|a, b, _, mode| add_f32(a, b, mode), a, b, 0, imm)),
-        "sub" => binary_with(|a: u64, b: u64, imm| both(|a, b, _, mode| add_f32(a, -b, mode), a, b, 0, imm)),
-        "mul" => binary_with(|a: u64, b: u64, imm| both(|a, b, _, mode| mul_f32(a, b, mode), a, b, 0, imm)),
-        _ => ternary_with(|a: u64, b: u64, c: u64, imm| both(fma_f32, a, b, c, imm)),
+        "add" => rare_binary(|a: u64, b: u64, imm| both(|a, b, _, mode| add_f32(a, b, mode), a, b, 0, imm)),
+        "sub" => rare_binary(|a: u64, b: u64, imm| both(|a, b, _, mode| add_f32(a, -b, mode), a, b, 0, imm)),
+        "mul" => rare_binary(|a: u64, b: u64, imm| both(|a, b, _, mode| mul_f32(a, b, mode), a, b, 0, imm)),
+        _ => rare_ternary(|a: u64, b: u64, c: u64, imm| both(fma_f32, a, b, c, imm)),
     }
 }
 
@@ -190,7 +191,7 @@ fn binary_f64(
 ) -> Run {
     match mode {
         Rounding::Nearest => binary(nearest),
-        _ => binary_with(move |a, b, imm| rounded(a, b, Rounding::from_code(imm))),
+        _ => rare_binary(move |a, b, imm| rounded(a, b, Rounding::from_code(imm))),
     }
 }
 
@@ -234,7 +235,7 @@ fn unary_f64(
 ) -> Run {
     match mode {
         Rounding::Nearest => unary(nearest),
-        _ => unary_with(move |a, imm| rounded(a, Rounding::from_code(imm))),
+        _ => rare_unary(move |a, imm| rounded(a, Rounding::from_code(imm))),
     }
 }
 
@@ -298,12 +299,12 @@ fn extremum(cx: &mut Lower, i: &Instruction) -> Result<()> {
     let run = match (ty, min, three) {
         (F64, true, _) => binary(lesser_f64),
         (F64, false, _) => binary(greater_f64),
-        (_, true, true) => ternary_with(|a, b, c, imm| pick_f32(lesser, pick_f32(lesser, a, b, imm), c, imm)),
-        (_, false, true) => ternary_with(|a, b, c, imm| pick_f32(greater, pick_f32(greater, a, b, imm), c, imm)),
+        (_, true, true) => rare_ternary(|a, b, c, imm| pick_f32(lesser, pick_f32(lesser, a, b, imm), c, imm)),
+        (_, false, true) => rare_ternary(|a, b, c, imm| pick_f32(greater, pick_f32(greater, a, b, imm), c, imm)),
         (_, true, false) if imm == 0 => binary(lesser),
         (_, false, false) if imm == 0 => binary(greater),
-        (_, true, false) => binary_with(|a, b, imm| pick_f32(lesser, a, b, imm)),
-        (_, false, false) => binary_with(|a, b, imm| pick_f32(greater, a, b, imm)),
+        (_, true, false) => rare_binary(|a, b, imm| pick_f32(lesser, a, b, imm)),
+        (_, false, false) => rare_binary(|a, b, imm| pick_f32(greater, a, b, imm)),
     };
     let class = if ty == F32 { Class::Float32 } else { Class::Float64 };
     Form { class, run, dst: ty, src: &[ty; 3][..if three { 3 } else { 2 }], imm }.emit(cx, i)
@@ -327,18 +328,18 @@ fn testp(cx: &mut Lower, i: &Instruction) -> Result<()> {
     let ty = m.ty(&[F32, F64])?;
     m.finish()?;
     let run = match (test, ty) {
-        (0, F32) => unary(f32::is_finite),
-        (1, F32) => unary(f32::is_infinite),
-        (2, F32) => unary(|a: f32| !a.is_nan()),
-        (3, F32) => unary(f32::is_nan),
-        (4, F32) => unary(|a: f32| a.is_normal() || a == 0.0),
-        (_, F32) => unary(f32::is_subnormal),
-        (0, _) => unary(f64::is_finite),
-        (1, _) => unary(f64::is_infinite),
-        (2, _) => unary(|a: f64| !a.is_nan()),
-        (3, _) => unary(f64::is_nan),
-        (4, _) => unary(|a: f64| a.is_normal() || a == 0.0),
-        (_, _) => unary(f64::is_subnormal),
+        (0, F32) => rare_unary(|a: f32, _| a.is_finite()),
+        (1, F32) => rare_unary(|a: f32, _| a.is_infinite()),
+        (2, F32) => rare_unary(|a: f32, _| !a.is_nan()),
+        (3, F32) => rare_unary(|a: f32, _| a.is_nan()),
+        (4, F32) => rare_unary(|a: f32, _| a.is_normal() || a == 0.0),
+        (_, F32) => rare_unary(|a: f32, _| a.is_subnormal()),
+        (0, _) => rare_unary(|a: f64, _| a.is_finite()),
+        (1, _) => rare_unary(|a: f64, _| a.is_infinite()),
+        (2, _) => rare_unary(|a: f64, _| !a.is_nan()),
+        (3, _) => rare_unary(|a: f64, _| a.is_nan()),
+        (4, _) => rare_unary(|a: f64, _| a.is_normal() || a == 0.0),
+        (_, _) => rare_unary(|a: f64, _| a.is_subnormal()),
     };
     let class = if ty == F32 { Class::Float32 } else { Class::Float64 };
     Form { class, run, dst: Pred, src: &[ty], imm: 0 }.emit(cx, i)
@@ -354,4 +355,209 @@ fn copysign(cx: &mut Lower, i: &Instruction) -> Result<()> {
         _ => (Class::Float64, binary(|a: f64, b: f64| b.copysign(a))),
     };
     Form { class, run, dst: ty, src: &[ty, ty], imm: 0 }.emit(cx, i)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::isa::probe::{Bits, eval, floats, pairs, refused, triples};
+    use crate::isa::round::Format;
+
+    const MODES: [(&str, Rounding); 4] = Rounding::MODIFIERS;
+
+    fn single(bits: u64) -> f64 {
+        f32::from_bits(bits as u32) as f64
+    }
+
+    /// The bits of an exact result that has been rounded to `.f32`.
+    fn rounded(x: f64) -> u64 {
+        if x.is_nan() { 0x7fff_ffff } else { (x as f32).to_bits() as u64 }
+    }
+
+    fn flushed(bits: u64) -> u64 {
+        if bits & 0x7f80_0000 == 0 { bits & 0x8000_0000 } else { bits }
+    }
+
+    fn check(instruction: &str, args: &[&[u64]], want: impl Fn(&[u64]) -> u64) {
+        let with_types: Vec<(&str, &[u64])> = args.iter().map(|list| ("f32", *list)).collect();
+        let got = eval(instruction, "f32", &with_types);
+        for at in 0..args[0].len() {
+            let one: Vec<u64> = args.iter().map(|list| list[at]).collect();
+            assert_eq!(got[at], want(&one), "{instruction} {one:x?}");
+        }
+    }
+
+    #[test]
+    fn single_precision_is_exact_arithmetic_rounded_once() {
+        let (a, b) = pairs(&floats(), &floats());
+        let some: Vec<u64> = floats().into_iter().step_by(3).collect();
+        let three = triples(&some);
+        let f32 = Format::F32;
+        for (name, mode) in MODES {
+            check(&format!("add.{name}.f32"), &[&a, &b], |x| {
+                rounded(exact::add(single(x[0]), single(x[1]), f32, mode))
+            });
+            check(&format!("sub.{name}.f32"), &[&a, &b], |x| {
+                rounded(exact::add(single(x[0]), -single(x[1]), f32, mode))
+            });
+            check(&format!("mul.{name}.f32"), &[&a, &b], |x| {
+                rounded(exact::mul(single(x[0]), single(x[1]), f32, mode))
+            });
+            check(&format!("div.{name}.f32"), &[&a, &b], |x| {
+                rounded(exact::div(single(x[0]), single(x[1]), f32, mode))
+            });
+            check(&format!("rcp.{name}.f32"), &[&a], |x| rounded(exact::div(1.0, single(x[0]), f32, mode)));
+            check(&format!("sqrt.{name}.f32"), &[&a], |x| rounded(exact::sqrt(single(x[0]), f32, mode)));
+            check(&format!("fma.{name}.f32"), &[&three[0], &three[1], &three[2]], |x| {
+                rounded(exact::fma(single(x[0]), single(x[1]), single(x[2]), f32, mode))
+            });
+        }
+    }
+
+    #[test]
+    fn a_fused_multiply_add_keeps_what_the_product_loses() {
+        // (1 + e)(1 - e) - 1 is -e^2; a sum far below the product's ulp decides the directed modes.
+        let (up, down) = ((1.0f32 + f32::EPSILON).to_bits() as u64, (1.0f32 - f32::EPSILON).to_bits() as u64);
+        let one = 1f32.to_bits() as u64;
+        let run = |name: &str, c: u64| eval(name, "f32", &[("f32", &[up]), ("f32", &[down]), ("f32", &[c])])[0];
+        assert_eq!(f32::from_bits(run("fma.rn.f32", (-1f32).to_bits() as u64) as u32), -(f32::EPSILON * f32::EPSILON));
+        assert_eq!(run("fma.rp.f32", 1), one);
+        assert_eq!(run("fma.rm.f32", 1), one - 1);
+    }
+
+    #[test]
+    fn flushing_and_saturation() {
+        let (a, b) = pairs(&floats(), &floats());
+        let sum = |x: u64, y: u64| rounded(exact::add(single(x), single(y), Format::F32, Rounding::Nearest));
+        check("add.ftz.f32", &[&a, &b], |x| flushed(sum(flushed(x[0]), flushed(x[1]))));
+        check("mul.rz.ftz.f32", &[&a, &b], |x| {
+            let (x, y) = (single(flushed(x[0])), single(flushed(x[1])));
+            flushed(rounded(exact::mul(x, y, Format::F32, Rounding::Zero)))
+        });
+        let clamp = |bits: u64| match single(bits) {
+            x if x > 0.0 => (x.min(1.0) as f32).to_bits() as u64,
+            _ => 0,
+        };
+        check("add.sat.f32", &[&a, &b], |x| clamp(sum(x[0], x[1])));
+        check("add.rn.ftz.sat.f32", &[&a, &b], |x| clamp(flushed(sum(flushed(x[0]), flushed(x[1])))));
+        check("sqrt.rn.ftz.f32", &[&a], |x| flushed(rounded(single(flushed(x[0])).sqrt())));
+        check("abs.ftz.f32", &[&a], |x| flushed(x[0]) & 0x7fff_ffff);
+        check("neg.ftz.f32", &[&a], |x| flushed(x[0]) ^ 0x8000_0000);
+        check("neg.f32", &[&a], |x| x[0] ^ 0x8000_0000);
+        check("copysign.f32", &[&a, &b], |x| x[0] & 0x8000_0000 | x[1] & 0x7fff_ffff);
+    }
+
+    /// `min` and `max` as section 9.7.3.12 states them, on a total order of the numbers' bits.
+    fn extreme(a: u64, b: u64, min: bool, propagate: bool) -> u64 {
+        let nan = |x: u64| x & 0x7fff_ffff > 0x7f80_0000;
+        let order = |x: u64| if x >> 31 != 0 { -((x & 0x7fff_ffff) as i64) - 1 } else { x as i64 };
+        match (nan(a), nan(b)) {
+            (true, true) => 0x7fff_ffff,
+            (true, _) | (_, true) if propagate => 0x7fff_ffff,
+            (true, _) => b,
+            (_, true) => a,
+            _ if (order(a) <= order(b)) == min => a,
+            _ => b,
+        }
+    }
+
+    #[test]
+    fn extremes_order_zeros_and_pass_over_nan() {
+        let (a, b) = pairs(&floats(), &floats());
+        for (name, min) in [("min", true), ("max", false)] {
+            check(&format!("{name}.f32"), &[&a, &b], |x| extreme(x[0], x[1], min, false));
+            check(&format!("{name}.NaN.f32"), &[&a, &b], |x| extreme(x[0], x[1], min, true));
+            check(&format!("{name}.ftz.f32"), &[&a, &b], |x| extreme(flushed(x[0]), flushed(x[1]), min, false));
+            check(&format!("{name}.xorsign.abs.f32"), &[&a, &b], |x| {
+                let picked = extreme(x[0] & 0x7fff_ffff, x[1] & 0x7fff_ffff, min, false);
+                if picked > 0x7f80_0000 { picked } else { picked | (x[0] ^ x[1]) & 0x8000_0000 }
+            });
+            let three = triples(&floats().into_iter().step_by(4).collect::<Vec<_>>());
+            check(&format!("{name}.NaN.f32"), &[&three[0], &three[1], &three[2]], |x| {
+                extreme(extreme(x[0], x[1], min, true), x[2], min, true)
+            });
+        }
+        let known = eval("min.f32", "f32", &[("f32", &[0x8000_0000, 0]), ("f32", &[0, 0x8000_0000])]);
+        assert_eq!(known, [0x8000_0000; 2]);
+    }
+
+    #[test]
+    fn double_precision_by_every_mode() {
+        let mut random = Bits(21);
+        let mut all: Vec<u64> = (0..24).map(|_| random.next()).collect();
+        all.extend((0..12).map(|_| random.next() & 0x803f_ffff_ffff_ffff | 0x3fc0_0000_0000_0000));
+        all.extend([0.0, -0.0, 1.0, f64::INFINITY, f64::MAX, 5e-324, -1e-310].map(f64::to_bits));
+        let (a, b) = pairs(&all, &all);
+        let c: Vec<u64> = a.iter().map(|_| all[random.next() as usize % all.len()]).collect();
+        let args = [("f64", &a[..]), ("f64", &b[..]), ("f64", &c[..])];
+        for (name, mode) in MODES {
+            let run = |name: String, arity: usize| eval(&name, "f64", &args[..arity]);
+            let (sum, rest) = (run(format!("add.{name}.f64"), 2), run(format!("sub.{name}.f64"), 2));
+            let (product, quotient) = (run(format!("mul.{name}.f64"), 2), run(format!("div.{name}.f64"), 2));
+            let (fused, inverse) = (run(format!("fma.{name}.f64"), 3), run(format!("rcp.{name}.f64"), 1));
+            let root = run(format!("sqrt.{name}.f64"), 1);
+            for at in 0..a.len() {
+                let [x, y, z] = [a[at], b[at], c[at]].map(f64::from_bits);
+                for (got, want) in [
+                    (sum[at], exact::add(x, y, DOUBLE, mode)),
+                    (rest[at], exact::add(x, -y, DOUBLE, mode)),
+                    (product[at], exact::mul(x, y, DOUBLE, mode)),
+                    (quotient[at], exact::div(x, y, DOUBLE, mode)),
+                    (fused[at], exact::fma(x, y, z, DOUBLE, mode)),
+                    (inverse[at], exact::div(1.0, x, DOUBLE, mode)),
+                    (root[at], exact::sqrt(x, DOUBLE, mode)),
+                ] {
+                    let got = f64::from_bits(got);
+                    assert!(
+                        got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(),
+                        "{name} {x:e} {y:e} {z:e}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn two_single_operations_in_a_register() {
+        let (a, b) = pairs(&floats(), &floats());
+        let words: Vec<u64> = a.iter().zip(&b).map(|(low, high)| low | high << 32).collect();
+        let turned: Vec<u64> = words.iter().map(|w| w.rotate_left(32)).collect();
+        let got = eval("fma.rn.f32x2", "b64", &[("b64", &words), ("b64", &turned), ("b64", &words)]);
+        for at in 0..words.len() {
+            let half =
+                |x: u64, y: u64| rounded(exact::fma(single(x), single(y), single(x), Format::F32, Rounding::Nearest));
+            assert_eq!(got[at], half(a[at], b[at]) | half(b[at], a[at]) << 32, "{:#x}", words[at]);
+        }
+    }
+
+    #[test]
+    fn properties() {
+        // Zero, a subnormal, a normal number, infinity, NaN.
+        let values: Vec<u64> = [0.0, 1e-40, -2.0, f32::NEG_INFINITY, f32::NAN].map(|x: f32| x.to_bits() as u64).into();
+        let doubles: Vec<u64> = [-0.0, -1e-310, 2.0, f64::INFINITY, f64::NAN].map(f64::to_bits).into();
+        for (property, want) in [
+            ("finite", [1, 1, 1, 0, 0]),
+            ("infinite", [0, 0, 0, 1, 0]),
+            ("number", [1, 1, 1, 1, 0]),
+            ("notanumber", [0, 0, 0, 0, 1]),
+            ("normal", [1, 0, 1, 0, 0]),
+            ("subnormal", [0, 1, 0, 0, 0]),
+        ] {
+            assert_eq!(eval(&format!("testp.{property}.f32"), "pred", &[("f32", &values)]), want, "{property}");
+            assert_eq!(eval(&format!("testp.{property}.f64"), "pred", &[("f64", &doubles)]), want, "{property}");
+        }
+    }
+
+    #[test]
+    fn what_the_isa_does_not_have_is_refused() {
+        let line = |instruction: &str| refused(&format!(".reg .f32 %a; .reg .f64 %d; {instruction};"));
+        assert!(line("fma.f32 %a, %a, %a, %a").contains("`fma.f32`"));
+        assert!(line("mad.f32 %a, %a, %a, %a").contains("`mad.f32`"));
+        assert!(line("add.ftz.f64 %d, %d, %d").contains("`.f64`"));
+        assert!(line("div.f32 %a, %a, %a").contains("`.f32`"));
+        assert!(line("rcp.full.f32 %a, %a").contains("`.full`"));
+        assert!(line("add.sat.ftz.f32 %a, %a, %a").contains("`.ftz`"));
+        assert!(line("sqrt.approx.f64 %d, %d").contains("`.f64`"));
+        assert!(line("max.abs.f32 %a, %a, %a").contains("`.abs`"));
+    }
 }

@@ -8,7 +8,7 @@ use super::approximate::{exp2, tanh};
 use super::float::{SAT, add_f32, fma_f32, output, saturate};
 use super::formats::{Bf16, F16, HALF_NAN, Half};
 use super::integer::pair;
-use super::lanes::{Form, binary, binary_with, ternary, ternary_with, unary, unary_with};
+use super::lanes::{Form, binary, rare_binary, rare_ternary, rare_unary, ternary, unary};
 use super::round::{Rounding, add_odd};
 use crate::code::{Class, Run};
 use crate::lower::{Lower, Modifiers, Result};
@@ -93,9 +93,9 @@ fn one<H: Half>(packed: bool, imm: u64, f: impl Fn(H, u64) -> H + Copy + 'static
     let halves = move |a, imm| pair(a, a, |x, _| f(H::from_bits(x), imm).to_bits());
     match (packed, imm) {
         (false, 0) => unary(move |a| f(a, 0)),
-        (false, _) => unary_with(f),
+        (false, _) => rare_unary(f),
         (true, 0) => unary(move |a: u32| halves(a, 0)),
-        (true, _) => unary_with(halves),
+        (true, _) => rare_unary(halves),
     }
 }
 
@@ -104,9 +104,9 @@ fn two<H: Half>(packed: bool, imm: u64, f: impl Fn(H, H, u64) -> H + Copy + 'sta
     let halves = move |a, b, imm| pair(a, b, |x, y| f(H::from_bits(x), H::from_bits(y), imm).to_bits());
     match (packed, imm) {
         (false, 0) => binary(move |a, b| f(a, b, 0)),
-        (false, _) => binary_with(f),
+        (false, _) => rare_binary(f),
         (true, 0) => binary(move |a: u32, b: u32| halves(a, b, 0)),
-        (true, _) => binary_with(halves),
+        (true, _) => rare_binary(halves),
     }
 }
 
@@ -121,9 +121,9 @@ fn three<H: Half>(packed: bool, imm: u64, f: impl Fn(H, H, H, u64) -> H + Copy +
     };
     match (packed, imm) {
         (false, 0) => ternary(move |a, b, c| f(a, b, c, 0)),
-        (false, _) => ternary_with(f),
+        (false, _) => rare_ternary(f),
         (true, 0) => ternary(move |a: u32, b: u32, c: u32| halves(a, b, c, 0)),
-        (true, _) => ternary_with(halves),
+        (true, _) => rare_ternary(halves),
     }
 }
 
@@ -259,13 +259,197 @@ fn mixed<H: Half>(i: &Instruction) -> Lowered {
     let ty = m.ty(&types::<H>()[..1])?;
     m.finish()?;
     let run = match i.opcode.as_str() {
-        "add" => binary_with(|a: H, c: f32, imm| output(add_f32(a.decode(), c, Rounding::from_code(imm)), imm)),
-        "sub" => binary_with(|a: H, c: f32, imm| output(add_f32(a.decode(), -c, Rounding::from_code(imm)), imm)),
-        _ => ternary_with(|a: H, b: H, c: f32, imm| {
+        "add" => rare_binary(|a: H, c: f32, imm| output(add_f32(a.decode(), c, Rounding::from_code(imm)), imm)),
+        "sub" => rare_binary(|a: H, c: f32, imm| output(add_f32(a.decode(), -c, Rounding::from_code(imm)), imm)),
+        _ => rare_ternary(|a: H, b: H, c: f32, imm| {
             output(fma_f32(a.decode(), b.decode(), c, Rounding::from_code(imm)), imm)
         }),
     };
     let mut src = vec![ty; if fused { 2 } else { 1 }];
     src.push(Type::F32);
     Ok((run, Type::F32, src, imm))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::isa::exact;
+    use crate::isa::probe::{Bits, eval, pairs, refused};
+
+    /// Half bits: corners, and numbers of every size.
+    fn halves<H: Half>(count: usize) -> Vec<u64> {
+        let mut random = Bits(13);
+        let mut all =
+            vec![0, 1, 2, H::LEAST_NORMAL as u64 - 1, H::LEAST_NORMAL as u64, H::ONE as u64, H::ONE as u64 + 1];
+        let infinity = H::encode(f32::INFINITY).to_bits() as u64;
+        all.extend([infinity - 1, infinity, infinity + 1, 0x7fff]);
+        all.extend((0..count).map(|_| random.next() & 0x7fff));
+        all.iter().flat_map(|x| [*x, *x | 0x8000]).collect()
+    }
+
+    fn number<H: Half>(bits: u64) -> f64 {
+        H::from_bits(bits as u16).decode() as f64
+    }
+
+    fn code<H: Half>(x: f64) -> u64 {
+        H::encode(x as f32).to_bits() as u64
+    }
+
+    /// Checks the scalar and the packed form of an instruction on two or three sources.
+    fn check<H: Half>(instruction: &str, ty: &str, args: &[&[u64]], want: impl Fn(&[u64]) -> u64) {
+        let scalar: Vec<(&str, &[u64])> = args.iter().map(|list| ("b16", *list)).collect();
+        let got = eval(&format!("{instruction}.{ty}"), "b16", &scalar);
+        let at = |k: usize| args.iter().map(|list| list[k]).collect::<Vec<_>>();
+        for k in 0..got.len() {
+            assert_eq!(got[k], want(&at(k)), "{instruction}.{ty} {:x?}", at(k));
+        }
+        let words: Vec<Vec<u64>> = args
+            .iter()
+            .map(|list| list.iter().zip(list.iter().rev()).map(|(low, high)| low | high << 16).collect())
+            .collect();
+        let packed: Vec<(&str, &[u64])> = words.iter().map(|list| ("b32", &list[..])).collect();
+        let both = eval(&format!("{instruction}.{ty}x2"), "b32", &packed);
+        for k in 0..got.len() {
+            assert_eq!(both[k], got[k] | got[got.len() - 1 - k] << 16, "{instruction}.{ty}x2 {:x?}", at(k));
+        }
+    }
+
+    fn arithmetic_is_rounded_once<H: Half>(ty: &str) {
+        let (a, b) = pairs(&halves::<H>(60), &halves::<H>(60));
+        let mut random = Bits(17);
+        let some = halves::<H>(300);
+        let c: Vec<u64> = a.iter().map(|_| some[random.next() as usize % some.len()]).collect();
+        let (format, nearest) = (H::FORMAT, Rounding::Nearest);
+        let n = number::<H>;
+        check::<H>("add", ty, &[&a, &b], |x| code::<H>(exact::add(n(x[0]), n(x[1]), format, nearest)));
+        check::<H>("sub.rn", ty, &[&a, &b], |x| code::<H>(exact::add(n(x[0]), -n(x[1]), format, nearest)));
+        check::<H>("mul", ty, &[&a, &b], |x| code::<H>(exact::mul(n(x[0]), n(x[1]), format, nearest)));
+        let fused = |x: &[u64]| code::<H>(exact::fma(n(x[0]), n(x[1]), n(x[2]), format, nearest));
+        check::<H>("fma.rn", ty, &[&a, &b, &c], fused);
+        check::<H>("fma.rn.relu", ty, &[&a, &b, &c], |x| match fused(x) {
+            negative if negative & 0x8000 != 0 => 0,
+            other => other,
+        });
+        check::<H>("neg", ty, &[&a], |x| x[0] ^ 0x8000);
+        check::<H>("abs", ty, &[&a], |x| x[0] & 0x7fff);
+    }
+
+    #[test]
+    fn half_arithmetic_is_exact_arithmetic_rounded_once() {
+        arithmetic_is_rounded_once::<F16>("f16");
+        arithmetic_is_rounded_once::<Bf16>("bf16");
+    }
+
+    #[test]
+    fn what_is_lost_below_a_tie_decides_it() {
+        // 1 + 2^-8 is halfway between two `.bf16`; the least number tips it. So does the product of two small ones.
+        let (tie, tiny) = (1.0 + 2f32.powi(-8), 0x0001);
+        let (x, y) = (Bf16::encode(tie * 2.0 / 1.5).0 as u64, Bf16::encode(0.75).0 as u64);
+        let product = number::<Bf16>(x) * number::<Bf16>(y);
+        let want = code::<Bf16>(exact::add(product, number::<Bf16>(tiny), Bf16::FORMAT, Rounding::Nearest));
+        assert_eq!(eval("fma.rn.bf16", "b16", &[("b16", &[x]), ("b16", &[y]), ("b16", &[tiny])]), [want]);
+        // 3 * 2^-134 is halfway between the subnormal numbers 2^-133 and 2^-132, and less than it to an `.f32` product
+        // that was rounded to 2^-149 first: 0x0041 is 65 * 2^-133.
+        let args = [("b16", &[0x0041][..]), ("b16", &[Bf16::encode(0.0231).0 as u64][..])];
+        let exact = exact::mul(number::<Bf16>(0x0041), number::<Bf16>(args[1].1[0]), Bf16::FORMAT, Rounding::Nearest);
+        assert_eq!(eval("mul.bf16", "b16", &args), [code::<Bf16>(exact)]);
+    }
+
+    #[test]
+    fn flushing_and_saturation() {
+        let (a, b) = pairs(&halves::<F16>(40), &halves::<F16>(40));
+        let flush = |bits: u64| if bits & 0x7c00 == 0 { bits & 0x8000 } else { bits };
+        let n = number::<F16>;
+        let sum = |x: u64, y: u64| code::<F16>(exact::add(n(x), n(y), F16::FORMAT, Rounding::Nearest));
+        check::<F16>("add.ftz", "f16", &[&a, &b], |x| flush(sum(flush(x[0]), flush(x[1]))));
+        let clamp = |bits: u64| if n(bits) > 0.0 { code::<F16>(n(bits).min(1.0)) } else { 0 };
+        check::<F16>("add.sat", "f16", &[&a, &b], |x| clamp(sum(x[0], x[1])));
+        check::<F16>("add.rn.ftz.sat", "f16", &[&a, &b], |x| clamp(flush(sum(flush(x[0]), flush(x[1])))));
+        check::<F16>("neg.ftz", "f16", &[&a], |x| flush(x[0]) ^ 0x8000);
+    }
+
+    fn extremes<H: Half>(ty: &str) {
+        let (a, b) = pairs(&halves::<H>(40), &halves::<H>(40));
+        let nan = |x: u64| number::<H>(x).is_nan();
+        let pick = |a: u64, b: u64, min: bool, propagate: bool| match (nan(a), nan(b)) {
+            (true, true) => 0x7fff,
+            (true, _) | (_, true) if propagate => 0x7fff,
+            (true, _) => b,
+            (_, true) => a,
+            _ if number::<H>(a) == number::<H>(b) => {
+                if min {
+                    a.max(b)
+                } else {
+                    a.min(b)
+                }
+            }
+            _ if (number::<H>(a) < number::<H>(b)) == min => a,
+            _ => b,
+        };
+        for (name, min) in [("min", true), ("max", false)] {
+            check::<H>(name, ty, &[&a, &b], |x| pick(x[0], x[1], min, false));
+            check::<H>(&format!("{name}.NaN"), ty, &[&a, &b], |x| pick(x[0], x[1], min, true));
+            check::<H>(&format!("{name}.NaN.xorsign.abs"), ty, &[&a, &b], |x| {
+                match pick(x[0] & 0x7fff, x[1] & 0x7fff, min, true) {
+                    picked if nan(picked) => 0x7fff,
+                    picked => picked | (x[0] ^ x[1]) & 0x8000,
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn extremes_order_zeros_and_pass_over_nan() {
+        extremes::<F16>("f16");
+        extremes::<Bf16>("bf16");
+    }
+
+    #[test]
+    fn approximations_are_the_nearest_halves() {
+        let all = halves::<F16>(500);
+        check::<F16>("tanh.approx", "f16", &[&all], |x| code::<F16>(number::<F16>(x[0]).tanh()));
+        check::<Bf16>("tanh.approx", "bf16", &[&all], |x| code::<Bf16>(number::<Bf16>(x[0]).tanh()));
+        check::<F16>("ex2.approx", "f16", &[&all], |x| code::<F16>(number::<F16>(x[0]).exp2()));
+        check::<Bf16>("ex2.approx.ftz", "bf16", &[&all], |x| {
+            let power = code::<Bf16>(number::<Bf16>(x[0]).exp2());
+            if power < 0x80 { 0 } else { power }
+        });
+    }
+
+    #[test]
+    fn mixed_sums_are_single_precision() {
+        let third = (1f32 / 3.0).to_bits() as u64;
+        let half = F16::encode(0.1).0 as u64;
+        let exact = |mode| {
+            exact::add(number::<F16>(half), f32::from_bits(third as u32) as f64, crate::isa::round::Format::F32, mode)
+                as f32
+        };
+        let run = |instruction: &str, ty: &str, half: u64| {
+            f32::from_bits(eval(instruction, "f32", &[(ty, &[half]), ("f32", &[third])])[0] as u32)
+        };
+        assert_eq!(run("add.f32.f16", "b16", half), exact(Rounding::Nearest));
+        assert_eq!(run("add.rp.f32.f16", "b16", half), exact(Rounding::Up));
+        assert_eq!(run("sub.rz.sat.f32.bf16", "b16", 0), 0.0);
+        let args = [("b16", &[half][..]), ("b16", &[half]), ("f32", &[third])];
+        let fused = exact::fma(
+            number::<F16>(half),
+            number::<F16>(half),
+            f32::from_bits(third as u32) as f64,
+            crate::isa::round::Format::F32,
+            Rounding::Down,
+        );
+        assert_eq!(eval("fma.rm.f32.f16", "f32", &args)[0] as u32, (fused as f32).to_bits());
+    }
+
+    #[test]
+    fn what_the_isa_does_not_have_is_refused() {
+        let line = |instruction: &str| refused(&format!(".reg .b16 %h; .reg .b32 %w; {instruction};"));
+        assert!(line("add.rz.f16 %h, %h, %h").contains("`.rz`"));
+        assert!(line("add.sat.bf16 %h, %h, %h").contains("`.sat`"));
+        assert!(line("fma.f16 %h, %h, %h, %h").contains("`fma.f16`"));
+        assert!(line("fma.rn.oob.f16 %h, %h, %h, %h").contains("`.oob`"));
+        assert!(line("fma.rn.sat.relu.f16x2 %w, %w, %w, %w").contains("`.relu`"));
+        assert!(line("ex2.approx.bf16 %h, %h").contains("`.bf16`"));
+        assert!(line("ex2.approx.ftz.f16 %h, %h").contains("`.ftz`"));
+    }
 }

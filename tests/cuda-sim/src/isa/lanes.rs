@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 
 use crate::code::{Class, Dst, Flow, Op, Run, Src};
 use crate::lower::{Lower, Result};
-use crate::machine::simd::{Semantics, choose};
+use crate::machine::simd::{Semantics, choose, portable_only};
 use crate::machine::{Cx, LANES, Row};
 use crate::ptx::ast::{Instruction, Operand, Type};
 
@@ -100,8 +100,8 @@ unsafe fn conjure<F: Copy>() -> F {
 
 /// Declares the operation that applies `F` to sources in every lane, and its constructors.
 macro_rules! lift {
-    ($name:ident, $plain:ident, $with:ident, $count:literal, $($arg:ident: $ty:ident = $index:literal),*) => {
-        /// Only [`$with`] makes this type's `Run`, and it takes a value of `F`.
+    ($name:ident, $plain:ident, $with:ident, $rare:ident, $count:literal, $($arg:ident: $ty:ident = $index:literal),*) => {
+        /// Only the constructors make this type's `Run`, and they take a value of `F`.
         struct $name<F, $($ty,)* R>(PhantomData<(F, $($ty,)* R)>);
 
         impl<F: Fn($($ty,)* u64) -> R + Copy, $($ty: Value,)* R: Value> Semantics for $name<F, $($ty,)* R> {
@@ -131,13 +131,21 @@ macro_rules! lift {
         {
             choose::<$name<F, $($ty,)* R>>()
         }
+
+        #[doc = concat!("The same of ", $count, " where speed is no matter: it is built once, for every machine.")]
+        pub fn $rare<F, $($ty: Value,)* R: Value>(_: F) -> Run
+        where
+            F: Fn($($ty,)* u64) -> R + Copy + 'static,
+        {
+            portable_only::<$name<F, $($ty,)* R>>()
+        }
     };
 }
 
-lift!(Unary, unary, unary_with, "one source", a: A = 0);
-lift!(Binary, binary, binary_with, "two sources", a: A = 0, b: B = 1);
-lift!(Ternary, ternary, ternary_with, "three sources", a: A = 0, b: B = 1, c: C = 2);
-lift!(Quaternary, quaternary, quaternary_with, "four sources", a: A = 0, b: B = 1, c: C = 2, d: D = 3);
+lift!(Unary, unary, unary_with, rare_unary, "one source", a: A = 0);
+lift!(Binary, binary, binary_with, rare_binary, "two sources", a: A = 0, b: B = 1);
+lift!(Ternary, ternary, ternary_with, rare_ternary, "three sources", a: A = 0, b: B = 1, c: C = 2);
+lift!(Quaternary, quaternary, quaternary_with, rare_quaternary, "four sources", a: A = 0, b: B = 1, c: C = 2, d: D = 3);
 
 /// What a lowered instruction with one destination and plain sources consists of.
 pub struct Form<'a> {

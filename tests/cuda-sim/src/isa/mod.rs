@@ -27,12 +27,15 @@ pub mod matrix;
 pub mod mbarrier;
 pub mod moves;
 mod pointer;
+#[cfg(test)]
+mod probe;
 pub mod round;
 pub mod special;
 pub mod sync;
 #[cfg(test)]
 mod team;
 pub mod tensor_map;
+pub mod video;
 pub mod warp;
 pub mod wgmma;
 
@@ -53,6 +56,7 @@ pub const FAMILIES: &[Family] = &[
     half::lower,
     compare::lower,
     convert::lower,
+    video::lower,
     moves::lower,
     load_store::lower,
     matrix::lower,

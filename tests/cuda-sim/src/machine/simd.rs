@@ -53,6 +53,11 @@ pub fn choose<S: Semantics>() -> Run {
     }
 }
 
+/// The portable build of `S`, for what is rare: three builds of every operation would take their time to compile.
+pub fn portable_only<S: Semantics>() -> Run {
+    portable::<S>
+}
+
 fn portable<S: Semantics>(cx: &mut Cx<'_>, op: &Op) -> Flow {
     S::run(cx, op)
 }
