@@ -1,6 +1,5 @@
 //! What the race check finds of asynchronous copies.
 
-use crate::check::Checks;
 use crate::isa::team::Team;
 use crate::machine::LANES;
 use crate::machine::fault::Kind;
@@ -10,7 +9,7 @@ use crate::machine::schedule::AsyncTiming::Late;
 fn run(text: &str) -> Option<Kind> {
     let text = format!(".reg .b32 %s, %x; .reg .b64 %g; .reg .pred %p; {text}");
     let mut team = Team::new(&text, 1, Late);
-    team.checks = Checks { race: true, ..Checks::NONE };
+    team.check_races();
     team.set_b32("%s", std::array::from_fn(|lane| 1024 + 16 * lane as u32));
     team.set_pred("%p", 1);
     let address = team.allocate(&[7; 512]);

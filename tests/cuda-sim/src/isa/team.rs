@@ -1,6 +1,6 @@
 //! Runs straight-line code on several warps of a block, for the tests of collective and asynchronous instructions.
 
-use crate::check::Checks;
+use crate::check::{Checks, race};
 use crate::code::{Flow, Guard};
 use crate::counters::Counters;
 use crate::lower::{Lower, Symbol};
@@ -98,6 +98,15 @@ impl Team {
         self.run_to(0).expect("nothing runs");
         let block = self.block.as_mut().expect("a run makes it");
         block.shared.get_mut(0, SHARED_BYTES as u64).expect("the whole of it")
+    }
+
+    /// Turns the race check on, before the code touches memory.
+    pub fn check_races(&mut self) {
+        self.checks.race = true;
+        if let Some(block) = &mut self.block {
+            let warps = self.warps.len() as u32;
+            block.race = Some(Box::new(race::State::new(warps, SHARED_BYTES, block.barriers.len())));
+        }
     }
 
     /// Runs to the end.

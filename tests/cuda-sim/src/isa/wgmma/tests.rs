@@ -356,18 +356,22 @@ fn misuse_is_a_fault() {
 
 #[test]
 fn operands_are_held_until_the_wait() {
-    let tail = |store: &str| format!("{COMMIT} {store} wgmma.wait_group.sync.aligned 0; st.shared.b32 [16384], 0;");
+    // One lane of one warp stores.
+    let tail = |store: &str| {
+        format!(".reg .pred %q; {COMMIT} {store} wgmma.wait_group.sync.aligned 0; @%q st.shared.b32 [16384], 0;")
+    };
     let run = |case: &Case, store: &str| {
         let mut team = case.team(Late, &tail(store));
-        team.checks.race = true;
+        team.check_races();
+        *team.warps[2].preds.last_mut().unwrap() = 1;
         team.run().err().map(|fault| fault.kind)
     };
     let whole = case(16, "bf16", "bf16", "f32");
     assert_eq!(run(&whole, ""), None);
-    assert_eq!(run(&whole, "st.shared.b32 [1024 + 64], 0;"), None, "beside the 32 bytes of each row");
-    assert_eq!(run(&whole, "st.shared.b32 [1024], 0;"), Some(Kind::Race), "A");
-    assert_eq!(run(&whole, "st.shared.b32 [16384 + 32], 0;"), Some(Kind::Race), "B");
-    assert_eq!(run(&Case { layout_a: None, ..whole }, "st.shared.b32 [1024], 0;"), None, "A in registers");
+    assert_eq!(run(&whole, "@%q st.shared.b32 [1024 + 64], 0;"), None, "beside the 32 bytes of each row");
+    assert_eq!(run(&whole, "@%q st.shared.b32 [1024], 0;"), Some(Kind::Race), "A");
+    assert_eq!(run(&whole, "@%q st.shared.b32 [16384 + 32], 0;"), Some(Kind::Race), "B");
+    assert_eq!(run(&Case { layout_a: None, ..whole }, "@%q st.shared.b32 [1024], 0;"), None, "A in registers");
 }
 
 #[test]
