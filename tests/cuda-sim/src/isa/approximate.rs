@@ -6,7 +6,7 @@
 //! bound, and the same on every machine; it is not the hardware's bits. No function of a math library is called: the
 //! series vectorise.
 
-use std::f64::consts::{FRAC_2_PI, LN_2, LOG2_E};
+use std::f64::consts::{FRAC_2_PI, FRAC_PI_2, LN_2, LOG2_E};
 
 use super::float::{FTZ, canonical, flush};
 use super::lanes::{Form, binary, unary};
@@ -144,7 +144,7 @@ pub(super) fn log2(x: f64) -> f64 {
 #[inline(always)]
 fn quarter_turn(x: f64) -> (f64, f64, i64) {
     // pi/2 in two parts.
-    const HIGH: f64 = 1.570_796_326_794_896_6;
+    const HIGH: f64 = FRAC_PI_2;
     const LOW: f64 = 6.123_233_995_736_766e-17;
     let quarters = (x * FRAC_2_PI).round_ties_even();
     let r = (-quarters).mul_add(LOW, (-quarters).mul_add(HIGH, x));

@@ -534,8 +534,11 @@ mod tests {
         assert_eq!(run("cvt.u32.u8", "b32", 0xffff_ff80), 0x80);
     }
 
+    type Decode = fn(u64) -> f64;
+    type Encode = fn(f64) -> u64;
+
     /// A float type by name: what its bits are worth, and the bits of what has been rounded to it.
-    fn float(ty: &str) -> (Format, fn(u64) -> f64, fn(f64) -> u64) {
+    fn float(ty: &str) -> (Format, Decode, Encode) {
         match ty {
             "f16" => {
                 (Format::F16, |x| formats::F16(x as u16).decode() as f64, |x| formats::F16::encode(x as f32).0 as u64)

@@ -253,7 +253,7 @@ mod tests {
                 let even = if bits & 1 == 0 { bits } else { bits + 1 };
                 assert_eq!(H::encode(middle as f32).to_bits(), even);
                 assert_eq!(H::encode((middle as f32).next_down()).to_bits(), bits);
-                assert_eq!(H::encode(-(middle as f32).next_up()).to_bits(), bits + 1 | 0x8000);
+                assert_eq!(H::encode(-(middle as f32).next_up()).to_bits(), (bits + 1) | 0x8000);
                 assert_eq!(H::rounded(middle.next_up(), Rounding::Nearest).to_bits(), bits + 1);
                 assert_eq!(H::rounded(middle.next_up(), Rounding::Zero).to_bits(), bits);
             }

@@ -296,7 +296,7 @@ mod tests {
     }
 
     /// Checks the scalar and the packed form of an instruction on two or three sources.
-    fn check<H: Half>(instruction: &str, ty: &str, args: &[&[u64]], want: impl Fn(&[u64]) -> u64) {
+    fn check(instruction: &str, ty: &str, args: &[&[u64]], want: impl Fn(&[u64]) -> u64) {
         let scalar: Vec<(&str, &[u64])> = args.iter().map(|list| ("b16", *list)).collect();
         let got = eval(&format!("{instruction}.{ty}"), "b16", &scalar);
         let at = |k: usize| args.iter().map(|list| list[k]).collect::<Vec<_>>();
@@ -321,17 +321,17 @@ mod tests {
         let c: Vec<u64> = a.iter().map(|_| some[random.next() as usize % some.len()]).collect();
         let (format, nearest) = (H::FORMAT, Rounding::Nearest);
         let n = number::<H>;
-        check::<H>("add", ty, &[&a, &b], |x| code::<H>(exact::add(n(x[0]), n(x[1]), format, nearest)));
-        check::<H>("sub.rn", ty, &[&a, &b], |x| code::<H>(exact::add(n(x[0]), -n(x[1]), format, nearest)));
-        check::<H>("mul", ty, &[&a, &b], |x| code::<H>(exact::mul(n(x[0]), n(x[1]), format, nearest)));
+        check("add", ty, &[&a, &b], |x| code::<H>(exact::add(n(x[0]), n(x[1]), format, nearest)));
+        check("sub.rn", ty, &[&a, &b], |x| code::<H>(exact::add(n(x[0]), -n(x[1]), format, nearest)));
+        check("mul", ty, &[&a, &b], |x| code::<H>(exact::mul(n(x[0]), n(x[1]), format, nearest)));
         let fused = |x: &[u64]| code::<H>(exact::fma(n(x[0]), n(x[1]), n(x[2]), format, nearest));
-        check::<H>("fma.rn", ty, &[&a, &b, &c], fused);
-        check::<H>("fma.rn.relu", ty, &[&a, &b, &c], |x| match fused(x) {
+        check("fma.rn", ty, &[&a, &b, &c], fused);
+        check("fma.rn.relu", ty, &[&a, &b, &c], |x| match fused(x) {
             negative if negative & 0x8000 != 0 => 0,
             other => other,
         });
-        check::<H>("neg", ty, &[&a], |x| x[0] ^ 0x8000);
-        check::<H>("abs", ty, &[&a], |x| x[0] & 0x7fff);
+        check("neg", ty, &[&a], |x| x[0] ^ 0x8000);
+        check("abs", ty, &[&a], |x| x[0] & 0x7fff);
     }
 
     #[test]
@@ -361,11 +361,11 @@ mod tests {
         let flush = |bits: u64| if bits & 0x7c00 == 0 { bits & 0x8000 } else { bits };
         let n = number::<F16>;
         let sum = |x: u64, y: u64| code::<F16>(exact::add(n(x), n(y), F16::FORMAT, Rounding::Nearest));
-        check::<F16>("add.ftz", "f16", &[&a, &b], |x| flush(sum(flush(x[0]), flush(x[1]))));
+        check("add.ftz", "f16", &[&a, &b], |x| flush(sum(flush(x[0]), flush(x[1]))));
         let clamp = |bits: u64| if n(bits) > 0.0 { code::<F16>(n(bits).min(1.0)) } else { 0 };
-        check::<F16>("add.sat", "f16", &[&a, &b], |x| clamp(sum(x[0], x[1])));
-        check::<F16>("add.rn.ftz.sat", "f16", &[&a, &b], |x| clamp(flush(sum(flush(x[0]), flush(x[1])))));
-        check::<F16>("neg.ftz", "f16", &[&a], |x| flush(x[0]) ^ 0x8000);
+        check("add.sat", "f16", &[&a, &b], |x| clamp(sum(x[0], x[1])));
+        check("add.rn.ftz.sat", "f16", &[&a, &b], |x| clamp(flush(sum(flush(x[0]), flush(x[1])))));
+        check("neg.ftz", "f16", &[&a], |x| flush(x[0]) ^ 0x8000);
     }
 
     fn extremes<H: Half>(ty: &str) {
@@ -387,9 +387,9 @@ mod tests {
             _ => b,
         };
         for (name, min) in [("min", true), ("max", false)] {
-            check::<H>(name, ty, &[&a, &b], |x| pick(x[0], x[1], min, false));
-            check::<H>(&format!("{name}.NaN"), ty, &[&a, &b], |x| pick(x[0], x[1], min, true));
-            check::<H>(&format!("{name}.NaN.xorsign.abs"), ty, &[&a, &b], |x| {
+            check(name, ty, &[&a, &b], |x| pick(x[0], x[1], min, false));
+            check(&format!("{name}.NaN"), ty, &[&a, &b], |x| pick(x[0], x[1], min, true));
+            check(&format!("{name}.NaN.xorsign.abs"), ty, &[&a, &b], |x| {
                 match pick(x[0] & 0x7fff, x[1] & 0x7fff, min, true) {
                     picked if nan(picked) => 0x7fff,
                     picked => picked | (x[0] ^ x[1]) & 0x8000,
@@ -407,10 +407,10 @@ mod tests {
     #[test]
     fn approximations_are_the_nearest_halves() {
         let all = halves::<F16>(500);
-        check::<F16>("tanh.approx", "f16", &[&all], |x| code::<F16>(number::<F16>(x[0]).tanh()));
-        check::<Bf16>("tanh.approx", "bf16", &[&all], |x| code::<Bf16>(number::<Bf16>(x[0]).tanh()));
-        check::<F16>("ex2.approx", "f16", &[&all], |x| code::<F16>(number::<F16>(x[0]).exp2()));
-        check::<Bf16>("ex2.approx.ftz", "bf16", &[&all], |x| {
+        check("tanh.approx", "f16", &[&all], |x| code::<F16>(number::<F16>(x[0]).tanh()));
+        check("tanh.approx", "bf16", &[&all], |x| code::<Bf16>(number::<Bf16>(x[0]).tanh()));
+        check("ex2.approx", "f16", &[&all], |x| code::<F16>(number::<F16>(x[0]).exp2()));
+        check("ex2.approx.ftz", "bf16", &[&all], |x| {
             let power = code::<Bf16>(number::<Bf16>(x[0]).exp2());
             if power < 0x80 { 0 } else { power }
         });

@@ -393,8 +393,8 @@ mod tests {
         check("mad.hi.u64", "u64", 64, 3, |a, b, c| (product(a, b) as u128 >> 64) as i128 + c);
         for ty in ["u16", "s16", "u32", "s32", "s64"] {
             let width: u32 = ty[1..].parse().unwrap();
-            check(&format!("mul.hi.{ty}"), ty, width, 2, |a, b, _| a * b >> width);
-            check(&format!("mad.hi.{ty}"), ty, width, 3, |a, b, c| (a * b >> width) + c);
+            check(&format!("mul.hi.{ty}"), ty, width, 2, |a, b, _| (a * b) >> width);
+            check(&format!("mad.hi.{ty}"), ty, width, 3, |a, b, c| ((a * b) >> width) + c);
         }
         for ty in ["u16", "s16", "u32", "s32"] {
             let width = 2 * ty[1..].parse::<u32>().unwrap();
@@ -408,7 +408,7 @@ mod tests {
         let clamp = |x: i128| x.clamp(i32::MIN as i128, i32::MAX as i128);
         check("add.sat.s32", "s32", 32, 2, |a, b, _| clamp(a + b));
         check("sub.sat.s32", "s32", 32, 2, |a, b, _| clamp(a - b));
-        check("mad.hi.sat.s32", "s32", 32, 3, |a, b, c| clamp((a * b >> 32) + c));
+        check("mad.hi.sat.s32", "s32", 32, 3, |a, b, c| clamp(((a * b) >> 32) + c));
         check("max.relu.s32", "s32", 32, 2, |a, b, _| a.max(b).max(0));
         check("min.relu.s32", "s32", 32, 2, |a, b, _| a.min(b).max(0));
     }
@@ -418,15 +418,15 @@ mod tests {
         let signed = |x: i128| (x & 0xff_ffff) - (x & 0x80_0000) * 2;
         let unsigned = |x: i128| x & 0xff_ffff;
         check("mul24.lo.u32", "u32", 32, 2, |a, b, _| unsigned(a) * unsigned(b));
-        check("mul24.hi.u32", "u32", 32, 2, |a, b, _| unsigned(a) * unsigned(b) >> 16);
+        check("mul24.hi.u32", "u32", 32, 2, |a, b, _| (unsigned(a) * unsigned(b)) >> 16);
         check("mul24.lo.s32", "s32", 32, 2, |a, b, _| signed(a) * signed(b));
-        check("mul24.hi.s32", "s32", 32, 2, |a, b, _| signed(a) * signed(b) >> 16);
+        check("mul24.hi.s32", "s32", 32, 2, |a, b, _| (signed(a) * signed(b)) >> 16);
         check("mad24.lo.u32", "u32", 32, 3, |a, b, c| unsigned(a) * unsigned(b) + c);
-        check("mad24.hi.u32", "u32", 32, 3, |a, b, c| (unsigned(a) * unsigned(b) >> 16) + c);
+        check("mad24.hi.u32", "u32", 32, 3, |a, b, c| ((unsigned(a) * unsigned(b)) >> 16) + c);
         check("mad24.lo.s32", "s32", 32, 3, |a, b, c| signed(a) * signed(b) + c);
-        check("mad24.hi.s32", "s32", 32, 3, |a, b, c| (signed(a) * signed(b) >> 16) + c);
+        check("mad24.hi.s32", "s32", 32, 3, |a, b, c| ((signed(a) * signed(b)) >> 16) + c);
         let clamp = |x: i128| x.clamp(i32::MIN as i128, i32::MAX as i128);
-        check("mad24.hi.sat.s32", "s32", 32, 3, |a, b, c| clamp((signed(a) * signed(b) >> 16) + c));
+        check("mad24.hi.sat.s32", "s32", 32, 3, |a, b, c| clamp(((signed(a) * signed(b)) >> 16) + c));
     }
 
     #[test]

@@ -119,7 +119,8 @@ pub fn to_f32(x: f64, mode: Rounding) -> f32 {
 #[inline(always)]
 pub fn odd(result: f64, dropped: f64) -> f64 {
     let bits = result.to_bits();
-    let inexact = dropped > 0.0 || dropped < 0.0;
+    // False of a NaN, which is what infinite results drop.
+    let inexact = dropped.abs() > 0.0;
     let outward = (dropped > 0.0) == (result > 0.0);
     let neighbour = if outward { bits.wrapping_add(1) } else { bits.wrapping_sub(1) };
     let even = bits & 1 == 0;
