@@ -19,12 +19,12 @@ fi
 done_with rendered || { python "$here/data/render.py" --work "$work" && touch "$work/rendered"; }            # 5 min
 done_with text.pt || python "$here/text.py" --work "$work" --minutes 5
 done_with vq.pt || python "$here/vq.py" --work "$work" --minutes 25
-done_with encoded || { python "$here/vq.py" --work "$work" --encode && touch "$work/encoded"; }              # 4 min
+done_with encoded || { python "$here/vq.py" --work "$work" --encode && touch "$work/encoded"; }              # 6 min
 done_with classifier.pt || python "$here/classifier.py" --work "$work" --minutes 8 --procs 2
 python "$here/classifier.py" --work "$work" --test
-done_with model.pt || python "$here/transformer.py" --work "$work" --minutes 75
-python "$here/sample.py" --work "$work" --n 512 --cfg 3                                                       # 3 min
-done_with self_tokens.npy || python "$here/heads.py" --work "$work" --collect --n 1000 --cfg 3                # 8 min
+done_with model.pt || python "$here/transformer.py" --work "$work" --minutes 120
+python "$here/sample.py" --work "$work" --n 512 --cfg 3                                                       # 2 min
+done_with self_tokens.npy || python "$here/heads.py" --work "$work" --collect --n 1280 --cfg 3                # 5 min
 done_with heads.pt || python "$here/heads.py" --work "$work" --minutes 15 --kl 1 --l1 .02 --muon --lr .02
 python "$here/heads.py" --work "$work" --test --cfg 3
 python "$here/export.py" --work "$work" --out "$out" --fixtures "$out"
