@@ -58,10 +58,10 @@ impl Method {
     pub const SSD: Self = Self::Ssd(ssd::Knobs { rounds: 2, rows_per_block: 1, refinements: 0 });
     /// The shape that the exploration in `docs/wavefront.md` chose.
     pub const WAVEFRONT: Self = Self::Wavefront(pipeline::Knobs {
-        lag: 1.6,
+        lag: 1.5,
         slope: 0.2,
         window: f64::INFINITY,
-        rounds: Some(4),
+        rounds: Some(8),
         drafter: DRAFTER,
     });
     /// A window of about four rows.
