@@ -62,10 +62,22 @@ pub fn s8(s: &mut Session) -> Outcome {
 }
 
 #[test]
-fn mma_of_four_types() {
+fn mma_of_bf16() {
     run("cute_sm80", bf16_rows);
+}
+
+#[test]
+fn mma_of_f16_columns() {
     run("cute_sm80", f16_columns);
+}
+
+#[test]
+fn mma_of_tf32() {
     run("cute_sm80", tf32);
+}
+
+#[test]
+fn mma_of_s8() {
     run("cute_sm80", s8);
 }
 

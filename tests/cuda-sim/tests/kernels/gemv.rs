@@ -12,6 +12,13 @@ pub fn bf16_rows(s: &mut Session, rows: usize, cols: usize) -> Outcome {
     close("y", &s.download::<f32>(y, rows), &want, 1e-4, 1e-5)
 }
 
+/// A bug of the host: its kernel reads what is no longer there.
+pub fn freed_weights(s: &mut Session) -> Outcome {
+    let (w, x, y) = (s.upload(&bf16s(1, 64)), s.upload(&bf16s(2, 8)), s.alloc::<f32>(8));
+    s.free(w);
+    s.launch("gemv_bf16", line(2, 128), &args![y, w, x, 8, 8])
+}
+
 #[test]
 fn bf16() {
     run("gemv", |s| bf16_rows(s, 37, 72));

@@ -170,6 +170,14 @@ const MUTANTS: &[Mutant] = &[
         scenario: |s| gemv::shared_rows(s, 5, 1040),
         catch: Fault(&[UninitialisedRead]),
     },
+    Mutant {
+        bug: "reads weights that were freed before the launch",
+        fixture: "gemv",
+        kernel: "gemv_bf16",
+        edits: &[],
+        scenario: gemv::freed_weights,
+        catch: Fault(&[UseAfterFree]),
+    },
     // Attention over pages.
     Mutant {
         bug: "no barrier before the warps are merged",
