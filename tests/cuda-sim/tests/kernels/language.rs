@@ -1,3 +1,4 @@
+use cuda_sim::device::Checks;
 use cuda_sim::machine::fault::Kind;
 
 use crate::args;
@@ -128,7 +129,7 @@ fn prints() {
 #[test]
 fn stops() {
     let stopped = |kernel: fn(&mut Session) -> Outcome| {
-        let findings = sweep(&fixture("language"), kernel);
+        let findings = sweep(&fixture("language"), kernel, Checks::ALL);
         assert!(!findings.is_empty(), "nothing stopped");
         findings.iter().map(Finding::kind).collect::<Vec<_>>()
     };

@@ -1,6 +1,7 @@
 //! Planted bugs: a kernel's PTX with a line or two changed. Each must be caught under the default sweep, by the check
 //! that should catch it; the same scenarios find nothing in the kernels as they are.
 
+use cuda_sim::device::Checks;
 use cuda_sim::machine::fault::Kind::{self, *};
 
 use super::{attention, gemm, gemv, hopper, lanes, language, reduce, sync};
@@ -49,6 +50,9 @@ struct Mutant {
 
 /// Data that an asynchronous copy brings, read or overwritten without waiting for it.
 const TOO_EARLY: Catch = Fault(&[Race, Async]);
+
+/// A wait that says at once that it is over.
+const PASS: &str = "setp.eq.u32 done, 0, 0;";
 
 const GEMM: &str = "gemm_bf16";
 
@@ -308,7 +312,7 @@ const MUTANTS: &[Mutant] = &[
         bug: "a key written past the end of a local array",
         fixture: "language",
         kernel: "local_arrays",
-        edits: &[change("st.local.u32 [%rd1+4], %r2;", "st.local.u32 [%rd1+32], %r2;")],
+        edits: &[change("st.local.u32 [%rd1+4], %r2;", "st.local.u32 [%rd1+524288], %r2;")],
         scenario: language::local_arrays,
         catch: Fault(&[OutOfBounds]),
     },
@@ -358,7 +362,7 @@ const MUTANTS: &[Mutant] = &[
         bug: "does not wait for the tensor copies",
         fixture: "hopper",
         kernel: "wgmma_simple",
-        edits: &[without("@!done bra again;")],
+        edits: &[change("mbarrier.try_wait.parity.shared::cta.b64 done, [%r47], %r48;", PASS)],
         scenario: hopper::simple,
         catch: TOO_EARLY,
     },
@@ -368,7 +372,7 @@ const MUTANTS: &[Mutant] = &[
         kernel: "wgmma_simple",
         edits: &[change("and.b32 %r48, %r539, 1;", "mov.b32 %r48, 0;")],
         scenario: hopper::simple,
-        catch: TOO_EARLY,
+        catch: Fault(&[Race, Async, InvalidOperation]),
     },
     Mutant {
         bug: "expects more bytes than are copied",
@@ -430,7 +434,7 @@ const MUTANTS: &[Mutant] = &[
         bug: "the producer does not wait until a stage is free",
         fixture: "hopper",
         kernel: "wgmma_specialised",
-        edits: &[nth(1, without("@!done bra again;"))],
+        edits: &[change("mbarrier.try_wait.parity.shared::cta.b64 done, [%r155], %r156;", PASS)],
         scenario: hopper::specialised,
         catch: Fault(&[Race, Async, InvalidOperation]),
     },
@@ -446,7 +450,7 @@ const MUTANTS: &[Mutant] = &[
         bug: "reads what a bulk copy brings without waiting",
         fixture: "hopper",
         kernel: "bulk_reverse",
-        edits: &[without("@!done bra again;")],
+        edits: &[change("mbarrier.try_wait.parity.shared::cta.b64 done, [%r17], %r18;", PASS)],
         scenario: hopper::bulk_reverse,
         catch: Fault(&[Race, Async, UninitialisedRead]),
     },
@@ -513,8 +517,11 @@ fn hunt(fixture: &str) {
     let mut count = 0;
     for mutant in MUTANTS.iter().filter(|m| m.fixture == fixture) {
         count += 1;
-        let findings = sweep(&mutant.text(), mutant.scenario);
-        if !findings.iter().any(|finding| mutant.catch.has(finding)) {
+        let mut findings = sweep(&mutant.text(), mutant.scenario, Checks::ALL);
+        let caught = !findings.is_empty();
+        // A missing barrier is also a read of what is not written yet, which is reported first and ends the launch.
+        findings.extend(sweep(&mutant.text(), mutant.scenario, Checks { init: false, ..Checks::ALL }));
+        if !caught || !findings.iter().any(|finding| mutant.catch.has(finding)) {
             escaped += &format!("\n{} that {}:", mutant.kernel, mutant.bug);
             escaped += &findings.iter().map(|finding| format!("\n  {finding}")).collect::<String>();
         }
