@@ -40,7 +40,7 @@ pub fn f16_columns(s: &mut Session) -> Outcome {
     let few = |seed, count| noise(seed, count, |n| f16::from_f32(n.below(9) as f32 / 16.0 - 0.25));
     let (a, b) = (few(1, m * k), few(2, n * k));
     let c = launch::<f16, f16>(s, "cute_f16_columns", (&a, &b), [m, n, k], 64)?;
-    let want = matmul(&wide(&transposed(&a, m, k)), &wide(&transposed(&b, n, k)), m, n, k);
+    let want = matmul(&wide(&transposed(&a, k, m)), &wide(&transposed(&b, k, n)), m, n, k);
     close("c", &c, &want, 2e-2, 4e-3)
 }
 
@@ -99,7 +99,7 @@ pub fn columns(s: &mut Session) -> Outcome {
     let map = |address, cols| matrix_map(address, (F16, 2), k, cols, [64, 64], 3);
     let shape = plane(n / 64, m / 64, 128).shared(2 * 8192 + 1024);
     s.launch("cute_columns", shape, &args![c, map(da, m), map(db, n), n as i32, k as i32])?;
-    let want = matmul(&wide(&transposed(&a, m, k)), &wide(&transposed(&b, n, k)), m, n, k);
+    let want = matmul(&wide(&transposed(&a, k, m)), &wide(&transposed(&b, k, n)), m, n, k);
     close("c", &s.download::<f32>(c, m * n), &want, 1e-4, 1e-5)
 }
 
