@@ -64,9 +64,9 @@ impl Method {
         rounds: Some(8),
         drafter: DRAFTER,
     });
-    /// A window of about four rows.
+    /// A window of about two rows: wider ones save few passes and feed many more rows.
     pub const EXACT: Self =
-        Self::Exact(pipeline::Knobs { lag: 1.0, slope: 0.04, window: 4.0, rounds: None, drafter: DRAFTER });
+        Self::Exact(pipeline::Knobs { lag: 1.0, slope: 0.04, window: 2.0, rounds: None, drafter: DRAFTER });
 
     /// Name on the command line.
     pub fn name(&self) -> &'static str {
