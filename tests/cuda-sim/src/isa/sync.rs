@@ -158,9 +158,16 @@ fn warp_barrier(cx: &mut Lower, i: &Instruction) -> Result<()> {
 }
 
 fn warp_sync(cx: &mut Cx<'_>, op: &Op) -> Flow {
+    let live = cx.warp.live();
     let masks = cx.b32(op.src[0]);
     let members = (0..LANES).filter(|lane| cx.mask >> lane & 1 != 0).fold(0, |all, lane| all | masks[lane]);
-    cx.lanes(members).unwrap_or(Flow::Next)
+    let group = &mut cx.warp.groups[cx.warp.current];
+    if matches!(group.wait, Wait::Released(_)) || members & live & !cx.mask == 0 {
+        group.wait = Wait::No;
+        return Flow::Next;
+    }
+    group.wait = Wait::Team(members);
+    Flow::Retry
 }
 
 /// `barrier.cluster`: clusters have one block, so it is one more barrier of the block.

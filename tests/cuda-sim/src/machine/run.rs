@@ -72,13 +72,13 @@ fn rest(cx: &mut Cx<'_>) -> Result<Turn, Box<Fault>> {
     if cx.warp.groups.is_empty() {
         return Ok(Turn::Exited);
     }
-    let stuck = |wait: Wait| matches!(wait, Wait::Converge(_) | Wait::Barrier(..));
-    let divergent = cx.warp.groups.iter().position(|g| matches!(g.wait, Wait::Converge(_)));
+    let stuck = |wait: Wait| matches!(wait, Wait::Converge(_) | Wait::Team(_) | Wait::Barrier(..));
+    let divergent = cx.warp.groups.iter().position(|g| matches!(g.wait, Wait::Converge(_) | Wait::Team(_)));
     if let Some(index) = divergent
         && cx.warp.groups.iter().all(|g| stuck(g.wait))
     {
         let group = &cx.warp.groups[index];
-        let Wait::Converge(members) = group.wait else { unreachable!("found above") };
+        let (Wait::Converge(members) | Wait::Team(members)) = group.wait else { unreachable!("found above") };
         let absent = members & cx.warp.live() & !group.mask;
         let message = format!("lanes {:#010x} are here, lanes {absent:#010x} do not come", group.mask);
         cx.code = &cx.grid.program.functions[group.function as usize];
@@ -133,6 +133,26 @@ fn release(warp: &mut Warp, block: &Block) {
             && block.barriers[id as usize].generation != generation
         {
             group.wait = Wait::Released(generation);
+        }
+    }
+    if warp.groups.len() > 1 {
+        release_teams(warp);
+    }
+}
+
+/// Lets groups go on all of whose team wait at a `bar.warp.sync`.
+fn release_teams(warp: &mut Warp) {
+    let live = warp.live();
+    let here = |warp: &Warp, team| {
+        warp.groups.iter().filter(|g| g.wait == Wait::Team(team)).fold(0, |mask, group| mask | group.mask)
+    };
+    for index in 0..warp.groups.len() {
+        if let Wait::Team(team) = warp.groups[index].wait
+            && team & live & !here(warp, team) == 0
+        {
+            for group in warp.groups.iter_mut().filter(|g| g.wait == Wait::Team(team)) {
+                group.wait = Wait::Released(0);
+            }
         }
     }
 }
@@ -214,7 +234,7 @@ fn meeting(warp: &Warp, start: u32) -> u32 {
     }
     let current = &warp.groups[warp.current];
     let meets = |g: &&super::warp::Group| {
-        g.pc > start && g.function == current.function && !matches!(g.wait, Wait::Barrier(..))
+        g.pc > start && g.function == current.function && !matches!(g.wait, Wait::Barrier(..) | Wait::Team(_))
     };
     warp.groups.iter().filter(meets).map(|g| g.pc).min().unwrap_or(u32::MAX)
 }

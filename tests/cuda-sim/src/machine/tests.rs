@@ -422,6 +422,39 @@ fn collectives_that_lanes_do_not_share_are_divergent() {
 }
 
 #[test]
+fn a_warp_meets_at_different_places() {
+    // `bar.warp.sync` in both ways of a branch: the lanes wait for each other all the same.
+    let out = map(
+        ".shared .align 4 .b8 s[128]; mov.u32 %r5, s; shl.b32 %r6, %r0, 2; add.u32 %r5, %r5, %r6; xor.b32 %r7, %r6, 64;
+         mov.u32 %r8, s; add.u32 %r7, %r7, %r8; setp.lt.u32 %p0, %r0, 16; @%p0 bra LOW;
+         st.shared.u32 [%r5], %r3; bar.warp.sync -1; ld.shared.u32 %r4, [%r7]; bra END;
+         LOW: st.shared.u32 [%r5], %r3; bar.warp.sync -1; ld.shared.u32 %r4, [%r7]; END:",
+        |l| 7 * l,
+    );
+    assert_eq!(out, lanes(|l| 7 * (l ^ 16)));
+    let mut k = kernel("setp.lt.u32 %p0, %r0, 16; @%p0 bra LOW; bar.warp.sync -1; LOW: bar.sync 0;");
+    k.buffer(&[0; 32]);
+    assert_eq!(k.fault().kind, Kind::DivergentBarrier);
+}
+
+#[test]
+fn the_fault_does_not_depend_on_the_host() {
+    let place = |seed: u64, threads: usize| {
+        let mut k =
+            kernel("and.b32 %r3, %r1, 3; setp.eq.u32 %p0, %r3, 1; @%p0 st.global.u32 [%rd1+4096], %r1;").shape(16, 64);
+        k.buffer(&[0; 1024]);
+        let fault = k.run_as(seed, threads).unwrap_err();
+        (fault.block, fault.warp, fault.lane, fault.to_string())
+    };
+    assert_eq!(place(0, 1).0, Some([1, 0, 0]));
+    for seed in 0..6 {
+        for threads in [2, 3, 8] {
+            assert_eq!(place(seed, threads), place(seed, 1), "seed {seed}, {threads} threads");
+        }
+    }
+}
+
+#[test]
 fn counters_count_what_was_run() {
     let mut k = kernel("ld.global.v2.u32 {%r3, %r4}, [%rd0]; setp.lt.u32 %p0, %r0, 8; @%p0 st.global.u32 [%rd1], %r3;")
         .shape(2, 32);

@@ -50,6 +50,8 @@ pub enum Wait {
     Barrier(u8, u32),
     /// This generation of the barrier has completed: the barrier instruction runs once more, to end.
     Released(u32),
+    /// It is at `bar.warp.sync` and waits for these lanes to come to one, perhaps elsewhere in the program.
+    Team(u32),
     /// It is at a collective instruction and waits for these lanes to come there.
     Converge(u32),
 }
@@ -158,7 +160,9 @@ impl Warp {
         let line = self.place(grid).0;
         match group.wait {
             Wait::Barrier(id, _) => format!("warp {} waits at barrier {id} (PTX line {line})", self.id),
-            Wait::Converge(_) => format!("warp {} waits for its other lanes (PTX line {line})", self.id),
+            Wait::Converge(_) | Wait::Team(_) => {
+                format!("warp {} waits for its other lanes (PTX line {line})", self.id)
+            }
             _ => format!("warp {} waits in vain (PTX line {line})", self.id),
         }
     }
