@@ -72,13 +72,12 @@ fn rest(cx: &mut Cx<'_>) -> Result<Turn, Box<Fault>> {
     if cx.warp.groups.is_empty() {
         return Ok(Turn::Exited);
     }
-    let stuck = |wait: Wait| matches!(wait, Wait::Converge(_) | Wait::Team(_) | Wait::Barrier(..));
-    let divergent = cx.warp.groups.iter().position(|g| matches!(g.wait, Wait::Converge(_) | Wait::Team(_)));
-    if let Some(index) = divergent
-        && cx.warp.groups.iter().all(|g| stuck(g.wait))
-    {
-        let group = &cx.warp.groups[index];
-        let (Wait::Converge(members) | Wait::Team(members)) = group.wait else { unreachable!("found above") };
+    // A group at a barrier of the block may be released by other warps; if not, that is a deadlock.
+    if cx.warp.groups.iter().all(|g| matches!(g.wait, Wait::Converge(_) | Wait::Team(_))) {
+        let group = &cx.warp.groups[0];
+        let (Wait::Converge(members) | Wait::Team(members)) = group.wait else {
+            return Ok(Turn::Waiting);
+        };
         let absent = members & cx.warp.live() & !group.mask;
         let message = format!("lanes {:#010x} are here, lanes {absent:#010x} do not come", group.mask);
         cx.code = &cx.grid.program.functions[group.function as usize];
@@ -135,9 +134,7 @@ fn release(warp: &mut Warp, block: &Block) {
             group.wait = Wait::Released(generation);
         }
     }
-    if warp.groups.len() > 1 {
-        release_teams(warp);
-    }
+    release_teams(warp);
 }
 
 /// Lets groups go on all of whose team wait at a `bar.warp.sync`.
