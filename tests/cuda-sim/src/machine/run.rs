@@ -4,7 +4,7 @@ use super::Cx;
 use super::block::Block;
 use super::fault::{Fault, Kind};
 use super::grid::Grid;
-use super::warp::{Wait, Warp};
+use super::warp::{Group, Wait, Warp};
 use crate::code::{Code, Flow, Guard};
 use crate::counters::Counters;
 
@@ -72,14 +72,16 @@ fn rest(cx: &mut Cx<'_>) -> Result<Turn, Box<Fault>> {
     if cx.warp.groups.is_empty() {
         return Ok(Turn::Exited);
     }
-    // A group at a barrier of the block may be released by other warps; if not, that is a deadlock.
-    if cx.warp.groups.iter().all(|g| matches!(g.wait, Wait::Converge(_) | Wait::Team(_))) {
+    // A group at a barrier of the block may be released by other warps (if not, that is a deadlock), and lanes that have
+    // exited since are no longer waited for.
+    let live = cx.warp.live();
+    let absent = |g: &Group| match g.wait {
+        Wait::Converge(members) | Wait::Team(members) => members & live & !g.mask,
+        _ => 0,
+    };
+    if cx.warp.groups.iter().all(|g| absent(g) != 0) {
         let group = &cx.warp.groups[0];
-        let (Wait::Converge(members) | Wait::Team(members)) = group.wait else {
-            return Ok(Turn::Waiting);
-        };
-        let absent = members & cx.warp.live() & !group.mask;
-        let message = format!("lanes {:#010x} are here, lanes {absent:#010x} do not come", group.mask);
+        let message = format!("lanes {:#010x} are here, lanes {:#010x} do not come", group.mask, absent(group));
         cx.code = &cx.grid.program.functions[group.function as usize];
         cx.pc = group.pc;
         cx.mask = group.mask;
@@ -97,7 +99,7 @@ fn choose(cx: &mut Cx<'_>) -> bool {
     release(warp, cx.block);
     let runs = |wait| matches!(wait, Wait::No | Wait::Released(_));
     let key = |warp: &Warp, i: usize| {
-        let g: &super::warp::Group = &warp.groups[i];
+        let g: &Group = &warp.groups[i];
         (usize::MAX - g.frames.len(), g.pc)
     };
     let Some(mut best) = (0..warp.groups.len()).filter(|&i| runs(warp.groups[i].wait)).min_by_key(|&i| key(warp, i))
@@ -230,7 +232,7 @@ fn meeting(warp: &Warp, start: u32) -> u32 {
         return u32::MAX;
     }
     let current = &warp.groups[warp.current];
-    let meets = |g: &&super::warp::Group| {
+    let meets = |g: &&Group| {
         g.pc > start && g.function == current.function && !matches!(g.wait, Wait::Barrier(..) | Wait::Team(_))
     };
     warp.groups.iter().filter(meets).map(|g| g.pc).min().unwrap_or(u32::MAX)

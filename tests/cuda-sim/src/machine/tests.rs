@@ -432,6 +432,12 @@ fn a_warp_meets_at_different_places() {
         |l| 7 * l,
     );
     assert_eq!(out, lanes(|l| 7 * (l ^ 16)));
+    // Lanes that exit meanwhile are not waited for.
+    let mut k =
+        kernel("setp.lt.u32 %p0, %r0, 16; @%p0 bra END; bar.sync 0; bar.warp.sync -1; st.global.u32 [%rd1], %r0; END:");
+    let at = k.buffer(&[0; 32]);
+    k.run();
+    assert_eq!(k.read(at, 32), lanes(|l| if l < 16 { 0 } else { l }));
     let mut k = kernel("setp.lt.u32 %p0, %r0, 16; @%p0 bra LOW; bar.warp.sync -1; LOW: bar.sync 0;");
     k.buffer(&[0; 32]);
     assert_eq!(k.fault().kind, Kind::DivergentBarrier);
