@@ -71,7 +71,8 @@ fn value(device: &Device, attribute: u32) -> Option<u32> {
         129 => 1,
         // MEM_SYNC_DOMAIN_COUNT
         126 => 1,
-        1..=LAST => 0,
+        0 => return None,
+        known if known <= LAST => 0,
         _ => return None,
     })
 }

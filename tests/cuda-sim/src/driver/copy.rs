@@ -383,12 +383,12 @@ pub fn spatial(driver: &Driver, p: &Memcpy3d) -> Result<Copy> {
 }
 
 fn planar_call(params: In<Memcpy2d>, stream: Handle, synchronous: bool) -> Result<()> {
-    let described = planar(&*current()?.0, &params.get()?)?;
+    let described = planar(&current()?.0, &params.get()?)?;
     copy(described, stream, synchronous)
 }
 
 fn spatial_call(params: In<Memcpy3d>, stream: Handle, synchronous: bool) -> Result<()> {
-    let described = spatial(&*current()?.0, &params.get()?)?;
+    let described = spatial(&current()?.0, &params.get()?)?;
     copy(described, stream, synchronous)
 }
 

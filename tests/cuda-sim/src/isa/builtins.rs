@@ -302,7 +302,7 @@ impl Conversion {
         }
         let head = match () {
             () if signed => self.sign(negative),
-            () if self.alternate && digits.trim_matches('0') != "" => prefix,
+            () if self.alternate && !digits.trim_matches('0').is_empty() => prefix,
             () => "",
         };
         self.pad(text, head, digits.as_bytes(), self.zero && self.precision.is_none());
@@ -468,7 +468,7 @@ mod tests {
             ("%g", double(0.0001), "0.0001"),
             ("%G", double(1e-5), "1E-05"),
             ("%f", double(f64::NEG_INFINITY), "-inf"),
-            ("%08.2f", double(-3.14159), "-0003.14"),
+            ("%08.2f", double(-3.24159), "-0003.24"),
             ("%a", double(1.5), "0x1.8p+0"),
             ("%g", double(0.0), "0"),
         ] {

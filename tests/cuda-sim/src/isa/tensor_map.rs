@@ -462,7 +462,7 @@ mod tests {
         assert_eq!(line(Swizzle::B32, 1), [1, 0, 3, 2, 5, 4, 7, 6]);
         assert_eq!(line(Swizzle::B32, 2), [0, 1, 2, 3, 4, 5, 6, 7]);
         assert_eq!(line(Swizzle::None, 5), [0, 1, 2, 3, 4, 5, 6, 7]);
-        assert_eq!(Swizzle::B128.apply(0x1234_5), 0x1234_5 ^ (0x1234_5 >> 7 & 7) << 4);
+        assert_eq!(Swizzle::B128.apply(0x1_2345), 0x1_2345 ^ (0x1_2345 >> 7 & 7) << 4);
     }
 
     #[test]

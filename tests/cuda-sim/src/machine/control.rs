@@ -80,7 +80,7 @@ pub fn call_indirect(cx: &mut Cx<'_>, op: &Op) -> Flow {
     }
     let all = cx.mask;
     let index = function.wrapping_sub(FUNCTION_WINDOW);
-    if index % FUNCTION_STRIDE != 0 || index / FUNCTION_STRIDE >= cx.grid.program.functions.len() as u64 {
+    if !index.is_multiple_of(FUNCTION_STRIDE) || index / FUNCTION_STRIDE >= cx.grid.program.functions.len() as u64 {
         let message = format!("call of {function:#x}, which is no function");
         return cx.fail(Fault::new(Kind::InvalidOperation, message).at_lane(first as u32));
     }

@@ -430,7 +430,7 @@ impl Parser<'_> {
                 if extents.len() < 2 {
                     return self.error("more braces than extents");
                 }
-                if scalars % inner != 0 {
+                if !scalars.is_multiple_of(inner) {
                     return self.error("braces inside a row that was begun without");
                 }
                 let row = &extents[1..];
@@ -450,7 +450,7 @@ impl Parser<'_> {
             }
         }
         let count = scalars.div_ceil(inner);
-        if scalars % inner != 0 {
+        if !scalars.is_multiple_of(inner) {
             out.push(Initial::Zeros(count * inner - scalars));
         }
         if extents[0] != 0 && count > extents[0] {

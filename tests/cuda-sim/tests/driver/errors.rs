@@ -134,7 +134,7 @@ fn what_is_missing_says_so() {
         let mut state = std::ptr::null_mut();
         let link = sys::cuLinkCreate_v2(0, std::ptr::null_mut(), std::ptr::null_mut(), &mut state);
         assert_eq!(link, CUresult::CUDA_ERROR_NOT_SUPPORTED);
-        let mut table = 1 as *const c_void;
+        let mut table = std::ptr::dangling::<c_void>();
         let id = sys::CUuuid { bytes: [0; 16] };
         assert_eq!(sys::cuGetExportTable(&mut table, &id), CUresult::CUDA_ERROR_NOT_FOUND);
         assert!(table.is_null());

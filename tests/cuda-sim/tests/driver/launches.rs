@@ -39,7 +39,7 @@ fn parameters_come_in_one_buffer_too() {
     let launch = |size: usize| {
         let mut size = size;
         let mut extra: [*mut c_void; 5] = [
-            1 as *mut c_void,
+            std::ptr::dangling_mut::<c_void>(),
             buffer.as_ptr().cast_mut().cast(),
             2 as *mut c_void,
             (&raw mut size).cast(),

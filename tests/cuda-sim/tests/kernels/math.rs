@@ -215,8 +215,8 @@ fn integer(function: usize, a: u64, b: u64) -> u64 {
     match function {
         0 => a / b,
         1 => sa.wrapping_rem(sb) as u64,
-        2 => (u128::from(a) * u128::from(b) >> 64) as u64,
-        3 => (i128::from(sa) * i128::from(sb) >> 64) as u64,
+        2 => ((u128::from(a) * u128::from(b)) >> 64) as u64,
+        3 => ((i128::from(sa) * i128::from(sb)) >> 64) as u64,
         4 => a << shift ^ a >> shift ^ (sa >> shift) as u64,
         5 => ua.checked_div(ub).unwrap_or(0).into(),
         6 => (if ib == 0 { 0 } else { ia.wrapping_rem(ib) } as u32).into(),

@@ -50,7 +50,7 @@ impl Noise {
 
     /// From 0 to `bound` - 1.
     pub fn below(&mut self, bound: u32) -> u32 {
-        (u64::from(self.bits()) * u64::from(bound) >> 32) as u32
+        ((u64::from(self.bits()) * u64::from(bound)) >> 32) as u32
     }
 }
 

@@ -102,7 +102,7 @@ pub fn scatter_add(s: &mut Session) -> Outcome {
     let values: Vec<f32> = (0..n).map(|_| noise.below(9) as f32 - 4.0).collect();
     let (di, dv) = (s.upload(&index), s.upload(&values));
     let (sums, pairs) = (s.zeros::<f32>(cells), s.zeros::<f16>(2 * cells));
-    s.launch("scatter_add", line(4, 128), &args![sums, pairs, di, dv, n as i32])?;
+    s.launch("scatter_add", line(4, 128), &args![sums, pairs, di, dv, n])?;
     let mut want = vec![[0.0; 2]; cells];
     for (i, v) in index.iter().zip(&values) {
         want[*i as usize][0] += f64::from(*v);

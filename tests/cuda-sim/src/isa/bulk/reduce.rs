@@ -104,7 +104,7 @@ impl Reduction {
 
     /// Packs it for [`crate::code::Op::imm`]; none is 0.
     pub fn to_bits(reduction: Option<Reduction>) -> u64 {
-        reduction.map_or(0, |r| r.operation as u64 + 1 | (r.ty as u64) << 8)
+        reduction.map_or(0, |r| (r.operation as u64 + 1) | ((r.ty as u64) << 8))
     }
 
     /// The reverse of [`Reduction::to_bits`].

@@ -139,8 +139,8 @@ mod tests {
         let advanced = Descriptor::decode(bits(0x2000 + 64, 16, 1024, 1)).unwrap();
         for mn in 0..64 {
             let line = 0x2000 + mn / 8 * 1024 + mn % 8 * 128;
-            assert_eq!(whole.k_major(mn, 1), line + ((1 ^ mn % 8) * 16));
-            assert_eq!(advanced.k_major(mn, 1), line + ((5 ^ mn % 8) * 16));
+            assert_eq!(whole.k_major(mn, 1), line + ((1 ^ (mn % 8)) * 16));
+            assert_eq!(advanced.k_major(mn, 1), line + ((5 ^ (mn % 8)) * 16));
         }
     }
 }

@@ -88,7 +88,7 @@ fn lower_mma(cx: &mut Lower, i: &Instruction, mut m: Modifiers<'_>) -> Result<()
 fn shape(name: &str) -> Option<(usize, usize)> {
     let (columns, depth) = name.strip_prefix("m64n")?.split_once('k')?;
     let (columns, depth) = (columns.parse().ok()?, depth.parse().ok()?);
-    (columns >= 8 && columns <= 256 && columns % 8 == 0).then_some((columns, depth))
+    ((8..=256).contains(&columns) && columns % 8 == 0).then_some((columns, depth))
 }
 
 /// The semantics of a combination, if the ISA has it.
@@ -111,7 +111,7 @@ fn select(columns: usize, depth: usize, d: mma::Sum, a: Element, b: Element, sat
         (E::E4M3 | E::E5M2, E::E4M3 | E::E5M2, S::F32) => eights::<SumF32>(a, b),
         (E::E4M3 | E::E5M2, E::E4M3 | E::E5M2, S::F16) => eights::<SumF16>(a, b),
         // Above 32 columns the integer shapes come in steps of 16, up to 256.
-        (E::S8 | E::U8, E::S8 | E::U8, S::S32) if columns <= 32 || columns % 16 == 0 => {
+        (E::S8 | E::U8, E::S8 | E::U8, S::S32) if columns <= 32 || columns.is_multiple_of(16) => {
             match (a == E::S8, b == E::S8) {
                 (true, true) => choose::<Issue<Signed, Signed, SumS32>>(),
                 (true, false) => choose::<Issue<Signed, Unsigned, SumS32>>(),
