@@ -3,6 +3,7 @@
 //! Pointers come in as [`Out`], [`In`], [`InOut`] and [`Text`]. Only C makes them, as arguments of a driver function, and
 //! its caller vouches by the API's contract that they are null or valid; null is checked here.
 
+use std::any::Any;
 use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -264,11 +265,16 @@ pub fn guard(call: &'static str, body: impl FnOnce() -> Result<()>) -> CuResult 
             error.result()
         }
         Err(panic) => {
-            let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-            findings::report(&format!("{call}: internal error of the simulator: {}", text.unwrap_or("a panic")));
+            report_panic(call, &*panic);
             CuResult::ERROR_UNKNOWN
         }
     }
+}
+
+/// Prints a panic, which is a bug of the simulator.
+pub fn report_panic(call: &str, panic: &(dyn Any + Send)) {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+    findings::report(&format!("{call}: internal error of the simulator: {}", text.unwrap_or("a panic")));
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use super::abi::{Out, entries};
 use super::capture;
 use super::errors::{CuResult, Error, Result};
 use super::handles::Handle;
-use super::queue::{Ticket, Until};
+use super::queue::{Ticket, Until, poll};
 use super::state::{Driver, current};
 use super::stream::{issue, wait};
 use super::types::flags;
@@ -128,19 +128,15 @@ entries! {
         record(event, stream, flags, "cuEventRecordWithFlags")
     }
 
-    /// Whether the mark is reached. The first time that it is not, it says so; asked again it has the work done.
+    /// Whether the mark is reached.
     fn cuEventQuery(event: Handle) {
         let (mut driver, context) = current()?;
         driver.not_captured(event)?;
         driver.forbid_in_capture()?;
-        let queued = driver.events.get(event)?.ticket.filter(|ticket| !driver.queue.is_done(*ticket));
-        let Some(ticket) = queued else { return Ok(()) };
         let state = driver.events.get_mut(event)?;
-        if !std::mem::replace(&mut state.polled, true) {
-            return Err(Error::NotReady);
-        }
-        wait(driver, context, Until::Done(ticket))?;
-        Ok(())
+        let asked = std::mem::replace(&mut state.polled, true);
+        let ticket: Vec<Ticket> = state.ticket.into_iter().collect();
+        poll(driver, context, &ticket, asked)
     }
 
     /// Waits until the mark is reached.

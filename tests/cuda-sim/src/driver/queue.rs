@@ -1,13 +1,16 @@
 //! Work that was issued and has not run: what it waits for, and running it when something needs it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::thread;
 use std::time::Instant;
 
+use super::abi::report_panic;
 use super::engine;
 use super::errors::{CuResult, Error, Result};
 use super::findings;
 use super::handles::Handle;
-use super::state::{IN_CALLBACK, Locked, WORK_DONE};
+use super::state::{IN_CALLBACK, Locked, WORK_DONE, lock};
 use super::work::{HostCall, HostFunction, Work};
 use crate::machine::schedule::Rng;
 
@@ -34,6 +37,8 @@ pub struct Item {
 pub struct Queue {
     issued: u64,
     pending: BTreeMap<Ticket, Item>,
+    /// What a thread beside does, see [`poll`].
+    aside: BTreeSet<Ticket>,
     /// Decides among pieces that nothing orders, when a seed asks for another order.
     random: Option<Rng>,
 }
@@ -72,6 +77,12 @@ impl Queue {
     /// Drops what a dead context has not run.
     fn drop_context(&mut self, context: Handle) {
         self.pending.retain(|_, item| item.context != context || item.running);
+    }
+
+    /// Whether host functions must run before a piece of work is done.
+    fn calls_host(&self, ticket: Ticket) -> bool {
+        let needed = self.needed(Until::Done(ticket));
+        needed.iter().filter_map(|ticket| self.pending.get(ticket)).any(|item| item.work.calls_host())
     }
 
     /// Every piece that must run for `until`.
@@ -116,15 +127,20 @@ impl Queue {
 /// Runs work until `until` holds. The error is the first of a piece that ran here.
 pub fn finish(mut driver: Locked, until: Until) -> (Locked, Result<()>) {
     let mut result = Ok(());
+    // What is issued from now on, by other threads while the lock is open, is not waited for.
+    let mut needed = driver.queue.needed(until);
     loop {
-        let needed = driver.queue.needed(until);
-        if needed.is_empty() {
-            return (driver, result);
-        }
         let seed = driver.config.seed;
         match driver.queue.choose(&needed, seed) {
-            None => driver = driver.wait(),
+            None => {
+                needed.retain(|ticket| !driver.queue.is_done(*ticket));
+                if needed.is_empty() {
+                    return (driver, result);
+                }
+                driver = driver.wait();
+            }
             Some(ticket) => {
+                needed.remove(&ticket);
                 let outcome;
                 (driver, outcome) = run(driver, ticket);
                 if result.is_ok() {
@@ -133,6 +149,36 @@ pub fn finish(mut driver: Locked, until: Until) -> (Locked, Result<()>) {
             }
         }
     }
+}
+
+/// Answers a program that asks whether work is done without waiting for it. The first time that it is not, it says so;
+/// asked again it has the work done. Host functions are left to a thread beside: they may wait for what the asking thread
+/// does next.
+pub fn poll(mut driver: Locked, context: Handle, tickets: &[Ticket], asked: bool) -> Result<()> {
+    driver.usable(context)?;
+    if tickets.iter().all(|ticket| driver.queue.is_done(*ticket)) {
+        return Ok(());
+    }
+    if !asked {
+        return Err(Error::NotReady);
+    }
+    for &ticket in tickets {
+        if driver.queue.calls_host(ticket) {
+            if driver.queue.aside.insert(ticket) {
+                thread::spawn(move || {
+                    if let Ok(driver) = lock() {
+                        // A fault is kept by the context, for the calls that follow.
+                        drop(finish(driver, Until::Done(ticket)));
+                    }
+                });
+            }
+            return Err(Error::NotReady);
+        }
+        let outcome;
+        (driver, outcome) = finish(driver, Until::Done(ticket));
+        outcome?;
+    }
+    driver.usable(context)
 }
 
 /// Runs one piece of work.
@@ -156,8 +202,17 @@ fn run(mut driver: Locked, ticket: Ticket) -> (Locked, Result<()>) {
     (driver, result)
 }
 
-/// Work that runs under the lock. What fails here fails on the device: the context is dead.
+/// Runs work under the lock. A panic is a bug of the simulator and fails like a fault; were it passed on, the work would
+/// stay in the queue for ever.
 pub fn perform(driver: &mut Locked, ticket: Ticket, work: &Work, call: &'static str) -> Result<()> {
+    catch_unwind(AssertUnwindSafe(|| attempt(driver, ticket, work, call))).unwrap_or_else(|panic| {
+        report_panic(call, &*panic);
+        Err(Error::Fault(CuResult::ERROR_UNKNOWN))
+    })
+}
+
+/// What fails here fails on the device: the context is dead.
+fn attempt(driver: &mut Locked, ticket: Ticket, work: &Work, call: &'static str) -> Result<()> {
     match work {
         Work::Kernel(kernel) => engine::run(driver, kernel),
         Work::Copy(copy) => copy.run(driver).map_err(|error| illegal(call, &error)),

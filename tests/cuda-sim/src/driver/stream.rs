@@ -7,7 +7,7 @@ use super::abi::{Out, entries};
 use super::capture;
 use super::errors::{Error, Result};
 use super::handles::Handle;
-use super::queue::{Item, Ticket, Until, finish};
+use super::queue::{Item, Ticket, Until, finish, poll};
 use super::state::{Driver, Locked, current, lock};
 use super::types::{HostFn, StreamCallback, flags};
 use super::work::{HostCall, HostFunction, Work};
@@ -195,21 +195,13 @@ entries! {
         Ok(())
     }
 
-    /// Whether a stream's work is done. The first time that it is not, it says so; asked again it has it done.
+    /// Whether a stream's work is done.
     fn cuStreamQuery(stream: Handle) {
         let (mut driver, context) = current()?;
         let stream = driver.idle_stream(context, stream)?;
-        if driver.is_idle(stream)? {
-            return Ok(());
-        }
-        let state = driver.streams.get_mut(stream)?;
-        if !std::mem::replace(&mut state.polled, true) {
-            return Err(Error::NotReady);
-        }
-        for before in driver.before(stream)? {
-            driver = wait(driver, context, Until::Done(before))?;
-        }
-        Ok(())
+        let before = driver.before(stream)?;
+        let asked = std::mem::replace(&mut driver.streams.get_mut(stream)?.polled, true);
+        poll(driver, context, &before, asked)
     }
 
     /// Lets a stream's later work wait for an event.

@@ -52,6 +52,15 @@ pub enum HostFunction {
 }
 
 impl Work {
+    /// Whether it calls the program back.
+    pub fn calls_host(&self) -> bool {
+        match self {
+            Work::Host(_) => true,
+            Work::Graph(graph) => graph.nodes.iter().any(|node| node.work.calls_host()),
+            _ => false,
+        }
+    }
+
     /// `CUgraphNodeType`.
     pub fn node_type(&self) -> u32 {
         match self {

@@ -153,3 +153,24 @@ fn the_legacy_stream_waits_for_what_a_destroyed_stream_was_given() {
     }
     assert_eq!(context.default_stream().clone_dtoh(&data).unwrap(), [1; 32]);
 }
+
+#[test]
+fn asking_does_not_wait_for_host_functions() {
+    use std::sync::mpsc::{Receiver, channel};
+    unsafe extern "C" fn wait(data: *mut c_void) {
+        let receiver = unsafe { Box::from_raw(data.cast::<Receiver<()>>()) };
+        receiver.recv().unwrap();
+    }
+    let (_context, stream) = plain_stream();
+    let (sender, receiver) = channel();
+    let receiver = Box::into_raw(Box::new(receiver));
+    unsafe { ok(sys::cuLaunchHostFunc(stream.cu_stream(), Some(wait), receiver.cast())) };
+    let event = stream.record_event(None).unwrap();
+    for _ in 0..5 {
+        assert_eq!(event.try_is_complete(), Ok(false));
+        assert_eq!(unsafe { sys::cuStreamQuery(stream.cu_stream()) }, CUresult::CUDA_ERROR_NOT_READY);
+    }
+    sender.send(()).unwrap();
+    event.synchronize().unwrap();
+    assert_eq!(event.try_is_complete(), Ok(true));
+}
