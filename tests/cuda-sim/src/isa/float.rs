@@ -36,10 +36,11 @@ const NAN: u64 = 1 << 4;
 const ABS: u64 = 1 << 5;
 const XORSIGN: u64 = 1 << 6;
 
-/// The canonical NaN for every NaN.
+/// The canonical NaN for every NaN. On the bits: the compiler may drop a choice between two NaNs.
 #[inline(always)]
 pub(super) fn canonical(x: f32) -> f32 {
-    if x.is_nan() { f32::from_bits(0x7fff_ffff) } else { x }
+    let bits = x.to_bits();
+    f32::from_bits(if bits & 0x7fff_ffff > 0x7f80_0000 { 0x7fff_ffff } else { bits })
 }
 
 /// `.ftz`: a zero of the same sign for a subnormal number.
