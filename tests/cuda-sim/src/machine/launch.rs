@@ -135,12 +135,14 @@ struct Worker<'a> {
     residents: Vec<Resident>,
     /// Blocks that have ended, for their memory.
     spare: Vec<Resident>,
+    /// The epoch that the resident blocks' search for progress began in.
+    hoped: u64,
 }
 
 impl<'a> Worker<'a> {
     fn new(team: &'a Team, grid: &'a Grid<'a>, number: usize) -> Self {
         let counters = Counters::new(grid);
-        Worker { team, grid, number, counters, residents: Vec::new(), spare: Vec::new() }
+        Worker { team, grid, number, counters, residents: Vec::new(), spare: Vec::new(), hoped: 0 }
     }
 
     fn run(mut self) -> Counters {
@@ -156,6 +158,11 @@ impl<'a> Worker<'a> {
                 break;
             }
             let epoch = self.team.epoch.load(Ordering::SeqCst);
+            if epoch != self.hoped {
+                // What a block did before another one's progress says nothing about what it can do now.
+                self.residents.iter_mut().for_each(Resident::hope);
+                self.hoped = epoch;
+            }
             let state = self.pass();
             if state != State::Stuck {
                 self.unstick();
