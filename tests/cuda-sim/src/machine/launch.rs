@@ -23,7 +23,10 @@ pub struct Report {
 pub fn launch(launch: &Launch<'_>) -> Result<Report, Box<Fault>> {
     let grid = Grid::new(launch)?;
     let blocks = grid.dim.iter().map(|&n| u64::from(n)).product::<u64>();
+    // Blocks that wait for each other, and a check that orders accesses across blocks, need one order of all operations:
+    // an access and what is remembered of it are two steps. One host thread also makes that order the seed's alone.
     let threads = match grid.schedule.threads {
+        _ if grid.cooperative || grid.checks.race => 1,
         0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
         n => n,
     };
