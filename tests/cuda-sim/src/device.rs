@@ -331,7 +331,7 @@ mod tests {
             ("CUDA_SIM_SEED", "7"),
             ("CUDA_SIM_SWEEP", "5"),
             ("CUDA_SIM_THREADS", "2"),
-            ("CUDA_SIM_COUNTERS", "/tmp/c.json"),
+            ("CUDA_SIM_COUNTERS", "counters.json"),
             ("CUDA_SIM_FAIL", "alloc=3, launch=2+"),
         ])
         .unwrap();
@@ -340,7 +340,7 @@ mod tests {
         assert_eq!((config.device.sms, config.device.memory), (4, 3 << 20));
         assert_eq!(config.checks, Checks { race: true, init: true, ..Checks::NONE });
         assert_eq!((config.seed, config.sweep, config.threads), (7, 5, 2));
-        assert_eq!(config.counters, Some(PathBuf::from("/tmp/c.json")));
+        assert_eq!(config.counters, Some(PathBuf::from("counters.json")));
         let failures = [
             Failure { site: Site::Alloc, number: 3, onwards: false },
             Failure { site: Site::Launch, number: 2, onwards: true },

@@ -5,7 +5,7 @@ pub mod mma;
 pub mod number;
 pub mod product;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use crate::code::{Flow, Src};
 use crate::lower::{Lower, Result};

@@ -7,7 +7,7 @@ use crate::machine::{LANES, Row};
 use crate::testing::Snippet;
 
 /// How a small integer is written in an element type.
-fn encode(ty: &str, value: i32) -> u32 {
+pub(in crate::isa) fn encode(ty: &str, value: i32) -> u32 {
     let search = |decode: fn(u32) -> f32| (0..256).find(|&bits| decode(bits) == value as f32).expect("it is exact");
     match ty {
         "f16" => f16::from_f32(value as f32).to_bits() as u32,
@@ -348,21 +348,4 @@ fn movmatrix_transposes() {
     s.run();
     let expect = std::array::from_fn(|l| element(l % 4 * 2, l / 4) | element(l % 4 * 2 + 1, l / 4) << 16);
     assert_eq!(s.b32("%d"), expect);
-}
-
-/// Not a test of correctness: `cargo test --release -p cuda-sim --lib mma_speed -- --ignored --nocapture`.
-#[test]
-#[ignore = "measures"]
-fn mma_speed() {
-    let mut s = Snippet::new(&format!("{BF16}{}", BF16.split_once(';').unwrap().1.repeat(999))).unwrap();
-    for name in ["%a0", "%a1", "%a2", "%a3", "%b0", "%b1"] {
-        s.set_b32(name, [0x3f80_3f80; LANES]);
-    }
-    let start = std::time::Instant::now();
-    let rounds = 200;
-    for _ in 0..rounds {
-        s.run();
-    }
-    let flops = rounds as f64 * 1000.0 * 4096.0;
-    println!("{:.1} GFLOP/s on one thread", flops / start.elapsed().as_secs_f64() / 1e9);
 }

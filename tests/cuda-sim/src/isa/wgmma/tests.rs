@@ -1,8 +1,6 @@
 //! Products of a warpgroup against plain ones, with operands laid out by CuTe's words (PTX ISA 9.0, section 9.7.15.5.1.2).
 
-use half::{bf16, f16};
-
-use crate::isa::matrix::number::{E4M3, E5M2, Float};
+use crate::isa::matrix::tests::encode;
 use crate::isa::team::Team;
 use crate::machine::fault::{Fault, Kind};
 use crate::machine::schedule::AsyncTiming::{self, Early, Late, Random};
@@ -38,18 +36,6 @@ impl Layout {
         };
         let address = self.start + index;
         address ^ ((address >> 7) % w) << 4
-    }
-}
-
-fn encode(ty: &str, value: i32) -> u32 {
-    let search = |decode: fn(u32) -> f32| (0..256).find(|&bits| decode(bits) == value as f32).expect("it is exact");
-    match ty {
-        "f16" => f16::from_f32(value as f32).to_bits() as u32,
-        "bf16" => bf16::from_f32(value as f32).to_bits() as u32,
-        "tf32" => (value as f32).to_bits(),
-        "e4m3" => search(E4M3::decode),
-        "e5m2" => search(E5M2::decode),
-        _ => value as u8 as u32,
     }
 }
 
