@@ -1,8 +1,10 @@
 //! What needs an environment or a process of its own: faults, injections, leaks, counters, sweeps. A test of the first
 //! kind below runs one of the second in a child process and looks at what it printed.
 
+use std::sync::Arc;
+
 use cudarc::driver::sys::{self, CUresult};
-use cudarc::driver::{CudaContext, DevicePtr, PushKernelArg};
+use cudarc::driver::{CudaContext, CudaFunction, CudaSlice, CudaStream, DevicePtr, PushKernelArg};
 
 use crate::support::{KERNELS, child, kernel, load, ok, own_context, shape};
 
@@ -193,6 +195,15 @@ fn failures_can_be_injected() {
     assert_eq!(child("inject_sticky", &[("CUDA_SIM_FAIL", "sticky=2")]).len(), 1);
 }
 
+/// A kernel that counts its threads, and what it counts in.
+fn counting() -> (Arc<CudaContext>, Arc<CudaStream>, CudaFunction, CudaSlice<u32>) {
+    let context = own_context();
+    let stream = context.default_stream();
+    let count = kernel(&context, "count");
+    let data = stream.alloc_zeros::<u32>(1).unwrap();
+    (context, stream, count, data)
+}
+
 #[test]
 #[ignore = "run by failures_can_be_injected"]
 fn inject_alloc() {
@@ -205,10 +216,7 @@ fn inject_alloc() {
 #[test]
 #[ignore = "run by failures_can_be_injected"]
 fn inject_launch() {
-    let context = own_context();
-    let stream = context.default_stream();
-    let count = kernel(&context, "count");
-    let mut data = stream.alloc_zeros::<u32>(1).unwrap();
+    let (_context, stream, count, mut data) = counting();
     let mut launch = stream.launch_builder(&count);
     launch.arg(&mut data);
     unsafe { launch.launch(shape(1, 32)) }.unwrap();
@@ -221,10 +229,7 @@ fn inject_launch() {
 #[test]
 #[ignore = "run by failures_can_be_injected"]
 fn inject_sticky() {
-    let context = own_context();
-    let stream = context.default_stream();
-    let count = kernel(&context, "count");
-    let mut data = stream.alloc_zeros::<u32>(1).unwrap();
+    let (context, stream, count, mut data) = counting();
     let mut launch = stream.launch_builder(&count);
     launch.arg(&mut data);
     unsafe { launch.launch(shape(1, 32)) }.unwrap();
@@ -237,10 +242,7 @@ fn inject_sticky() {
 #[test]
 #[ignore = "run by failures_can_be_injected"]
 fn inject_lost() {
-    let context = own_context();
-    let stream = context.default_stream();
-    let count = kernel(&context, "count");
-    let mut data = stream.alloc_zeros::<u32>(1).unwrap();
+    let (context, stream, count, mut data) = counting();
     unsafe { stream.launch_builder(&count).arg(&mut data).launch(shape(1, 32)) }.unwrap();
     assert_eq!(stream.synchronize().unwrap_err().0, CUresult::CUDA_ERROR_UNKNOWN);
     // Not even a new context.
