@@ -1,5 +1,6 @@
 //! Project chores: `cargo xtask test` does what a change must pass.
 
+mod nvcc;
 mod toolkit;
 
 use std::path::Path;

@@ -1,9 +1,11 @@
-//! Finds nvcc, or installs the pinned packages that contain it.
+//! nvcc: the one that is there, or else the pinned packages that contain it, installed.
 
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use crate::nvcc;
 
 /// All five, pinned: the dependencies of `nvidia-cuda-nvcc` are not, and a newer NVVM writes PTX that its ptxas refuses.
 /// 13.0, because a driver takes no PTX that is newer than itself.
@@ -15,56 +17,33 @@ const PACKAGES: [&str; 5] = [
     "nvidia-cuda-cccl==13.0.85",
 ];
 
-/// Where nvcc is below the folder of the packages.
-const NVCC: &str = "nvidia/cu13/bin/nvcc";
-
 /// A path to a working nvcc.
 pub fn nvcc() -> Result<PathBuf, String> {
-    if let Some(path) = env::var_os("WEFT_NVCC").filter(|p| !p.is_empty()) {
-        let path = PathBuf::from(path);
-        return if works(&path) { Ok(path) } else { Err(format!("WEFT_NVCC: {} does not run", path.display())) };
+    let target = target_dir();
+    match nvcc::find(&target)? {
+        Some(found) => Ok(found),
+        None => install(&target),
     }
-    if let Some(found) = candidates().into_iter().find(|path| works(path)) {
-        return Ok(found);
-    }
-    install()
-}
-
-/// Where an installed toolkit may be.
-fn candidates() -> Vec<PathBuf> {
-    let home = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(env::var_os).map(|p| PathBuf::from(p).join("bin"));
-    let path = env::var_os("PATH").unwrap_or_default();
-    let folders = home.chain(env::split_paths(&path)).chain([PathBuf::from("/usr/local/cuda/bin")]);
-    folders.filter(|folder| !folder.as_os_str().is_empty()).map(|folder| folder.join("nvcc")).collect()
-}
-
-/// Whether the file is an nvcc that can say its version.
-fn works(nvcc: &Path) -> bool {
-    nvcc.is_file() && Command::new(nvcc).arg("--version").output().is_ok_and(|out| out.status.success())
 }
 
 /// Installs the packages below the target directory, once.
-fn install() -> Result<PathBuf, String> {
-    let target = target_dir();
-    let home = target.join("cuda-13.0");
-    let nvcc = home.join(NVCC);
-    if works(&nvcc) {
-        return Ok(nvcc);
-    }
-    fs::create_dir_all(&target).map_err(|e| format!("{}: {e}", target.display()))?;
+fn install(target: &Path) -> Result<PathBuf, String> {
+    let home = target.join(nvcc::HOME);
+    let nvcc = home.join(nvcc::NVCC);
+    fs::create_dir_all(target).map_err(|e| format!("{}: {e}", target.display()))?;
     eprintln!("xtask: installing nvcc 13.0 (104 MB) into {}", home.display());
     // In a folder of this process, moved when it is whole: two runs at once do no harm, and a failed one leaves nothing.
-    let staging = target.join(format!("cuda-13.0.{}", std::process::id()));
+    let staging = target.join(format!("{}.{}", nvcc::HOME, std::process::id()));
     let outcome = fill(&staging).and_then(|packages| {
         // Another run may have been faster; what it made is as good.
         match fs::rename(&packages, &home) {
-            Err(e) if !works(&nvcc) => Err(format!("{}: {e}", home.display())),
+            Err(e) if !nvcc::works(&nvcc) => Err(format!("{}: {e}", home.display())),
             _ => Ok(()),
         }
     });
     let _ = fs::remove_dir_all(&staging);
     outcome?;
-    if works(&nvcc) {
+    if nvcc::works(&nvcc) {
         Ok(nvcc)
     } else {
         Err(format!("the packages are installed, but {} does not run", nvcc.display()))
@@ -103,13 +82,6 @@ fn target_dir() -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_is_no_nvcc_is_not_taken() {
-        assert!(!works(Path::new("/nowhere/nvcc")));
-        assert!(!works(Path::new(env!("CARGO_MANIFEST_DIR"))));
-        assert!(!works(&Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")));
-    }
 
     #[test]
     fn every_package_is_pinned() {
