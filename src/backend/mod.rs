@@ -7,12 +7,55 @@
 //! **Row invariance.** The result of a row is bitwise the same whether it is computed alone or among others:
 //! a reduction runs in an order that depends on K and on absolute positions alone, never on the number of
 //! rows, on the thread count or on what else is in the batch. Exact speculative decoding rests on this.
+//!
+//! **Queued work.** An op is handed over, not finished, when its call returns. What goes wrong on a device is
+//! reported by the next call that returns an [`Error`]; until then the ops that follow do nothing.
+//!
+//! **Steps.** What varies from step to step (rows, slots, frontiers, draws) is in a [`Step`], sent to the machine in
+//! one piece by [`Backend::set_step`]; ops read it there. So [`Backend::run`] may record the ops of a step once and
+//! replay them.
 
 pub mod cpu;
 #[cfg(test)]
 pub(crate) mod reference;
+mod step;
+
+pub use step::{Copy, Draw, Drawn, Image, Layout, NONE, PageTable, Phase, RowPlace, Rule, Slot, Source, Step};
 
 use half::bf16;
+
+/// Tokens per page of the KV cache.
+pub const PAGE: usize = 16;
+/// Scratch slots of a sequence, for the nodes of a draft tree.
+pub const SCRATCH: usize = 128;
+
+/// What a backend can fail with.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Error {
+    /// Not enough memory.
+    #[error("{what} needs {needed} bytes of memory on {device}, {free} are free")]
+    OutOfMemory {
+        /// What was to be allocated.
+        what: String,
+        /// Its bytes.
+        needed: u64,
+        /// Bytes that were free.
+        free: u64,
+        /// Where.
+        device: String,
+    },
+    /// There is no such device, or no driver for it; the text says what to do.
+    #[error("{0}")]
+    NoDevice(String),
+    /// The device failed; nothing more can be done with this backend.
+    #[error("{device}: {message}")]
+    Device {
+        /// Which.
+        device: String,
+        /// What it said.
+        message: String,
+    },
+}
 
 /// What [`Backend::linear`] does with the product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,12 +66,44 @@ pub enum Epilogue {
     Add,
 }
 
-/// Rotary embedding over two axes: the first half of a head's dimensions turns with `y`, the second with `x`;
-/// inside a half of size `h`, dimension `j < h/2` pairs with `j + h/2` at angle `coordinate * theta^(-j/(h/2))`.
+/// Whether one weight serves all rows or each group of rows has its own.
+pub enum Grouping<'a, S> {
+    /// One weight `[n, k]`.
+    One,
+    /// Rows `groups[g]..groups[g + 1]` of the step ([`Step::groups`]) use part `g` of a weight `[groups * n, k]` or
+    /// vector `[groups * n]` whose parts are stacked.
+    By(&'a S),
+}
+
+/// Which coordinates turn a head in the rotary embedding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Axes {
+    /// The index in the sequence: `i` in the prefix, `prefix_len + p` in the grid.
+    One,
+    /// The first half of a head's dimensions turns with the row, the second with the column: (0, 0) in the prefix,
+    /// (row + 1, col + 1) in the grid.
+    Two,
+}
+
+/// Which dimensions form a pair in the rotary embedding; `n` dimensions turn with one coordinate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pairing {
+    /// `j` with `j + n/2`.
+    Halves,
+    /// `2j` with `2j + 1`.
+    Interleaved,
+}
+
+/// Rotary embedding: pair `j` of the `n` dimensions that turn with a coordinate turns by
+/// `coordinate * theta^(-j / (n/2))`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rotary {
     /// Base of the geometric sequence of frequencies.
     pub theta: f32,
+    /// Coordinates.
+    pub axes: Axes,
+    /// Pairs.
+    pub pairing: Pairing,
 }
 
 /// Form of a GroupNorm.
@@ -53,110 +128,180 @@ pub struct AttentionShape {
     pub head_dim: usize,
 }
 
-/// Tokens per page of the KV cache.
-pub const PAGE: usize = 16;
+impl AttentionShape {
+    /// Columns of the queries of a row.
+    pub fn query(self) -> usize {
+        self.heads * self.head_dim
+    }
 
-/// Where a row's keys and values live, and which keys it sees: one forward pass, backend independent.
-///
-/// A sequence is one branch of one image: `prefix` pages hold its prompt linearly, `grid` pages hold the image
-/// in raster order, so the slot of a position never changes.
-#[derive(Clone, Debug, Default)]
-pub struct Layout {
-    /// Page tables of the sequences in this pass.
-    pub sequences: Vec<PageTable>,
-    /// One entry per row of the pass. Rows of one sequence are adjacent.
-    pub rows: Vec<RowPlace>,
+    /// Columns of the keys, or of the values, of a row.
+    pub fn key(self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+
+    /// Columns of `[queries, keys, values]`, the output of the fused projection.
+    pub fn qkv(self) -> usize {
+        self.query() + 2 * self.key()
+    }
 }
 
-/// Pages of one sequence.
-#[derive(Clone, Debug, Default)]
-pub struct PageTable {
-    /// Pages of the prompt; `prefix_len` tokens are used.
-    pub prefix: Vec<u32>,
-    /// Tokens in the prompt.
-    pub prefix_len: usize,
-    /// Pages of the image in raster order.
-    pub grid: Vec<u32>,
-    /// Columns of the grid.
-    pub width: usize,
-    /// For each grid row, how many columns hold a key that rows below may see (committed, or fed in this pass).
-    pub frontier: Vec<u32>,
+/// Tables that turn tokens into inputs.
+pub struct Embedding<'a, T> {
+    /// `[vocab, hidden]`.
+    pub tokens: &'a T,
+    /// `[grid height, hidden]`.
+    pub rows: &'a T,
+    /// `[grid width, hidden]`.
+    pub cols: &'a T,
+    /// `[sequences, hidden]`, added to every token of a sequence.
+    pub bias: &'a T,
 }
 
-/// Place of one row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RowPlace {
-    /// Index into [`Layout::sequences`].
-    pub sequence: u32,
-    /// Slot that receives this row's key and value.
-    pub slot: Slot,
+/// How large a step may become; what a backend reserves for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Capacity {
+    /// Rows of the pass.
+    pub rows: usize,
+    /// Sequences, and images.
+    pub sequences: usize,
+    /// Pages of all sequences together.
+    pub pages: usize,
+    /// Grid rows of all sequences together.
+    pub frontiers: usize,
+    /// Source rows of the spatial heads.
+    pub sources: usize,
+    /// Groups of sources.
+    pub groups: usize,
 }
 
-/// A slot of the cache.
-///
-/// Visibility: `Prefix(i)` sees prefix slots `0..=i`. `Grid(p)` at (r, c) sees the whole prefix, columns
-/// `0..frontier[r']` of every grid row `r' < r`, and columns `0..=c` of its own row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Slot {
-    /// Token `i` of the prompt; its rotary coordinates are (0, 0).
-    Prefix(u32),
-    /// Raster position `p` of the image; its rotary coordinates are (row + 1, col + 1).
-    Grid(u32),
-}
-
-/// The ops of the network. Implementations own their memory; nothing here allocates on the hot path except
-/// through [`Backend::tensor`], which callers do once.
+/// The ops of the network and of decoding. Implementations own their memory; nothing allocates on the hot path.
 pub trait Backend: Send + Sync {
-    /// `[rows, cols]` f32 activations with room for a fixed number of rows.
+    /// `[rows, cols]` f32 activations with room for a fixed number of rows. An op's output takes the number of rows
+    /// of its input.
     type Tensor: Send + Sync;
     /// `[n, k]` bf16 weight, in the layout that the backend's matmul wants.
     type Weight: Send + Sync;
     /// `[n]` f32 vector (norm weights, biases), widened from bf16.
     type Vector: Send + Sync;
-    /// Keys and values of all layers: `pages` pages of [`PAGE`] tokens.
+    /// Keys and values of all layers: pages of [`PAGE`] tokens.
     type KvPool: Send + Sync;
+    /// A [`Step`] where the ops read it.
+    type Step: Send + Sync;
+    /// The tokens of images in the making, and what their acceptance rules keep from round to round.
+    type Canvas: Send + Sync;
 
     /// Name for people: device and instruction set.
     fn name(&self) -> String;
     /// Packs a row-major `[n, k]` weight.
-    fn weight(&self, data: &[bf16], n: usize, k: usize) -> Self::Weight;
+    fn weight(&self, data: &[bf16], n: usize, k: usize) -> Result<Self::Weight, Error>;
     /// Copies a vector.
-    fn vector(&self, data: &[bf16]) -> Self::Vector;
+    fn vector(&self, data: &[bf16]) -> Result<Self::Vector, Error>;
     /// A zeroed tensor of `[0, cols]` with room for `max_rows`.
-    fn tensor(&self, max_rows: usize, cols: usize) -> Self::Tensor;
+    fn tensor(&self, max_rows: usize, cols: usize) -> Result<Self::Tensor, Error>;
     /// Zeroed storage (a masked slot must hold finite values).
-    fn kv_pool(&self, layers: usize, pages: usize, shape: AttentionShape) -> Self::KvPool;
+    fn kv_pool(&self, layers: usize, pages: usize, shape: AttentionShape) -> Result<Self::KvPool, Error>;
+    /// Bytes that [`Backend::kv_pool`] would allocate.
+    fn kv_bytes(&self, layers: usize, pages: usize, shape: AttentionShape) -> u64;
+    /// Room for steps up to `capacity`.
+    fn step(&self, capacity: Capacity) -> Result<Self::Step, Error>;
+    /// Canvases of `images` images with so many positions; `proposals` reserves what [`Rule::AutoCorrect`] keeps:
+    /// a distribution `[vocab]` per position.
+    fn canvas(&self, images: usize, positions: usize, vocab: usize, proposals: bool) -> Result<Self::Canvas, Error>;
     /// Sets the tensor to these rows; `data.len()` is a multiple of its columns.
     fn upload(&self, data: &[f32], out: &mut Self::Tensor);
-    /// Row-major copy of the tensor on the host.
-    fn read<'a>(&self, x: &'a Self::Tensor) -> std::borrow::Cow<'a, [f32]>;
+    /// Row-major copy of the tensor on the host, once all queued work is done.
+    fn read<'a>(&self, x: &'a Self::Tensor) -> Result<std::borrow::Cow<'a, [f32]>, Error>;
+
+    /// Replaces the step: one copy to the device. Lists may have any length up to the capacity.
+    fn set_step(&self, host: Step, step: &mut Self::Step) -> Result<(), Error>;
+    /// Runs `ops`, which must be the same ops on the same objects for every call with this `step`. A device may
+    /// record them the first time it sees a size of step and replay them afterwards without calling `ops`.
+    fn run(&self, step: &mut Self::Step, ops: &mut dyn FnMut(&Self, &Self::Step));
 
     /// `out[m, n] (+)= sum_k bf16(x[m, k]) * w[n, k]`, f32 accumulation in an order fixed by k.
-    fn linear(&self, x: &Self::Tensor, w: &Self::Weight, out: &mut Self::Tensor, epilogue: Epilogue);
+    fn linear(
+        &self,
+        x: &Self::Tensor,
+        w: &Self::Weight,
+        out: &mut Self::Tensor,
+        epilogue: Epilogue,
+        groups: Grouping<'_, Self::Step>,
+    );
     /// `out[m, i] = silu(x gate^T) * (x up^T)`: the first half of SwiGLU in one read of `x`.
-    fn swiglu(&self, x: &Self::Tensor, gate: &Self::Weight, up: &Self::Weight, out: &mut Self::Tensor);
+    fn swiglu(
+        &self,
+        x: &Self::Tensor,
+        gate: &Self::Weight,
+        up: &Self::Weight,
+        out: &mut Self::Tensor,
+        groups: Grouping<'_, Self::Step>,
+    );
     /// `out[m] = x[m] / sqrt(mean(x[m]^2) + eps) * weight`.
-    fn rms_norm(&self, x: &Self::Tensor, weight: &Self::Vector, eps: f32, out: &mut Self::Tensor);
-    /// In place over the heads of q `[m, heads*head_dim]` and k `[m, kv_heads*head_dim]`: RMSNorm per head (when
-    /// weights are given), then the rotary embedding at each row's coordinates; then k and v go to the slots of
-    /// `layer`, rounded to bf16.
+    fn rms_norm(
+        &self,
+        x: &Self::Tensor,
+        weight: &Self::Vector,
+        eps: f32,
+        out: &mut Self::Tensor,
+        groups: Grouping<'_, Self::Step>,
+    );
+    /// In place over `[queries, keys, values]` of the step's rows: RMSNorm per head of q and k (when weights are
+    /// given), then the rotary embedding at each row's coordinates; then k and v go to the slots of `layer`, rounded
+    /// to bf16. The keys and values that remain in `qkv` are undefined.
     #[allow(clippy::too_many_arguments)]
     fn rotate_and_store(
         &self,
-        q: &mut Self::Tensor,
-        k: &mut Self::Tensor,
-        v: &Self::Tensor,
+        qkv: &mut Self::Tensor,
         qk_norm: Option<(&Self::Vector, &Self::Vector, f32)>,
         rotary: Rotary,
-        layout: &Layout,
+        step: &Self::Step,
         layer: usize,
         kv: &mut Self::KvPool,
     );
-    /// `out[m] = softmax(q[m] K^T / sqrt(head_dim)) V` over the slots visible to row m (see [`Slot`]); keys are
-    /// visited in slot order, prefix first.
-    fn attention(&self, q: &Self::Tensor, layout: &Layout, layer: usize, kv: &Self::KvPool, out: &mut Self::Tensor);
+    /// `out[m] = softmax(q[m] K^T / sqrt(head_dim)) V` over the slots visible to row m (see [`Slot`]), q being the
+    /// first columns of `qkv`, rounded to bf16; keys are visited in slot order, prefix first, then grid, then scratch.
+    fn attention(&self, qkv: &Self::Tensor, step: &Self::Step, layer: usize, kv: &Self::KvPool, out: &mut Self::Tensor);
     /// Copies all layers of page `from` to page `to`.
     fn copy_page(&self, kv: &mut Self::KvPool, from: u32, to: u32);
+    /// `x[m] += y[m]`.
+    fn add(&self, x: &mut Self::Tensor, y: &Self::Tensor);
+
+    /// Inputs of the step's rows, which are of the grid: `out[m] = tokens[canvas] + rows[row] + cols[col] +
+    /// bias[sequence]`, summed in this order.
+    fn embed(
+        &self,
+        step: &Self::Step,
+        tables: Embedding<'_, Self::Tensor>,
+        canvas: &Self::Canvas,
+        out: &mut Self::Tensor,
+    );
+    /// Keeps row m of `x` as the state that predicts the position after it: row
+    /// `sequence * positions + position + 1` of `states` (position 0 after the last of the prefix); past the last
+    /// position there is none.
+    fn keep_states(&self, step: &Self::Step, x: &Self::Tensor, states: &mut Self::Tensor);
+    /// `out[i] = x[predictions[i]]` for the rows whose distributions the step wants.
+    fn select(&self, step: &Self::Step, x: &Self::Tensor, out: &mut Self::Tensor);
+    /// Inputs of the spatial heads: `out[i] = [states[source.state]; tokens[canvas[source.token]]]`.
+    fn gather_sources(
+        &self,
+        step: &Self::Step,
+        states: &Self::Tensor,
+        tokens: &Self::Tensor,
+        canvas: &Self::Canvas,
+        out: &mut Self::Tensor,
+    );
+    /// `logits[to] = logits[from]` for the step's copies, whose targets lie beyond the rows in use.
+    fn copy_rows(&self, step: &Self::Step, logits: &mut Self::Tensor);
+    /// Draws the tokens of a phase from `logits` into the canvas: guidance, temperature, top-k, top-p, then the rule
+    /// of each [`Draw`].
+    fn draw(&self, step: &Self::Step, phase: Phase, logits: &Self::Tensor, canvas: &mut Self::Canvas);
+    /// What the verdicts of the last step drew, in their order, once all queued work is done.
+    fn drawn(&self, step: &Self::Step, canvas: &Self::Canvas) -> Result<Vec<Drawn>, Error>;
+    /// The tokens of an image.
+    fn tokens(&self, canvas: &Self::Canvas, image: usize) -> Result<Vec<u32>, Error>;
+    /// Replaces the tokens of an image and forgets what its rules kept.
+    fn set_tokens(&self, canvas: &mut Self::Canvas, image: usize, tokens: &[u32]) -> Result<(), Error>;
+
     /// 3x3 convolution, padding 1, over NHWC images: x `[n*h*w, cin]`, w `[cout, 9*cin]` with the k axis ordered
     /// (ky, kx, cin), out `[n*h'*w', cout]` with `h' = (h + stride - 1) / stride`; bias added.
     fn conv3x3(
@@ -178,6 +323,6 @@ pub trait Backend: Send + Sync {
         bias: &Self::Vector,
         out: &mut Self::Tensor,
     );
-    /// `x[m] += y[m]`.
-    fn add(&self, x: &mut Self::Tensor, y: &Self::Tensor);
+    /// Nearest-neighbour upsampling by two of NHWC images `[n*h*w, channels]` to `[n*2h*2w, channels]`.
+    fn upsample(&self, x: &Self::Tensor, size: (usize, usize), out: &mut Self::Tensor);
 }

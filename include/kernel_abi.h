@@ -1,0 +1,131 @@
+// What the host and the kernels share: the structs that a step leaves in device memory and the constants that both
+// sides compute with. src/backend/cuda/abi.rs is made from this file (`cargo xtask abi`).
+#pragma once
+#include <stdint.h>
+
+// Tokens per page of the KV cache.
+#define WEFT_PAGE 16
+// Keys per part of a split attention: a function of absolute positions alone, so that a row's result does not depend
+// on what else is in the launch.
+#define WEFT_ATTENTION_SPLIT 256
+// Rows per tile of the attention; the rows of a tile belong to one sequence.
+#define WEFT_ATTENTION_ROWS 16
+// Scratch slots (tree drafts) of a sequence; a row's ancestors among them are one bit each.
+#define WEFT_SCRATCH 128
+// "No row", "no such thing".
+#define WEFT_NONE 0xffffffffu
+
+// Which list of slots a row's key and value go to.
+enum WeftSlot { WEFT_SLOT_PREFIX = 0, WEFT_SLOT_GRID = 1, WEFT_SLOT_SCRATCH = 2 };
+
+// How a token is drawn. Numbers are drawn as src/rng.rs says.
+enum WeftRule {
+  WEFT_RULE_COUPLED = 0,       // argmax(log p + noise of the position)
+  WEFT_RULE_DRAFT = 1,         // argmax(log q + noise of its own); q is kept
+  WEFT_RULE_AUTO_CORRECT = 2,  // keep with probability min(1, p/q), else draw from max(0, p - q); p is kept as q
+};
+
+// Number of things in the lists of a step, in device memory: a captured graph reads its lengths from here.
+typedef struct WeftCounts {
+  uint32_t rows;
+  uint32_t sequences;
+  uint32_t tiles;
+  uint32_t sources;
+  uint32_t predictions;
+  uint32_t drafts;
+  uint32_t verdicts;
+  uint32_t copies;
+} WeftCounts;
+
+// A row (token) of the pass.
+typedef struct WeftRow {
+  uint32_t sequence;
+  uint32_t kind;  // WeftSlot
+  uint32_t slot;  // index among the slots of that kind
+  uint32_t at;    // raster position whose coordinates and token a scratch slot has; equal to slot for the grid
+  uint32_t ancestors[WEFT_SCRATCH / 32];  // visible scratch slots, itself included
+} WeftRow;
+
+// A branch of an image.
+typedef struct WeftSequence {
+  uint32_t image;
+  uint32_t prefix_len;
+  uint32_t width;
+  uint32_t height;
+  uint32_t prefix_pages;   // first of its prefix pages in WeftStep.pages
+  uint32_t grid_pages;     // first of its grid pages
+  uint32_t scratch_pages;  // first of its scratch pages
+  uint32_t frontier;       // first of its `height` frontiers in WeftStep.frontiers
+  uint32_t highest;        // one past the last grid slot that any of its rows may see
+} WeftSequence;
+
+// Up to WEFT_ATTENTION_ROWS adjacent rows of one sequence.
+typedef struct WeftTile {
+  uint32_t sequence;
+  uint32_t first;
+  uint32_t rows;
+  uint32_t end;  // one past the last grid slot that any row of the tile may see (its own slot, the frontiers above)
+} WeftTile;
+
+// An input row of the spatial heads.
+typedef struct WeftSource {
+  uint32_t state;  // row of the kept states
+  uint32_t token;  // index into the canvas
+} WeftSource;
+
+// A token to draw. Row numbers are rows of the logits.
+typedef struct WeftDraw {
+  uint32_t image;
+  uint32_t position;
+  uint32_t rule;              // WeftRule
+  uint32_t round;             // of the random numbers
+  uint32_t conditional[2];    // the second is WEFT_NONE unless the mean of two distributions is drawn from
+  uint32_t unconditional[2];  // WEFT_NONE without guidance
+} WeftDraw;
+
+// What a drawn token replaced.
+typedef struct WeftDrawn {
+  uint32_t before;
+  uint32_t after;
+} WeftDrawn;
+
+// Settings of one image: its random stream and how its logits become a distribution (src/sampling.rs).
+typedef struct WeftImage {
+  uint32_t seed_low;
+  uint32_t seed_high;
+  uint32_t stream;
+  float cfg;
+  float temperature;
+  uint32_t top_k;
+  float top_p;
+  uint32_t positions;  // of its grid: the canvas of image i begins at i * positions
+} WeftImage;
+
+// Copies a row of the logits to another.
+typedef struct WeftCopy {
+  uint32_t from;
+  uint32_t to;
+} WeftCopy;
+
+// The step's lists in device memory, passed to kernels by value; the addresses never change.
+typedef struct WeftStep {
+  const WeftCounts *counts;
+  const WeftRow *rows;
+  const WeftSequence *sequences;
+  const WeftTile *tiles;
+  const uint32_t *pages;
+  const uint32_t *frontiers;
+  const WeftSource *sources;
+  const uint32_t *groups;       // sources of head h are groups[h] .. groups[h + 1]
+  const uint32_t *predictions;  // rows of the pass whose distributions are wanted
+  const WeftDraw *drafts;
+  const WeftDraw *verdicts;
+  const WeftImage *images;
+  const WeftCopy *copies;
+} WeftStep;
+
+// Rows of a tensor: a fixed number, or one that a step holds in device memory.
+typedef struct WeftRows {
+  const uint32_t *count;  // null: `max` rows
+  uint32_t max;           // of the bucket; grids are sized by it
+} WeftRows;
