@@ -9,7 +9,10 @@ use rayon::prelude::*;
 use std::hint::black_box;
 use std::time::Instant;
 use weft::backend::cpu::{CpuBackend, Isa, KvPool, Tensor, Weight};
-use weft::backend::{AttentionShape, Backend, Epilogue, GroupNorm, Layout, PAGE, PageTable, Rotary, RowPlace, Slot};
+use weft::backend::{
+    AttentionShape, Axes, Backend, Epilogue, GroupNorm, Grouping, Layout, PAGE, PageTable, Pairing, Rotary, RowPlace,
+    Slot, Step,
+};
 
 /// Repeatable numbers from -1 to 1.
 fn noise(n: usize) -> Vec<f32> {
@@ -21,14 +24,16 @@ fn noise(n: usize) -> Vec<f32> {
     (0..n).map(|_| step(&mut state)).collect()
 }
 
+const MEMORY: &str = "memory for the benchmark";
+
 fn weight(backend: &CpuBackend, n: usize, k: usize) -> Weight {
     let scale = 1.0 / (k as f32).sqrt();
     let source: Vec<bf16> = noise(n * k).into_iter().map(|x| bf16::from_f32(x * scale)).collect();
-    backend.weight(&source, n, k)
+    backend.weight(&source, n, k).expect(MEMORY)
 }
 
 fn tensor(backend: &CpuBackend, rows: usize, cols: usize) -> Tensor {
-    let mut x = backend.tensor(rows, cols);
+    let mut x = backend.tensor(rows, cols).expect(MEMORY);
     backend.upload(&noise(rows * cols), &mut x);
     x
 }
@@ -110,7 +115,7 @@ impl Probe {
 }
 
 /// Two branches of a 24x24 image with everything committed up to `rows` new tokens.
-fn image(rows: usize) -> Layout {
+fn image(rows: usize) -> Step {
     let pages = 576 / PAGE as u32;
     let table = |s: u32| PageTable {
         prefix: vec![s * (pages + 1)],
@@ -118,20 +123,22 @@ fn image(rows: usize) -> Layout {
         grid: (1..=pages).map(|i| s * (pages + 1) + i).collect(),
         width: 24,
         frontier: vec![24; 24],
+        ..PageTable::default()
     };
     let first = 576 - rows as u32 / 2;
     let rows = (0..2).flat_map(|sequence| (first..576).map(move |p| RowPlace { sequence, slot: Slot::Grid(p) }));
-    Layout { sequences: vec![table(0), table(1)], rows: rows.collect() }
+    let layout = Layout { sequences: vec![table(0), table(1)], rows: rows.collect() };
+    Step { layout, ..Step::default() }
 }
 
 /// The shape of the embedded model.
 const D: usize = 192;
 const FF: usize = 512;
 const LAYERS: usize = 9;
-const HEADS: AttentionShape = AttentionShape { heads: 6, kv_heads: 6, head_dim: 32 };
+const HEADS: AttentionShape = AttentionShape { heads: 3, kv_heads: 3, head_dim: 64 };
 
 struct Layer {
-    qkv: [Weight; 3],
+    qkv: Weight,
     o: Weight,
     gate: Weight,
     up: Weight,
@@ -150,9 +157,7 @@ struct Work {
     start: Vec<f32>,
     x: Tensor,
     h: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    qkv: Tensor,
     a: Tensor,
     f: Tensor,
 }
@@ -160,40 +165,39 @@ struct Work {
 impl Model {
     fn new(b: &CpuBackend) -> Self {
         let layer = |_| Layer {
-            qkv: [weight(b, D, D), weight(b, D, D), weight(b, D, D)],
+            qkv: weight(b, 3 * D, D),
             o: weight(b, D, D),
             gate: weight(b, FF, D),
             up: weight(b, FF, D),
             down: weight(b, D, FF),
         };
-        let norm = b.vector(&vec![bf16::ONE; D]);
-        Self { layers: (0..LAYERS).map(layer).collect(), norm, kv: b.kv_pool(LAYERS, 74, HEADS) }
+        let norm = b.vector(&vec![bf16::ONE; D]).expect(MEMORY);
+        Self { layers: (0..LAYERS).map(layer).collect(), norm, kv: b.kv_pool(LAYERS, 74, HEADS).expect(MEMORY) }
     }
 
     fn work(b: &CpuBackend, m: usize) -> Work {
         let t = |cols| tensor(b, m, cols);
-        Work { start: noise(m * D), x: t(D), h: t(D), q: t(D), k: t(D), v: t(D), a: t(D), f: t(FF) }
+        Work { start: noise(m * D), x: t(D), h: t(D), qkv: t(3 * D), a: t(D), f: t(FF) }
     }
 
-    fn attention(&self, b: &CpuBackend, w: &mut Work, layout: &Layout) {
+    fn attention(&self, b: &CpuBackend, w: &mut Work, step: &Step) {
         for layer in 0..LAYERS {
-            b.attention(&w.q, layout, layer, &self.kv, &mut w.a);
+            b.attention(&w.qkv, step, layer, &self.kv, &mut w.a);
         }
     }
 
-    fn step(&mut self, b: &CpuBackend, w: &mut Work, layout: &Layout) {
+    fn step(&mut self, b: &CpuBackend, w: &mut Work, step: &Step) {
+        const ROTARY: Rotary = Rotary { theta: 100.0, axes: Axes::Two, pairing: Pairing::Halves };
         b.upload(&w.start, &mut w.x);
         for (i, layer) in self.layers.iter().enumerate() {
-            b.rms_norm(&w.x, &self.norm, 1e-5, &mut w.h);
-            for (weight, out) in layer.qkv.iter().zip([&mut w.q, &mut w.k, &mut w.v]) {
-                b.linear(&w.h, weight, out, Epilogue::Store);
-            }
-            b.rotate_and_store(&mut w.q, &mut w.k, &w.v, None, Rotary { theta: 100.0 }, layout, i, &mut self.kv);
-            b.attention(&w.q, layout, i, &self.kv, &mut w.a);
-            b.linear(&w.a, &layer.o, &mut w.x, Epilogue::Add);
-            b.rms_norm(&w.x, &self.norm, 1e-5, &mut w.h);
-            b.swiglu(&w.h, &layer.gate, &layer.up, &mut w.f);
-            b.linear(&w.f, &layer.down, &mut w.x, Epilogue::Add);
+            b.rms_norm(&w.x, &self.norm, 1e-5, &mut w.h, Grouping::One);
+            b.linear(&w.h, &layer.qkv, &mut w.qkv, Epilogue::Store, Grouping::One);
+            b.rotate_and_store(&mut w.qkv, None, ROTARY, step, i, &mut self.kv);
+            b.attention(&w.qkv, step, i, &self.kv, &mut w.a);
+            b.linear(&w.a, &layer.o, &mut w.x, Epilogue::Add, Grouping::One);
+            b.rms_norm(&w.x, &self.norm, 1e-5, &mut w.h, Grouping::One);
+            b.swiglu(&w.h, &layer.gate, &layer.up, &mut w.f, Grouping::One);
+            b.linear(&w.f, &layer.down, &mut w.x, Epilogue::Add, Grouping::One);
         }
     }
 }
@@ -222,12 +226,12 @@ impl Decoder {
     fn run(&self, b: &CpuBackend) {
         for (size, cin, cout, w) in &self.stages {
             let x = tensor(b, size * size, *cin);
-            let mut y = b.tensor(size * size, *cin);
-            let mut out = b.tensor(size * size, *cout);
-            let one = b.vector(&vec![bf16::ONE; *cin]);
+            let mut y = b.tensor(size * size, *cin).expect(MEMORY);
+            let mut out = b.tensor(size * size, *cout).expect(MEMORY);
+            let [one, bias] = [*cin, *cout].map(|n| b.vector(&vec![bf16::ONE; n]).expect(MEMORY));
             b.group_norm(&x, size * size, GroupNorm { groups: cin / 4, eps: 1e-5, activate: true }, &one, &one, &mut y);
-            b.conv3x3(&y, (*size, *size), 1, w, &b.vector(&vec![bf16::ONE; *cout]), &mut out);
-            black_box(b.read(&out));
+            b.conv3x3(&y, (*size, *size), 1, w, &bias, &mut out);
+            black_box(b.read(&out).expect("the CPU does not fail"));
         }
     }
 }
@@ -253,12 +257,12 @@ fn ratios_of_large_weights(isa: Isa) {
     let w = weight(&b, n, k);
     let rows = [1, 2, 8, 48];
     let xs: Vec<Tensor> = rows.iter().map(|&m| tensor(&b, m, k)).collect();
-    let mut outs: Vec<Tensor> = rows.iter().map(|&m| b.tensor(m, n)).collect();
+    let mut outs: Vec<Tensor> = rows.iter().map(|&m| b.tensor(m, n).expect(MEMORY)).collect();
     let mut calls: Vec<Box<dyn FnMut() + '_>> = vec![Box::new(|| {
         black_box(probe.read());
     })];
     for (x, out) in xs.iter().zip(&mut outs) {
-        calls.push(Box::new(|| b.linear(x, &w, out, Epilogue::Store)));
+        calls.push(Box::new(|| b.linear(x, &w, out, Epilogue::Store, Grouping::One)));
     }
     let mut calls: Vec<&mut dyn FnMut()> = calls.iter_mut().map(|c| &mut **c as &mut dyn FnMut()).collect();
     let times = in_turns(7, &mut calls);
@@ -318,8 +322,10 @@ fn criterion_benches(c: &mut Criterion) {
     group.bench_function("read-only", |t| t.iter(|| probe.read()));
     let w = weight(&b, n, k);
     for m in [1, 8, 48] {
-        let (x, mut out) = (tensor(&b, m, k), b.tensor(m, n));
-        group.bench_function(format!("linear {m}"), |t| t.iter(|| b.linear(&x, &w, &mut out, Epilogue::Store)));
+        let (x, mut out) = (tensor(&b, m, k), b.tensor(m, n).expect(MEMORY));
+        group.bench_function(format!("linear {m}"), |t| {
+            t.iter(|| b.linear(&x, &w, &mut out, Epilogue::Store, Grouping::One))
+        });
     }
     group.finish();
 

@@ -14,3 +14,4 @@ pub mod kv;
 pub mod models;
 pub mod nn;
 pub mod rng;
+pub mod sampling;

@@ -1,11 +1,13 @@
 //! Decoders and row invariance on the embedded model.
 
+use weft::backend::Image;
 use weft::backend::cpu::CpuBackend;
+use weft::decode::Acceptance;
 use weft::decode::methods::Method;
-use weft::decode::sampling::Sampling;
-use weft::decode::{Placed, Target};
 use weft::engine::{Generator, Request};
 use weft::models::embedded;
+use weft::rng::Stream;
+use weft::sampling::Sampling;
 
 const PROMPT: &str = "a smiling woman with long red hair, glasses and a green shirt, blue background";
 
@@ -58,26 +60,26 @@ fn seeds_differ_and_repeat() {
 #[test]
 fn a_row_does_not_depend_on_its_company() {
     let generator = generator();
-    let (grid, sampling) = (generator.model.grid(), generator.default_sampling());
-    let block: Vec<Placed> =
-        (0..grid.len()).map(|position| Placed { position, token: (position * 37 % 512) as u32 }).collect();
+    let (grid, vocab) = (generator.model.grid(), generator.model.config.image_vocab_size);
+    let image = Image { stream: Stream { seed: 0, image: 0 }, sampling: generator.default_sampling() };
+    let tokens: Vec<u32> = (0..grid.len()).map(|position| (position * 37 % 512) as u32).collect();
     let distributions = |sizes: &[usize], garbage: bool| {
-        let mut session = generator.session(PROMPT, sampling).unwrap();
-        session.prefill();
+        let mut session = generator.session(PROMPT, image, Acceptance::Coupled).unwrap();
+        session.prompt_log_weights().unwrap();
         let (mut rows, mut start, mut sizes) = (Vec::new(), 0, sizes.iter().cycle());
         while start < 5 * grid.width {
             let end = start + sizes.next().unwrap();
             let mut frontier: Vec<u32> =
                 (0..grid.height).map(|row| end.saturating_sub(row * grid.width).min(grid.width) as u32).collect();
             if garbage {
-                let wrong: Vec<Placed> =
-                    block[start..end + 30].iter().map(|placed| Placed { token: 3, ..*placed }).collect();
-                let beyond: Vec<u32> = vec![grid.width as u32; grid.height];
-                session.feed(&wrong, &beyond);
+                let beyond = vec![grid.width as u32; grid.height];
+                let block: Vec<usize> = (start..end + 30).collect();
+                session.log_weights(&vec![3; grid.len()], &block, &beyond).unwrap();
             }
             frontier.iter_mut().skip(grid.row(end - 1) + 1).for_each(|columns| *columns = 0);
-            session.feed(&block[start..end], &frontier);
-            (0..end - start).for_each(|row| rows.push(session.log_weights(row).to_vec()));
+            let block: Vec<usize> = (start..end).collect();
+            let log_weights = session.log_weights(&tokens, &block, &frontier).unwrap();
+            rows.extend(log_weights.chunks_exact(vocab).map(<[f32]>::to_vec));
             start = end;
         }
         rows.truncate(5 * grid.width);

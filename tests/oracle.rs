@@ -3,14 +3,15 @@
 
 use half::bf16;
 use safetensors::SafeTensors;
-use weft::backend::Backend;
 use weft::backend::cpu::CpuBackend;
-use weft::decode::sampling::Sampling;
+use weft::backend::{Backend, Epilogue, Grouping, Image};
 use weft::decode::session::Session;
-use weft::decode::{Placed, Source, Target};
+use weft::decode::{Acceptance, Target};
 use weft::engine::Generator;
 use weft::models::embedded;
 use weft::nn::spatial_heads::Offset;
+use weft::rng::Stream;
+use weft::sampling::Sampling;
 
 const FIXTURE: &[u8] = include_bytes!("data/avatar_oracle.safetensors");
 
@@ -40,9 +41,8 @@ impl Oracle {
         header.metadata().as_ref().unwrap()["prompt"].clone()
     }
 
-    fn tokens(&self) -> Vec<Placed> {
-        let tokens = self.integers("tokens").into_iter().enumerate();
-        tokens.map(|(position, token)| Placed { position, token: token as u32 }).collect()
+    fn tokens(&self) -> Vec<u32> {
+        self.integers("tokens").into_iter().map(|token| token as u32).collect()
     }
 }
 
@@ -61,15 +61,16 @@ fn distance(ours: &[f32], theirs: &[f32]) -> f64 {
 
 const CLOSE: f64 = 0.02;
 
-fn session(generator: &Generator<CpuBackend>, prompt: &str) -> Vec<f32> {
+/// A session of one unguided image, and the logits of every position given the fixture's tokens.
+fn session<'m>(generator: &'m Generator<CpuBackend>, prompt: &str) -> (Session<'m, CpuBackend>, Vec<f32>) {
     let sampling = Sampling { cfg: 1.0, temperature: 1.0, top_k: 0, top_p: 1.0 };
-    let mut session = generator.session(prompt, sampling).unwrap();
-    let (oracle, grid) = (Oracle::load(), generator.model.grid());
-    session.prefill();
-    let mut logits = session.log_weights(0).to_vec();
-    session.feed(&oracle.tokens()[..grid.len() - 1], &vec![grid.width as u32; grid.height]);
-    (0..grid.len() - 1).for_each(|row| logits.extend_from_slice(session.log_weights(row)));
-    logits
+    let image = Image { stream: Stream { seed: 0, image: 0 }, sampling };
+    let mut session = generator.session(prompt, image, Acceptance::Coupled).unwrap();
+    let (tokens, grid) = (Oracle::load().tokens(), generator.model.grid());
+    let block: Vec<usize> = (0..grid.len() - 1).collect();
+    let mut logits = session.prompt_log_weights().unwrap();
+    logits.extend(session.log_weights(&tokens, &block, &vec![grid.width as u32; grid.height]).unwrap());
+    (session, logits)
 }
 
 fn rows(all: &[f32], width: usize, rows: &[usize]) -> Vec<f32> {
@@ -82,7 +83,7 @@ fn the_prompt_is_tokenized_and_encoded_alike() {
     let prompt = generator.prompt(&oracle.prompt()).unwrap();
     let ids: Vec<usize> = prompt.ids.iter().map(|&id| id as usize).collect();
     assert_eq!(ids, oracle.integers("prompt_ids"));
-    let condition = generator.model.condition(&prompt);
+    let condition = generator.model.condition(&prompt).unwrap();
     assert!(distance(&condition.bias, &oracle.floats("cond")) < CLOSE);
 }
 
@@ -91,7 +92,7 @@ fn logits_agree_in_both_branches() {
     let (oracle, generator) = (Oracle::load(), generator());
     let positions = oracle.integers("positions");
     for (prompt, name) in [(oracle.prompt(), "logits_cond"), (String::new(), "logits_uncond")] {
-        let ours = rows(&session(&generator, &prompt), 512, &positions);
+        let ours = rows(&session(&generator, &prompt).1, 512, &positions);
         let apart = distance(&ours, &oracle.floats(name));
         assert!(apart < CLOSE, "{name}: {apart}");
     }
@@ -100,19 +101,12 @@ fn logits_agree_in_both_branches() {
 #[test]
 fn spatial_heads_agree() {
     let (oracle, generator) = (Oracle::load(), generator());
-    let sampling = Sampling { cfg: 1.0, temperature: 1.0, top_k: 0, top_p: 1.0 };
-    let mut session: Session<'_, _> = generator.session(&oracle.prompt(), sampling).unwrap();
-    let (tokens, grid) = (oracle.tokens(), generator.model.grid());
-    session.prefill();
-    session.feed(&tokens[..grid.len() - 1], &vec![grid.width as u32; grid.height]);
+    let (mut session, _) = session(&generator, &oracle.prompt());
     let (horizontal, vertical) = session.heads();
     let offsets = (1..=horizontal).map(Offset::Right).chain((1..=vertical).map(Offset::Down));
     let theirs = [oracle.floats("head_logits_horizontal"), oracle.floats("head_logits_vertical")].concat();
     for (offset, theirs) in offsets.zip(theirs.chunks_exact(4 * 512)) {
-        let sources: Vec<Source> =
-            oracle.integers("head_sources").iter().map(|&at| Source { from: tokens[at], offset }).collect();
-        session.draft(&sources);
-        let ours: Vec<f32> = (0..4).flat_map(|i| session.draft_log_weights(i).to_vec()).collect();
+        let ours = session.draft_log_weights(offset, &oracle.integers("head_sources")).unwrap();
         let apart = distance(&ours, theirs);
         assert!(apart < CLOSE, "{offset:?}: {apart}");
     }
@@ -121,11 +115,11 @@ fn spatial_heads_agree() {
 #[test]
 fn pixels_agree_in_both_directions() {
     let (oracle, generator) = (Oracle::load(), generator());
-    let tokens: Vec<u32> = oracle.tokens().iter().map(|placed| placed.token).collect();
-    let decoded = generator.picture(&tokens);
+    let tokens = oracle.tokens();
+    let decoded = generator.picture(&tokens).unwrap();
     let off = decoded.rgb.iter().zip(oracle.bytes("decoded")).map(|(a, b)| a.abs_diff(*b)).max();
     assert!(off <= Some(6), "a pixel is off by {off:?}");
-    let encoded = generator.model.vq.encode(&generator.model.backend, oracle.bytes("picture"), (96, 96));
+    let encoded = generator.model.vq.encode(&generator.model.backend, oracle.bytes("picture"), (96, 96)).unwrap();
     let same = encoded.iter().zip(&tokens).filter(|(a, b)| a == b).count();
     assert!(same >= 560, "only {same} of 576 tokens agree");
 }
@@ -134,7 +128,7 @@ fn pixels_agree_in_both_directions() {
 fn the_classifier_agrees() {
     let (oracle, generator) = (Oracle::load(), generator());
     let classifier = generator.model.load_classifier(&embedded::avatar()).unwrap().expect("it ships");
-    let judged = classifier.judge(&generator.model.backend, oracle.bytes("picture"), (96, 96));
+    let judged = classifier.judge(&generator.model.backend, oracle.bytes("picture"), (96, 96)).unwrap();
     assert!(distance(&judged.features, &oracle.floats("features")) < CLOSE);
     for (attribute, logits) in &judged.logits {
         assert!(distance(logits, &oracle.floats(&format!("classifier.{attribute}"))) < CLOSE, "{attribute}");
@@ -147,9 +141,9 @@ fn the_classifier_agrees() {
 fn linear_rounds_only_its_input() {
     let backend = CpuBackend::new();
     let weight: Vec<bf16> = (0..6).map(|i| bf16::from_f32(i as f32 - 2.5)).collect();
-    let weight = backend.weight(&weight, 2, 3);
-    let (mut x, mut out) = (backend.tensor(1, 3), backend.tensor(1, 2));
+    let weight = backend.weight(&weight, 2, 3).unwrap();
+    let (mut x, mut out) = (backend.tensor(1, 3).unwrap(), backend.tensor(1, 2).unwrap());
     backend.upload(&[1.0, 1.000_976_6, -2.0], &mut x);
-    backend.linear(&x, &weight, &mut out, weft::backend::Epilogue::Store);
-    assert_eq!(&*backend.read(&out), [-2.5 - 1.5 + 1.0, 0.5 + 1.5 - 5.0]);
+    backend.linear(&x, &weight, &mut out, Epilogue::Store, Grouping::One);
+    assert_eq!(&*backend.read(&out).unwrap(), [-2.5 - 1.5 + 1.0, 0.5 + 1.5 - 5.0]);
 }

@@ -277,8 +277,8 @@ pub trait Backend: Send + Sync {
     );
     /// Keeps row m of `x` as the state that predicts the position after it: row
     /// `sequence * positions + position + 1` of `states` (position 0 after the last of the prefix); past the last
-    /// position there is none.
-    fn keep_states(&self, step: &Self::Step, x: &Self::Tensor, states: &mut Self::Tensor);
+    /// position there is none, nor after a scratch slot.
+    fn keep_states(&self, step: &Self::Step, x: &Self::Tensor, positions: usize, states: &mut Self::Tensor);
     /// `out[i] = x[predictions[i]]` for the rows whose distributions the step wants.
     fn select(&self, step: &Self::Step, x: &Self::Tensor, out: &mut Self::Tensor);
     /// Inputs of the spatial heads: `out[i] = [states[source.state]; tokens[canvas[source.token]]]`.

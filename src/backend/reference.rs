@@ -39,7 +39,7 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32) -> Vec<f64> {
 fn coordinates(slot: Slot, width: usize) -> (usize, usize) {
     match slot {
         Slot::Prefix(_) => (0, 0),
-        Slot::Grid(p) => (p as usize / width + 1, p as usize % width + 1),
+        Slot::Grid(p) | Slot::Scratch { at: p, .. } => (p as usize / width + 1, p as usize % width + 1),
     }
 }
 
@@ -72,6 +72,7 @@ pub fn sees(layout: &Layout, sequence: usize, slot: Slot, key: Slot) -> bool {
             let ((r, c), (kr, kc)) = (at(p), at(j));
             if kr == r { kc <= c } else { kr < r && kc < table.frontier[kr] as usize }
         }
+        (Slot::Scratch { .. }, _) | (_, Slot::Scratch { .. }) => unimplemented!("draft trees"),
     }
 }
 

@@ -59,6 +59,9 @@ pub enum Error {
         /// Shape that follows from the config.
         expected: Vec<usize>,
     },
+    /// The backend has no room for it.
+    #[error(transparent)]
+    Backend(#[from] crate::backend::Error),
     /// A tensor of the wrong dtype.
     #[error("{file}: tensor {name} is {found}, only {expected} is supported here")]
     Dtype {

@@ -3,9 +3,9 @@
 use super::Failure;
 use crate::backend::cpu::CpuBackend;
 use crate::checkpoint::Files;
-use crate::decode::sampling::Sampling;
 use crate::engine::Generator;
 use crate::models::embedded;
+use crate::sampling::Sampling;
 use std::path::PathBuf;
 
 /// Which model.

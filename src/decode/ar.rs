@@ -1,25 +1,43 @@
 //! Plain autoregressive decoding: one token per pass. The reference for every other method.
 
-use super::accept::{Acceptance, Coupled};
-use super::{Counted, Outcome, Placed, Progress, Target};
-use crate::rng::Stream;
+use super::{Ask, Round, Schedule};
+use crate::backend::Drawn;
+use crate::grid::Grid;
 
-/// Decodes every position from its exact context; the token is the Gumbel-max sample of its position's noise.
-pub fn decode<T: Target>(target: &mut T, stream: Stream, progress: &mut Progress<'_>) -> Outcome {
-    let grid = target.grid();
-    let mut rule = Coupled::new(stream);
-    let mut run = Counted::new(target);
-    run.prefill();
-    let mut tokens = vec![rule.draft(0, run.target.log_weights(0))];
-    let mut frontier = vec![0; grid.height];
-    for position in 1..grid.len() {
-        let fed = Placed { position: position - 1, token: tokens[position - 1] };
-        frontier[grid.row(fed.position)] += 1;
-        run.feed(&[fed], &frontier);
-        tokens.push(rule.draft(position, run.target.log_weights(0)));
-        rule.forget_before(position);
-        progress(position);
+/// Draws every position from its exact context.
+pub struct Ar {
+    grid: Grid,
+    /// Positions that have their token.
+    done: usize,
+    frontier: Vec<u32>,
+}
+
+impl Ar {
+    /// Over a grid.
+    pub fn new(grid: Grid) -> Self {
+        Self { grid, done: 1, frontier: vec![0; grid.height] }
     }
-    progress(grid.len());
-    Outcome { tokens, stats: run.stats }
+}
+
+impl Schedule for Ar {
+    fn next(&mut self) -> Option<Round> {
+        if self.done == self.grid.len() {
+            return None;
+        }
+        let position = self.done;
+        self.done += 1;
+        self.frontier[self.grid.row(position - 1)] += 1;
+        Some(Round {
+            block: vec![position - 1],
+            frontier: self.frontier.clone(),
+            asks: vec![Ask { position, verify: false }],
+            ..Round::default()
+        })
+    }
+
+    fn learn(&mut self, _: &[Drawn]) {}
+
+    fn done(&self) -> usize {
+        self.done
+    }
 }

@@ -1,9 +1,8 @@
 //! The named decoders: each a drafter, an acceptance rule and a schedule, with its defaults.
 
-use super::accept::{AutoCorrect, Coupled};
 use super::drafter::{Preference, SpatialDrafter};
-use super::{Outcome, Progress, Target, ar, pipeline, ssd};
-use crate::rng::Stream;
+use super::{Acceptance, Schedule, ar, pipeline, ssd};
+use crate::grid::Grid;
 use std::fmt;
 use std::str::FromStr;
 
@@ -113,14 +112,20 @@ impl Method {
         Ok(changed)
     }
 
-    /// Decodes one image. `progress` is told how many tokens are done.
-    pub fn decode<T: Target>(&self, target: &mut T, stream: Stream, progress: &mut Progress<'_>) -> Outcome {
+    /// What becomes of a token once its distribution is known.
+    pub fn acceptance(&self) -> Acceptance {
         match self {
-            Self::Ar => ar::decode(target, stream, progress),
-            Self::Ssd(knobs) => ssd::decode(target, AutoCorrect::new(stream), knobs, progress),
-            Self::Wavefront(knobs) | Self::Exact(knobs) => {
-                pipeline::decode(target, Coupled::new(stream), knobs, progress)
-            }
+            Self::Ssd(_) => Acceptance::AutoCorrect,
+            Self::Ar | Self::Wavefront(_) | Self::Exact(_) => Acceptance::Coupled,
+        }
+    }
+
+    /// The schedule for an image, given how many horizontal and vertical heads the model has.
+    pub fn schedule(&self, grid: Grid, heads: (usize, usize)) -> Box<dyn Schedule + Send> {
+        match self {
+            Self::Ar => Box::new(ar::Ar::new(grid)),
+            Self::Ssd(knobs) => Box::new(ssd::Ssd::new(grid, heads, knobs)),
+            Self::Wavefront(knobs) | Self::Exact(knobs) => Box::new(pipeline::Wave::new(grid, heads, *knobs)),
         }
     }
 }

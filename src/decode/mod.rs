@@ -1,68 +1,109 @@
 //! Decoding: how the tokens of an image are found with few forward passes.
 //!
-//! A method is composed of a drafter ([`drafter`]), an acceptance rule ([`accept`]) and a schedule ([`ar`],
-//! [`ssd`], [`pipeline`]); it sees the model through [`Target`] alone, so it can be tested on a toy model whose law
-//! is enumerated.
+//! A method is composed of a drafter ([`drafter`]), an acceptance rule ([`Acceptance`]) and a schedule ([`ar`],
+//! [`ssd`], [`pipeline`]): a state machine that says what the next [`Round`] feeds and asks, and learns what was drawn.
+//! [`run`] is the loop of them all. A schedule sees the model through [`Target`] alone, so it can be tested on a toy
+//! model whose law is enumerated; tokens and distributions stay on the target's device, a schedule sees two integers
+//! for every token that it asks for.
 
-pub mod accept;
 pub mod ar;
 pub mod drafter;
 pub mod methods;
 pub mod pipeline;
-pub mod sampling;
 pub mod session;
 pub mod ssd;
 #[cfg(test)]
 pub(crate) mod testing;
 
+use crate::backend::{Drawn, Error};
 use crate::grid::Grid;
 use crate::nn::spatial_heads::Offset;
 
 /// Is told how many tokens are done.
 pub type Progress<'a> = dyn FnMut(usize) + 'a;
 
-/// A token at a position.
+/// How a target decides what becomes of a token once its distribution is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Placed {
-    /// Raster position.
-    pub position: usize,
-    /// Token.
-    pub token: u32,
+pub enum Acceptance {
+    /// Coupled randomness: a token is argmax(log p + Gumbel noise of its position), so drafting and verifying agree
+    /// whenever their distributions do, and a pass over tokens that no longer change has found plain AR's sample.
+    Coupled,
+    /// SSD's "verification as auto correction" (arXiv 2606.20543, Eq. 4-5), see
+    /// [`Rule::AutoCorrect`](crate::backend::Rule::AutoCorrect).
+    ///
+    /// Choices where the paper is silent: drafts are sampled from q (with argmax drafts the rule would be wrong); in
+    /// later rounds q is the p of the round before, the law that the token then has; every round tests every
+    /// position again.
+    AutoCorrect,
 }
 
 /// A request for a draft: the spatial head at `offset` of the position `from`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Source {
-    /// The position whose state and token the head reads.
-    pub from: Placed,
+    /// The position whose state and token the head reads. The state is the one that its token was last predicted
+    /// from, so its predecessor must have been fed.
+    pub from: usize,
     /// Where the head looks.
     pub offset: Offset,
 }
 
-/// A model, as decoders see it: one guided image, its KV cache, its processed distributions.
-///
-/// Log-weights are the logarithm of the processed distribution (guidance, temperature, top-k, top-p) up to a
-/// constant; excluded tokens are at minus infinity.
+/// A position that receives its first token from spatial heads: from one, or from the geometric mean of two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Draft {
+    /// The position.
+    pub position: usize,
+    /// The heads.
+    pub sources: [Option<Source>; 2],
+}
+
+/// A token to be drawn from the distribution of its position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ask {
+    /// The position; its predecessor is in the block, or its distribution was kept.
+    pub position: usize,
+    /// Judge the token that is there by the acceptance rule, rather than draw a first one.
+    pub verify: bool,
+}
+
+/// One round: heads draft, one pass feeds a block, tokens are drawn from what it predicts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Round {
+    /// First tokens, before the pass. None of them is a source of another.
+    pub drafts: Vec<Draft>,
+    /// Positions fed, ascending: their keys and values are written, their successors predicted.
+    pub block: Vec<usize>,
+    /// Columns of each grid row that are visible to the rows below it.
+    pub frontier: Vec<u32>,
+    /// Tokens to draw after the pass.
+    pub asks: Vec<Ask>,
+    /// The position whose distribution, predicted by this pass, is kept for asks of later rounds.
+    pub keep: Option<usize>,
+}
+
+/// A model, as decoders see it: one guided image, its canvas of tokens, its KV cache, its processed distributions
+/// (guidance, temperature, top-k, top-p) and its acceptance rule.
 pub trait Target {
     /// The token grid.
     fn grid(&self) -> Grid;
-    /// Number of image tokens.
-    fn vocab(&self) -> usize;
-    /// Feeds the prompt; afterwards [`Target::log_weights`]`(0)` is the distribution of position 0. One pass.
-    fn prefill(&mut self);
-    /// Feeds a block of ascending positions in one pass, writing their keys and values. `frontier[r]` columns of
-    /// grid row `r` are visible to the rows below it. Afterwards `log_weights(i)` is the distribution of the
-    /// raster successor of `block[i]`.
-    fn feed(&mut self, block: &[Placed], frontier: &[u32]);
-    /// Distribution `i` of the last pass.
-    fn log_weights(&self, i: usize) -> &[f32];
-    /// Runs spatial heads; afterwards `draft_log_weights(i)` is the distribution of `sources[i]`'s offset. The state
-    /// of a source is the one that its token was last predicted from: its predecessor must have been fed.
-    fn draft(&mut self, sources: &[Source]);
-    /// Distribution `i` of the last draft.
-    fn draft_log_weights(&self, i: usize) -> &[f32];
     /// How many horizontal and vertical offsets have heads.
     fn heads(&self) -> (usize, usize);
+    /// Feeds the prompt, draws the token of position 0 and keeps its distribution. One pass.
+    fn begin(&mut self) -> Result<(), Error>;
+    /// Runs a round; what became of the tokens it asks for, in its order. One pass.
+    fn round(&mut self, round: &Round) -> Result<Vec<Drawn>, Error>;
+    /// The canvas.
+    fn tokens(&mut self) -> Result<Vec<u32>, Error>;
+}
+
+/// The order in which the positions of an image are drafted, fed and verified. Position 0 is drawn before the first
+/// round.
+pub trait Schedule {
+    /// The next round; `None` when every token is final.
+    fn next(&mut self) -> Option<Round>;
+    /// What became of the tokens that the last round asked for, in its order.
+    fn learn(&mut self, drawn: &[Drawn]);
+    /// Tokens that are done.
+    fn done(&self) -> usize;
 }
 
 /// The tokens of an image and what they cost.
@@ -94,25 +135,28 @@ impl Stats {
     }
 }
 
-/// A [`Target`] that counts.
-pub(crate) struct Counted<'a, T> {
-    pub target: &'a mut T,
-    pub stats: Stats,
-}
-
-impl<'a, T: Target> Counted<'a, T> {
-    pub fn new(target: &'a mut T) -> Self {
-        Self { target, stats: Stats::default() }
+/// Decodes an image.
+pub fn run<T: Target + ?Sized>(
+    target: &mut T,
+    schedule: &mut dyn Schedule,
+    progress: &mut Progress<'_>,
+) -> Result<Outcome, Error> {
+    let positions = target.grid().len();
+    let (mut stats, mut verified) = (Stats { nfe: 1, ..Stats::default() }, vec![false; positions]);
+    target.begin()?;
+    while let Some(round) = schedule.next() {
+        stats.nfe += 1;
+        stats.rows += round.block.len();
+        let drawn = target.round(&round)?;
+        for (ask, drawn) in round.asks.iter().zip(&drawn).filter(|(ask, _)| ask.verify) {
+            if !std::mem::replace(&mut verified[ask.position], true) {
+                stats.drafted += 1;
+                stats.accepted += usize::from(drawn.before == drawn.after);
+            }
+        }
+        schedule.learn(&drawn);
+        progress(schedule.done());
     }
-
-    pub fn prefill(&mut self) {
-        self.stats.nfe += 1;
-        self.target.prefill();
-    }
-
-    pub fn feed(&mut self, block: &[Placed], frontier: &[u32]) {
-        self.stats.nfe += 1;
-        self.stats.rows += block.len();
-        self.target.feed(block, frontier);
-    }
+    progress(positions);
+    Ok(Outcome { tokens: target.tokens()?, stats })
 }

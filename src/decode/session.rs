@@ -1,10 +1,12 @@
-//! One guided image of a model as a [`Target`]: branches, KV cache, hidden states, processed distributions.
+//! One guided image of a model as a [`Target`]: branches, KV cache, hidden states, draws. Tokens, states and
+//! distributions stay on the backend's device; a round sends one [`Step`] and gets back what was drawn.
 
-use super::sampling::Sampling;
-use super::{Placed, Source, Target};
-use crate::backend::{Backend, Layout, PageTable, RowPlace, Slot};
+use super::{Acceptance, Draft, Round, Source, Target};
+use crate::backend::{
+    Backend, Capacity, Copy, Draw, Drawn, Error, Image, NONE, PageTable, Phase, RowPlace, Rule, Slot, Step,
+};
 use crate::grid::Grid;
-use crate::kv::{Allocator, OutOfPages};
+use crate::kv::Allocator;
 use crate::models::avatar::{Avatar, Condition};
 use crate::nn::spatial_heads::{self, Offset};
 use crate::nn::transformer;
@@ -12,48 +14,36 @@ use crate::nn::transformer;
 /// The state of one image. Branch 0 is conditional, branch 1 (under guidance) unconditional.
 pub struct Session<'m, B: Backend> {
     model: &'m Avatar<B>,
-    sampling: Sampling,
-    conditions: Vec<Condition>,
+    image: Image,
+    acceptance: Acceptance,
+    /// Inputs of each branch's prompt, `[tokens, hidden]`.
+    prompts: Vec<Vec<f32>>,
     tables: Vec<PageTable>,
-    kv: B::KvPool,
-    /// Hidden states before the final norm, `[branch][position][hidden]`: the one that predicted the position.
-    states: Vec<f32>,
-    work: Work<B>,
-    passed: Distributions,
-    drafted: Distributions,
+    /// Draws made at each position.
+    rounds: Vec<u32>,
+    /// The position whose distribution is in the kept rows of the logits.
+    kept: usize,
+    step: B::Step,
+    state: State<B>,
 }
 
-/// Tensors and scratch, allocated once for the largest pass.
-struct Work<B: Backend> {
+/// What lives on the device.
+struct State<B: Backend> {
+    kv: B::KvPool,
+    canvas: B::Canvas,
+    /// Added to every token's input, `[branch, hidden]`.
+    bias: B::Tensor,
+    /// Hidden states before the final norm, `[branch][position][hidden]`: the one that predicted the position.
+    states: B::Tensor,
     hidden: B::Tensor,
+    selected: B::Tensor,
+    /// Of the predictions; the last rows, one per branch, are the kept ones.
     logits: B::Tensor,
     source: B::Tensor,
+    drafted: B::Tensor,
+    draft_logits: B::Tensor,
     transformer: transformer::Scratch<B>,
     heads: spatial_heads::Scratch<B>,
-}
-
-/// Processed log-weights, `[rows, vocab]`.
-struct Distributions {
-    data: Vec<f32>,
-    vocab: usize,
-}
-
-impl Distributions {
-    fn row(&self, index: usize) -> &[f32] {
-        &self.data[index * self.vocab..][..self.vocab]
-    }
-
-    /// Guides and processes the branches' logits `[branch][rows]` of row `index` into row `to`.
-    fn set(&mut self, to: usize, logits: &[f32], index: usize, rows: usize, sampling: &Sampling) {
-        let vocab = self.vocab;
-        let needed = (to + 1) * vocab;
-        if self.data.len() < needed {
-            self.data.resize(needed, 0.0);
-        }
-        let branch = |b: usize| &logits[(b * rows + index) * vocab..][..vocab];
-        let unconditional = (sampling.branches() == 2).then(|| branch(1));
-        sampling.process(branch(0), unconditional, &mut self.data[to * vocab..][..vocab]);
-    }
 }
 
 impl<'m, B: Backend> Session<'m, B> {
@@ -62,80 +52,277 @@ impl<'m, B: Backend> Session<'m, B> {
         model: &'m Avatar<B>,
         condition: Condition,
         unconditional: Condition,
-        sampling: Sampling,
-    ) -> Result<Self, OutOfPages> {
+        image: Image,
+        acceptance: Acceptance,
+    ) -> Result<Self, Error> {
         let (config, grid, backend) = (&model.config, model.grid(), &model.backend);
         let mut conditions = vec![condition, unconditional];
-        conditions.truncate(sampling.branches());
+        conditions.truncate(image.sampling.branches());
         let lengths: Vec<usize> = conditions.iter().map(|c| c.prefix.len() / config.hidden_size).collect();
-        let pages = lengths.iter().map(|&tokens| Allocator::pages_for(tokens) + Allocator::pages_for(grid.len())).sum();
-        let mut allocator = Allocator::new(pages);
-        let tables = lengths.iter().map(|&tokens| {
-            let prompt = allocator.prompt(tokens)?;
-            Ok(allocator.sequence(&prompt, grid)?.page_table(grid))
-        });
-        let tables = tables.collect::<Result<_, OutOfPages>>()?;
-        let rows = lengths.iter().copied().max().unwrap_or(0).max(grid.len()) * conditions.len();
-        let vocab = config.image_vocab_size;
+        let (tables, pages) = tables(&lengths, grid);
+        let branches = conditions.len();
+        let rows = lengths.iter().sum::<usize>().max(branches * grid.len());
+        let capacity = Capacity {
+            rows,
+            sequences: branches,
+            pages,
+            frontiers: branches * grid.height,
+            sources: 2 * branches * grid.len(),
+            groups: config.spatial_heads.horizontal + config.spatial_heads.vertical,
+        };
+        let bias: Vec<f32> = conditions.iter().flat_map(|condition| &condition.bias).copied().collect();
         Ok(Self {
             model,
-            sampling,
+            image,
+            acceptance,
             tables,
-            kv: model.transformer.kv_pool(backend, pages),
-            states: vec![0.0; conditions.len() * grid.len() * config.hidden_size],
-            work: Work {
-                hidden: backend.tensor(rows, config.hidden_size),
-                logits: backend.tensor(rows, vocab),
-                source: backend.tensor(rows, 2 * config.hidden_size),
-                transformer: model.transformer.scratch(backend, rows),
-                heads: model.heads.scratch(backend, rows),
-            },
-            conditions,
-            passed: Distributions { data: Vec::new(), vocab },
-            drafted: Distributions { data: Vec::new(), vocab },
+            rounds: vec![0; grid.len()],
+            kept: 0,
+            step: backend.step(capacity)?,
+            state: State::new(model, acceptance, pages, capacity, &bias)?,
+            prompts: conditions.into_iter().map(|condition| condition.prefix).collect(),
         })
     }
 
-    /// Runs `inputs` through the decoder; the hidden states stay in `work.hidden`.
-    fn forward(&mut self, inputs: &[f32], layout: &Layout) {
-        let Self { model, kv, work, .. } = self;
-        model.backend.upload(inputs, &mut work.hidden);
-        model.transformer.forward(&model.backend, &mut work.hidden, layout, kv, &mut work.transformer);
+    fn branches(&self) -> usize {
+        self.tables.len()
     }
 
-    /// Keeps `hidden` as the state that predicts `position` in `branch`; past the last position there is none.
-    fn keep_state(&mut self, branch: usize, position: usize, hidden: &[f32]) {
-        let length = self.model.grid().len();
-        if position < length {
-            self.states[(branch * length + position) * hidden.len()..][..hidden.len()].copy_from_slice(hidden);
+    /// The step of a round.
+    fn plan(&mut self, round: &Round) -> Step {
+        let (branches, rows) = (self.branches(), round.block.len());
+        let mut step = Step { images: vec![self.image], ..Step::default() };
+        self.plan_drafts(&round.drafts, &mut step);
+        for (sequence, table) in self.tables.iter().enumerate() {
+            step.layout.sequences.push(PageTable { frontier: round.frontier.clone(), ..table.clone() });
+            let slots = round.block.iter().map(|&position| Slot::Grid(position as u32));
+            step.layout.rows.extend(slots.map(|slot| RowPlace { sequence: sequence as u32, slot }));
         }
+        let predicted =
+            |position: usize| position.checked_sub(1).and_then(|from| round.block.binary_search(&from).ok());
+        let wanted = round.asks.iter().map(|ask| ask.position).chain(round.keep);
+        let wanted: Vec<usize> = wanted.filter_map(predicted).collect();
+        step.predictions =
+            (0..branches).flat_map(|branch| wanted.iter().map(move |row| (branch * rows + row) as u32)).collect();
+        let mut next = 0;
+        for ask in &round.asks {
+            let first = match predicted(ask.position) {
+                Some(_) => {
+                    next += 1;
+                    (next - 1, wanted.len())
+                }
+                None => {
+                    assert_eq!(ask.position, self.kept, "the position was not predicted");
+                    (self.first_kept(), 1)
+                }
+            };
+            let rule = self.rule(ask.position, ask.verify);
+            step.verdicts.push(draw(ask.position, rule, branches, [Some(first), None]));
+        }
+        if let Some(position) = round.keep {
+            step.copies = self.copies(next, wanted.len());
+            self.kept = position;
+        }
+        step
     }
 
-    fn state(&self, branch: usize, position: usize) -> &[f32] {
-        let hidden = self.model.config.hidden_size;
-        &self.states[(branch * self.model.grid().len() + position) * hidden..][..hidden]
+    /// Copies of the branches' row `row` of `rows` to the kept rows.
+    fn copies(&self, row: usize, rows: usize) -> Vec<Copy> {
+        let copy = |branch| Copy { from: (branch * rows + row) as u32, to: (self.first_kept() + branch) as u32 };
+        (0..self.branches()).map(copy).collect()
     }
 
-    /// Runs one head for the sources at `indices`.
-    fn run_head(&mut self, offset: Offset, sources: &[Source], indices: &[usize]) {
-        let branches = self.conditions.len();
-        let mut inputs = Vec::with_capacity(branches * indices.len() * 2 * self.model.config.hidden_size);
-        for branch in 0..branches {
-            for &index in indices {
-                let Placed { position, token } = sources[index].from;
-                inputs.extend_from_slice(self.state(branch, position));
-                inputs.extend_from_slice(self.model.embedding(token));
+    fn first_kept(&self) -> usize {
+        self.branches() * self.model.grid().len()
+    }
+
+    /// Rule and round of the next draw at a position.
+    fn rule(&mut self, position: usize, verify: bool) -> (Rule, u32) {
+        let rounds = &mut self.rounds[position];
+        match (self.acceptance, verify) {
+            (Acceptance::Coupled, _) => (Rule::Coupled, 0),
+            (Acceptance::AutoCorrect, false) => {
+                *rounds = 0;
+                (Rule::Draft, 0)
+            }
+            (Acceptance::AutoCorrect, true) => {
+                *rounds += 1;
+                (Rule::AutoCorrect, *rounds - 1)
             }
         }
-        let Self { model, work, drafted, sampling, .. } = self;
-        let backend = &model.backend;
-        backend.upload(&inputs, &mut work.source);
-        model.heads.predict(backend, offset, &work.source, &mut work.heads, &mut work.hidden);
-        model.transformer.logits(backend, &work.hidden, &mut work.transformer, &mut work.logits);
-        let logits = backend.read(&work.logits);
-        for (row, &index) in indices.iter().enumerate() {
-            drafted.set(index, &logits, row, indices.len(), sampling);
+    }
+
+    /// Sources sorted by head, then branch; drafts that refer to them.
+    fn plan_drafts(&mut self, drafts: &[Draft], step: &mut Step) {
+        let (branches, length) = (self.branches(), self.model.grid().len());
+        let (horizontal, vertical) = self.heads();
+        let all =
+            |draft: usize| drafts[draft].sources.iter().flatten().enumerate().map(move |(which, &s)| (draft, which, s));
+        let mut rows = vec![[None; 2]; drafts.len()];
+        step.groups.push(0);
+        for head in 0..horizontal + vertical {
+            let of_head = |source: &Source| head_index(source.offset, horizontal) == head;
+            let entries: Vec<_> = (0..drafts.len()).flat_map(all).filter(|(_, _, source)| of_head(source)).collect();
+            let first = step.sources.len();
+            for branch in 0..branches {
+                let source = |&(_, _, Source { from, .. }): &(usize, usize, Source)| crate::backend::Source {
+                    state: (branch * length + from) as u32,
+                    token: from as u32,
+                };
+                step.sources.extend(entries.iter().map(source));
+            }
+            for (index, (draft, which, _)) in entries.iter().enumerate() {
+                rows[*draft][*which] = Some((first + index, entries.len()));
+            }
+            step.groups.push(step.sources.len() as u32);
         }
+        for (draft, rows) in drafts.iter().zip(rows) {
+            let rule = self.rule(draft.position, false);
+            step.drafts.push(draw(draft.position, rule, branches, rows));
+        }
+    }
+
+    /// The step that feeds the prompt.
+    fn plan_prompt(&self) -> Step {
+        let mut step = Step { images: vec![self.image], groups: vec![0], ..Step::default() };
+        for (sequence, table) in self.tables.iter().enumerate() {
+            let slots = (0..table.prefix_len as u32).map(Slot::Prefix);
+            step.layout.rows.extend(slots.map(|slot| RowPlace { sequence: sequence as u32, slot }));
+            step.layout.sequences.push(table.clone());
+            step.predictions.push(step.layout.rows.len() as u32 - 1);
+        }
+        step.copies = self.copies(0, 1);
+        step
+    }
+
+    /// Feeds the prompt; the distribution of position 0 is kept, and drawn from if `drawn`.
+    fn feed_prompt(&mut self, drawn: bool) -> Result<(), Error> {
+        let (model, branches) = (self.model, self.branches());
+        let mut step = self.plan_prompt();
+        if drawn {
+            let rule = self.rule(0, false);
+            step.verdicts.push(draw(0, rule, branches, [Some((0, 1)), None]));
+        }
+        self.kept = 0;
+        model.backend.set_step(step, &mut self.step)?;
+        let (step, state) = (&self.step, &mut self.state);
+        model.backend.upload(&self.prompts.concat(), &mut state.hidden);
+        state.pass(model, step);
+        Ok(())
+    }
+
+    /// Runs what [`Self::plan`] made.
+    fn execute(&mut self, plan: Step) -> Result<(), Error> {
+        let Self { model, step, state, .. } = self;
+        let (drafting, feeding) = (!plan.sources.is_empty(), !plan.layout.rows.is_empty());
+        model.backend.set_step(plan, step)?;
+        model.backend.run(step, &mut |backend, step| {
+            if drafting {
+                state.draft(model, step);
+            }
+            if feeding {
+                let tables = model.embedding(&state.bias);
+                backend.embed(step, tables, &state.canvas, &mut state.hidden);
+                state.pass(model, step);
+            }
+        });
+        Ok(())
+    }
+
+    /// Log-weights `[rows, vocab]` of branch logits `[branch][rows]`, guided and processed on the host.
+    fn process(&self, logits: &[f32]) -> Vec<f32> {
+        let (vocab, sampling) = (self.model.config.image_vocab_size, &self.image.sampling);
+        let (conditional, unconditional) = logits.split_at(logits.len() / self.branches());
+        let mut out = vec![0.0; conditional.len()];
+        for (row, out) in out.chunks_exact_mut(vocab).enumerate() {
+            let of = |logits: &'_ [f32]| logits[row * vocab..][..vocab].to_vec();
+            let unconditional = (!unconditional.is_empty()).then(|| of(unconditional));
+            sampling.process(&of(conditional), unconditional.as_deref(), out);
+        }
+        out
+    }
+
+    /// Feeds the prompt; the processed log-weights of position 0, `[vocab]`, on the host.
+    pub fn prompt_log_weights(&mut self) -> Result<Vec<f32>, Error> {
+        self.feed_prompt(false)?;
+        let logits = self.model.backend.read(&self.state.logits)?;
+        Ok(self.process(&logits))
+    }
+
+    /// Teacher forcing: feeds `block` (ascending positions) of an image's `tokens` in one pass, with so many columns
+    /// of each grid row visible below it; the processed log-weights of the block's successors, `[block, vocab]`, on
+    /// the host.
+    pub fn log_weights(&mut self, tokens: &[u32], block: &[usize], frontier: &[u32]) -> Result<Vec<f32>, Error> {
+        self.model.backend.set_tokens(&mut self.state.canvas, 0, tokens)?;
+        let round = Round { block: block.to_vec(), frontier: frontier.to_vec(), ..Round::default() };
+        let mut plan = self.plan(&round);
+        plan.predictions = (0..plan.layout.rows.len() as u32).collect();
+        self.execute(plan)?;
+        let logits = self.model.backend.read(&self.state.logits)?;
+        Ok(self.process(&logits))
+    }
+
+    /// The processed log-weights of the heads at `offset` of positions that were predicted, given the canvas,
+    /// `[from, vocab]`, on the host.
+    pub fn draft_log_weights(&mut self, offset: Offset, from: &[usize]) -> Result<Vec<f32>, Error> {
+        let draft = |&from: &usize| Draft { position: 0, sources: [Some(Source { from, offset }), None] };
+        let drafts: Vec<Draft> = from.iter().map(draft).collect();
+        let mut plan = Step { images: vec![self.image], ..Step::default() };
+        self.plan_drafts(&drafts, &mut plan);
+        plan.drafts.clear();
+        self.execute(plan)?;
+        let logits = self.model.backend.read(&self.state.draft_logits)?;
+        Ok(self.process(&logits))
+    }
+}
+
+impl<B: Backend> State<B> {
+    fn new(
+        model: &Avatar<B>,
+        acceptance: Acceptance,
+        pages: usize,
+        capacity: Capacity,
+        bias: &[f32],
+    ) -> Result<Self, Error> {
+        let (config, grid, backend) = (&model.config, model.grid(), &model.backend);
+        let (hidden, vocab, branches) = (config.hidden_size, config.image_vocab_size, capacity.sequences);
+        let proposals = acceptance == Acceptance::AutoCorrect;
+        let mut state = Self {
+            kv: model.transformer.kv_pool(backend, pages)?,
+            canvas: backend.canvas(1, grid.len(), vocab, proposals)?,
+            bias: backend.tensor(branches, hidden)?,
+            states: backend.tensor(branches * grid.len(), hidden)?,
+            hidden: backend.tensor(capacity.rows, hidden)?,
+            selected: backend.tensor(branches * grid.len(), hidden)?,
+            logits: backend.tensor(branches * (grid.len() + 1), vocab)?,
+            source: backend.tensor(capacity.sources, 2 * hidden)?,
+            drafted: backend.tensor(capacity.sources, hidden)?,
+            draft_logits: backend.tensor(capacity.sources, vocab)?,
+            transformer: model.transformer.scratch(backend, capacity.rows)?,
+            heads: model.heads.scratch(backend, capacity.sources)?,
+        };
+        backend.upload(bias, &mut state.bias);
+        Ok(state)
+    }
+
+    /// Runs the heads of the step's sources and draws its drafts.
+    fn draft(&mut self, model: &Avatar<B>, step: &B::Step) {
+        let backend = &model.backend;
+        backend.gather_sources(step, &self.states, model.token_table(), &self.canvas, &mut self.source);
+        model.heads.predict(backend, step, &self.source, &mut self.heads, &mut self.drafted);
+        model.transformer.logits(backend, &self.drafted, &mut self.heads.normed, &mut self.draft_logits);
+        backend.draw(step, Phase::Drafts, &self.draft_logits, &mut self.canvas);
+    }
+
+    /// Runs the step's rows, whose inputs are in `hidden`, and draws its verdicts.
+    fn pass(&mut self, model: &Avatar<B>, step: &B::Step) {
+        let backend = &model.backend;
+        model.transformer.forward(backend, &mut self.hidden, step, &mut self.kv, &mut self.transformer);
+        backend.keep_states(step, &self.hidden, model.grid().len(), &mut self.states);
+        backend.select(step, &self.hidden, &mut self.selected);
+        model.transformer.logits(backend, &self.selected, &mut self.transformer.normed, &mut self.logits);
+        backend.copy_rows(step, &mut self.logits);
+        backend.draw(step, Phase::Verdicts, &self.logits, &mut self.canvas);
     }
 }
 
@@ -144,79 +331,52 @@ impl<B: Backend> Target for Session<'_, B> {
         self.model.grid()
     }
 
-    fn vocab(&self) -> usize {
-        self.model.config.image_vocab_size
-    }
-
-    fn prefill(&mut self) {
-        let hidden = self.model.config.hidden_size;
-        let (mut inputs, mut layout, mut last) = (Vec::new(), Layout::default(), Vec::new());
-        for (sequence, (condition, table)) in self.conditions.iter().zip(&self.tables).enumerate() {
-            inputs.extend_from_slice(&condition.prefix);
-            layout.sequences.push(table.clone());
-            let slots = (0..table.prefix_len as u32).map(Slot::Prefix);
-            layout.rows.extend(slots.map(|slot| RowPlace { sequence: sequence as u32, slot }));
-            last.push(layout.rows.len() - 1);
-        }
-        self.forward(&inputs, &layout);
-        let states = self.model.backend.read(&self.work.hidden).into_owned();
-        let ends: Vec<f32> = last.iter().flat_map(|row| &states[row * hidden..][..hidden]).copied().collect();
-        for (branch, state) in ends.chunks_exact(hidden).enumerate() {
-            self.keep_state(branch, 0, state);
-        }
-        let Self { model, work, passed, sampling, .. } = self;
-        model.backend.upload(&ends, &mut work.hidden);
-        model.transformer.logits(&model.backend, &work.hidden, &mut work.transformer, &mut work.logits);
-        passed.set(0, &model.backend.read(&work.logits), 0, 1, sampling);
-    }
-
-    fn feed(&mut self, block: &[Placed], frontier: &[u32]) {
-        let hidden = self.model.config.hidden_size;
-        let (mut inputs, mut layout) = (Vec::new(), Layout::default());
-        for (sequence, (condition, table)) in self.conditions.iter().zip(&self.tables).enumerate() {
-            for placed in block {
-                self.model.push_input(condition, placed.position, placed.token, &mut inputs);
-                let slot = Slot::Grid(placed.position as u32);
-                layout.rows.push(RowPlace { sequence: sequence as u32, slot });
-            }
-            layout.sequences.push(PageTable { frontier: frontier.to_vec(), ..table.clone() });
-        }
-        self.forward(&inputs, &layout);
-        let states = self.model.backend.read(&self.work.hidden).into_owned();
-        for (row, state) in states.chunks_exact(hidden).enumerate() {
-            self.keep_state(row / block.len(), block[row % block.len()].position + 1, state);
-        }
-        let Self { model, work, passed, sampling, .. } = self;
-        model.transformer.logits(&model.backend, &work.hidden, &mut work.transformer, &mut work.logits);
-        let logits = model.backend.read(&work.logits);
-        for row in 0..block.len() {
-            passed.set(row, &logits, row, block.len(), sampling);
-        }
-    }
-
-    fn log_weights(&self, i: usize) -> &[f32] {
-        self.passed.row(i)
-    }
-
-    fn draft(&mut self, sources: &[Source]) {
-        let mut offsets: Vec<Offset> = Vec::new();
-        for source in sources {
-            if !offsets.contains(&source.offset) {
-                offsets.push(source.offset);
-            }
-        }
-        for offset in offsets {
-            let indices: Vec<usize> = (0..sources.len()).filter(|&i| sources[i].offset == offset).collect();
-            self.run_head(offset, sources, &indices);
-        }
-    }
-
-    fn draft_log_weights(&self, i: usize) -> &[f32] {
-        self.drafted.row(i)
-    }
-
     fn heads(&self) -> (usize, usize) {
         let heads = self.model.config.spatial_heads;
         (heads.horizontal, heads.vertical)
     }
+
+    fn begin(&mut self) -> Result<(), Error> {
+        self.feed_prompt(true)
+    }
+
+    fn round(&mut self, round: &Round) -> Result<Vec<Drawn>, Error> {
+        let plan = self.plan(round);
+        self.execute(plan)?;
+        self.model.backend.drawn(&self.step, &self.state.canvas)
+    }
+
+    fn tokens(&mut self) -> Result<Vec<u32>, Error> {
+        self.model.backend.tokens(&self.state.canvas, 0)
+    }
+}
+
+/// A draw of the only image; a distribution is given by its row in the first branch and the rows of a branch.
+fn draw(position: usize, (rule, round): (Rule, u32), branches: usize, rows: [Option<(usize, usize)>; 2]) -> Draw {
+    let of = |branch: usize| {
+        rows.map(|row| {
+            row.filter(|_| branch < branches).map_or(NONE, |(first, stride)| (first + branch * stride) as u32)
+        })
+    };
+    Draw { image: 0, position: position as u32, rule, round, conditional: of(0), unconditional: of(1) }
+}
+
+/// Index of a head among the stacked ones.
+fn head_index(offset: Offset, horizontal: usize) -> usize {
+    match offset {
+        Offset::Right(columns) => columns - 1,
+        Offset::Down(rows) => horizontal + rows - 1,
+    }
+}
+
+/// The pages of each branch's sequence, and how many there are.
+fn tables(lengths: &[usize], grid: Grid) -> (Vec<PageTable>, usize) {
+    let pages = lengths.iter().map(|&tokens| Allocator::pages_for(tokens) + Allocator::pages_for(grid.len())).sum();
+    let mut allocator = Allocator::new(pages);
+    let table = |&tokens: &usize| {
+        let prompt = allocator.prompt(tokens)?;
+        Ok(allocator.sequence(&prompt, grid)?.page_table(grid))
+    };
+    let tables: Result<Vec<PageTable>, crate::kv::OutOfPages> = lengths.iter().map(table).collect();
+    (tables.expect("the pool was sized for them"), pages)
 }

@@ -6,10 +6,11 @@
 //! does not say whether the `i` rounds of a block with k > 2 run on all remaining rows or only on the next, all
 //! remaining rows are refined: each round then has the context that the next commit will have.
 
-use super::accept::Acceptance;
-use super::{Counted, Outcome, Placed, Progress, Source, Target};
+use super::{Ask, Draft, Round, Schedule, Source};
+use crate::backend::Drawn;
 use crate::grid::Grid;
 use crate::nn::spatial_heads::Offset;
+use std::collections::VecDeque;
 
 /// The staged schedule of the paper's appendix A.3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,110 +40,98 @@ impl Knobs {
     }
 }
 
-/// Decodes an image. `rule` decides what a round does with a token; the paper's is
-/// [`AutoCorrect`](super::accept::AutoCorrect).
-pub fn decode<T: Target, A: Acceptance>(
-    target: &mut T,
-    mut rule: A,
-    knobs: &Knobs,
-    progress: &mut Progress<'_>,
-) -> Outcome {
-    let (grid, (horizontal, vertical)) = (target.grid(), target.heads());
-    let mut run = Counted::new(target);
-    run.prefill();
-    let first = rule.draft(0, run.target.log_weights(0));
-    let (head, frontier) = (run.target.log_weights(0).to_vec(), vec![0; grid.height]);
-    let mut decoder = Decoder { run, rule, grid, tokens: vec![first], frontier, head, verified: 1 };
-    let mut committed = 0;
-    while committed + 1 < grid.width {
-        let count = horizontal.min(grid.width - 1 - committed);
-        let from = decoder.placed(committed);
-        decoder.draft((1..=count).map(|d| Source { from, offset: Offset::Right(d) }).collect());
-        // The distribution of the block's first token needs `committed` to have been fed: in the first chunk it has
-        // not, so the chunk's block begins with it, and the pass is counted as any other.
-        let begin = if committed == 0 { 0 } else { committed + 1 };
-        decoder.round(begin, committed + 1);
-        decoder.commit(begin, committed + 1 + count);
-        committed += count;
-        progress(committed + 1);
-    }
-    let mut row = 1;
-    while row < grid.height {
-        let count = knobs.rows_per_block.clamp(1, vertical).min(grid.height - row);
-        let above: Vec<Placed> = (0..grid.width).map(|col| decoder.placed(grid.index(row - 1, col))).collect();
-        let sources = |d| above.iter().map(move |&from| Source { from, offset: Offset::Down(d) });
-        decoder.draft((1..=count).flat_map(sources).collect());
-        for leading in row..row + count {
-            let rounds = if leading == row { knobs.rounds } else { knobs.refinements };
-            let start = grid.index(leading, 0);
-            (0..rounds).for_each(|_| decoder.round(start, start));
-            decoder.commit(start, start + grid.width);
-            progress(start + grid.width);
-        }
-        row += count;
-    }
-    Outcome { tokens: decoder.tokens, stats: decoder.run.stats }
+/// The published schedule: which rounds there are depends on nothing that they draw.
+pub struct Ssd {
+    rounds: VecDeque<(Round, usize)>,
+    done: usize,
 }
 
-struct Decoder<'a, T, A> {
-    run: Counted<'a, T>,
-    rule: A,
+impl Ssd {
+    /// Over a grid, with so many horizontal and vertical heads.
+    pub fn new(grid: Grid, (horizontal, vertical): (usize, usize), knobs: &Knobs) -> Self {
+        let mut plan =
+            Plan { grid, drafts: Vec::new(), drafted: 1, frontier: vec![0; grid.height], rounds: VecDeque::new() };
+        let mut committed = 0;
+        while committed + 1 < grid.width {
+            let count = horizontal.min(grid.width - 1 - committed);
+            plan.draft((1..=count).map(|d| (committed, Offset::Right(d))));
+            // The distribution of the block's first token needs `committed` to have been fed: in the first chunk it
+            // has not, so the chunk's block begins with it, and the pass is counted as any other.
+            let begin = if committed == 0 { 0 } else { committed + 1 };
+            plan.round(begin, committed + 1);
+            plan.commit(begin, committed + 1 + count);
+            committed += count;
+        }
+        let mut row = 1;
+        while row < grid.height {
+            let count = knobs.rows_per_block.clamp(1, vertical).min(grid.height - row);
+            let above = (0..grid.width).map(|col| grid.index(row - 1, col));
+            plan.draft((1..=count).flat_map(|d| above.clone().map(move |from| (from, Offset::Down(d)))));
+            for leading in row..row + count {
+                let rounds = if leading == row { knobs.rounds } else { knobs.refinements };
+                let start = grid.index(leading, 0);
+                (0..rounds).for_each(|_| plan.round(start, start));
+                plan.commit(start, start + grid.width);
+            }
+            row += count;
+        }
+        Self { rounds: plan.rounds, done: 1 }
+    }
+}
+
+impl Schedule for Ssd {
+    fn next(&mut self) -> Option<Round> {
+        let (round, done) = self.rounds.pop_front()?;
+        self.done = done;
+        Some(round)
+    }
+
+    fn learn(&mut self, _: &[Drawn]) {}
+
+    fn done(&self) -> usize {
+        self.done
+    }
+}
+
+/// The rounds so far.
+struct Plan {
     grid: Grid,
-    tokens: Vec<u32>,
+    /// Drafts that the next round begins with.
+    drafts: Vec<Draft>,
+    /// Positions that have a token.
+    drafted: usize,
     frontier: Vec<u32>,
-    /// Distribution of the first position that is not committed.
-    head: Vec<f32>,
-    /// Positions before this one have been verified at least once.
-    verified: usize,
+    /// Each with the number of tokens that are committed after it.
+    rounds: VecDeque<(Round, usize)>,
 }
 
-impl<T: Target, A: Acceptance> Decoder<'_, T, A> {
-    fn placed(&self, position: usize) -> Placed {
-        Placed { position, token: self.tokens[position] }
-    }
-
-    /// Appends a draft for each source; sources are in raster order of what they draft.
-    fn draft(&mut self, sources: Vec<Source>) {
-        self.run.target.draft(&sources);
-        for i in 0..sources.len() {
-            let token = self.rule.draft(self.tokens.len(), self.run.target.draft_log_weights(i));
-            self.tokens.push(token);
+impl Plan {
+    /// Drafts the next positions, one per source; sources are in raster order of what they draft.
+    fn draft(&mut self, sources: impl Iterator<Item = (usize, Offset)>) {
+        for (from, offset) in sources {
+            self.drafts.push(Draft { position: self.drafted, sources: [Some(Source { from, offset }), None] });
+            self.drafted += 1;
         }
     }
 
-    /// Feeds positions `begin..` in one pass.
-    fn feed(&mut self, begin: usize, end: usize) {
+    fn push(&mut self, begin: usize, end: usize, asks: Vec<Ask>, keep: Option<usize>, done: usize) {
         for position in begin..end {
             let (row, col) = (self.grid.row(position), self.grid.col(position) as u32);
             self.frontier[row] = self.frontier[row].max(col + 1);
         }
-        let block: Vec<Placed> = (begin..end).map(|position| self.placed(position)).collect();
-        self.run.feed(&block, &self.frontier);
+        let drafts = std::mem::take(&mut self.drafts);
+        let round = Round { drafts, block: (begin..end).collect(), frontier: self.frontier.clone(), asks, keep };
+        self.rounds.push_back((round, done));
     }
 
     /// One verification of every drafted position from `first` on; positions `begin..first` only give context.
     fn round(&mut self, begin: usize, first: usize) {
-        let end = self.tokens.len();
-        self.feed(begin, end);
-        for position in first..end {
-            let log_weights = match position.checked_sub(begin + 1) {
-                None => &self.head,
-                Some(row) => self.run.target.log_weights(row),
-            };
-            let token = self.rule.verify(position, self.tokens[position], log_weights);
-            if position >= self.verified {
-                self.run.stats.drafted += 1;
-                self.run.stats.accepted += usize::from(token == self.tokens[position]);
-            }
-            self.tokens[position] = token;
-        }
-        self.verified = end;
+        let asks = (first..self.drafted).map(|position| Ask { position, verify: true }).collect();
+        self.push(begin, self.drafted, asks, None, first);
     }
 
     /// Feeds `begin..end` for good: their keys and values stay, and the last one predicts what follows.
     fn commit(&mut self, begin: usize, end: usize) {
-        self.feed(begin, end);
-        self.head.copy_from_slice(self.run.target.log_weights(end - 1 - begin));
-        self.rule.forget_before(end);
+        self.push(begin, end, Vec::new(), (end < self.grid.len()).then_some(end), end);
     }
 }

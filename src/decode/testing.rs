@@ -1,8 +1,12 @@
 //! A toy model with an enumerable law, and the statistics that judge decoders on it.
 
-use super::{Placed, Source, Target};
+use super::{Acceptance, Draft, Outcome, Round, Schedule, Target};
+use crate::backend::cpu::Canvas;
+use crate::backend::{Draw, Drawn, Error, NONE, Rule};
 use crate::grid::Grid;
 use crate::nn::spatial_heads::Offset;
+use crate::rng::{Purpose, Stream};
+use crate::sampling::{gumbel_max, log_prob};
 
 /// A model whose every distribution depends on every visible key, and whose keys depend on what was visible when
 /// they were written: stale or missing cache entries change its output, as in a transformer.
@@ -10,14 +14,45 @@ pub struct Toy {
     grid: Grid,
     vocab: usize,
     keys: Vec<u64>,
+    /// The last distribution of each position.
     passed: Vec<Vec<f32>>,
-    drafted: Vec<Vec<f32>>,
+    acceptance: Acceptance,
+    stream: Stream,
+    canvas: Canvas,
+    rounds: Vec<u32>,
+    kept: usize,
+    /// What is wrong with the draws, if anything.
+    pub mutant: Option<Mutant>,
+}
+
+/// Wrong draws, to see that the tests of the law are sharp.
+#[derive(Clone, Copy)]
+pub enum Mutant {
+    /// Noise that is shared by all positions: every marginal is right, the joint law is not.
+    SharedNoise,
+    /// Noise of the wrong temperature.
+    Sharpened,
 }
 
 impl Toy {
-    pub fn new(height: usize, width: usize, vocab: usize) -> Self {
+    pub fn new(height: usize, width: usize, vocab: usize, acceptance: Acceptance, seed: u64) -> Self {
         let grid = Grid { height, width };
-        Self { grid, vocab, keys: vec![0; grid.len()], passed: Vec::new(), drafted: Vec::new() }
+        Self {
+            grid,
+            vocab,
+            keys: vec![0; grid.len()],
+            passed: vec![Vec::new(); grid.len() + 1],
+            acceptance,
+            stream: Stream { seed, image: 0 },
+            canvas: Canvas::new(1, grid.len(), vocab),
+            rounds: vec![0; grid.len()],
+            kept: 0,
+            mutant: None,
+        }
+    }
+
+    pub fn decode(&mut self, schedule: &mut dyn Schedule) -> Outcome {
+        super::run(self, schedule, &mut |_| ()).expect("the host does not fail")
     }
 
     /// Log-weights that a hash determines, between -2 and 2.
@@ -25,11 +60,11 @@ impl Toy {
         (0..self.vocab as u64).map(|v| (mix(key, v) >> 40) as f32 / (1 << 22) as f32 - 2.0).collect()
     }
 
-    fn key(&self, placed: Placed, frontier: &[u32]) -> u64 {
-        let (row, col) = (self.grid.row(placed.position), self.grid.col(placed.position));
+    fn key(&self, position: usize, token: u32, frontier: &[u32]) -> u64 {
+        let (row, col) = (self.grid.row(position), self.grid.col(position));
         let above = (0..row).flat_map(|r| (0..frontier[r] as usize).map(move |c| (r, c)));
         let visible = above.chain((0..col).map(|c| (row, c)));
-        let own = mix(placed.position as u64, u64::from(placed.token));
+        let own = mix(position as u64, u64::from(token));
         visible.fold(own, |hash, (r, c)| mix(hash, self.keys[self.grid.index(r, c)]))
     }
 
@@ -40,15 +75,15 @@ impl Toy {
     }
 
     fn probability(&self, mut code: usize) -> f64 {
-        let mut model = Toy::new(self.grid.height, self.grid.width, self.vocab);
-        model.prefill();
+        let mut model = Toy::new(self.grid.height, self.grid.width, self.vocab, self.acceptance, 0);
+        model.passed[0] = model.weights(99);
         let (mut probability, mut frontier) = (1.0, vec![0; self.grid.height]);
         for position in 0..self.grid.len() {
             let token = (code % self.vocab) as u32;
             code /= self.vocab;
-            probability *= f64::from(super::sampling::log_prob(model.log_weights(0), token)).exp();
+            probability *= f64::from(log_prob(&model.passed[position], token)).exp();
             frontier[self.grid.row(position)] += 1;
-            model.feed(&[Placed { position, token }], &frontier);
+            model.feed(position, token, &frontier);
         }
         probability
     }
@@ -57,6 +92,44 @@ impl Toy {
     pub fn code(&self, tokens: &[u32]) -> usize {
         tokens.iter().rev().fold(0, |code, &token| code * self.vocab + token as usize)
     }
+
+    fn feed(&mut self, position: usize, token: u32, frontier: &[u32]) {
+        self.keys[position] = self.key(position, token, frontier);
+        self.passed[position + 1] = self.weights(self.keys[position]);
+    }
+
+    /// The geometric mean of a draft's heads.
+    fn head(&self, draft: &Draft) -> Vec<f32> {
+        let weights = |source: &super::Source| {
+            let token = u64::from(self.canvas.at(source.from));
+            self.weights(match source.offset {
+                Offset::Right(d) => mix(d as u64, token),
+                Offset::Down(d) => mix(d as u64 + 100, token),
+            })
+        };
+        let all: Vec<Vec<f32>> = draft.sources.iter().flatten().map(weights).collect();
+        (0..self.vocab).map(|v| all.iter().map(|weights| weights[v]).sum::<f32>() / all.len() as f32).collect()
+    }
+
+    fn draw(&mut self, position: usize, verify: bool, log_weights: &[f32]) -> Drawn {
+        let (rule, round) = match (self.acceptance, verify) {
+            (Acceptance::Coupled, _) => (Rule::Coupled, 0),
+            (Acceptance::AutoCorrect, false) => (Rule::Draft, 0),
+            (Acceptance::AutoCorrect, true) => (Rule::AutoCorrect, self.rounds[position]),
+        };
+        self.rounds[position] = if verify { round + 1 } else { 0 };
+        let at = position as u32;
+        let draw = Draw { image: 0, position: at, rule, round, conditional: [0, NONE], unconditional: [NONE; 2] };
+        let Some(mutant) = self.mutant else { return self.canvas.apply(&draw, self.stream, log_weights) };
+        let (at, scale) = match mutant {
+            Mutant::SharedNoise => (0, 1.0),
+            Mutant::Sharpened => (position, 0.9),
+        };
+        let mut noise = vec![0.0; self.vocab];
+        self.stream.gumbel(Purpose::Token, 0, at, &mut noise);
+        noise.iter_mut().for_each(|x| *x *= scale);
+        self.canvas.put(position, gumbel_max(log_weights, &noise))
+    }
 }
 
 impl Target for Toy {
@@ -64,40 +137,40 @@ impl Target for Toy {
         self.grid
     }
 
-    fn vocab(&self) -> usize {
-        self.vocab
-    }
-
-    fn prefill(&mut self) {
-        self.passed = vec![self.weights(99)];
-    }
-
-    fn feed(&mut self, block: &[Placed], frontier: &[u32]) {
-        self.passed.clear();
-        for &placed in block {
-            self.keys[placed.position] = self.key(placed, frontier);
-            self.passed.push(self.weights(self.keys[placed.position]));
-        }
-    }
-
-    fn log_weights(&self, i: usize) -> &[f32] {
-        &self.passed[i]
-    }
-
-    fn draft(&mut self, sources: &[Source]) {
-        let hash = |source: &Source| match source.offset {
-            Offset::Right(d) => mix(d as u64, u64::from(source.from.token)),
-            Offset::Down(d) => mix(d as u64 + 100, u64::from(source.from.token)),
-        };
-        self.drafted = sources.iter().map(|source| self.weights(hash(source))).collect();
-    }
-
-    fn draft_log_weights(&self, i: usize) -> &[f32] {
-        &self.drafted[i]
-    }
-
     fn heads(&self) -> (usize, usize) {
         (3, 2)
+    }
+
+    fn begin(&mut self) -> Result<(), Error> {
+        self.passed[0] = self.weights(99);
+        let first = self.passed[0].clone();
+        self.draw(0, false, &first);
+        Ok(())
+    }
+
+    fn round(&mut self, round: &Round) -> Result<Vec<Drawn>, Error> {
+        for draft in &round.drafts {
+            let log_weights = self.head(draft);
+            self.draw(draft.position, false, &log_weights);
+        }
+        for &position in &round.block {
+            let token = self.canvas.at(position);
+            self.feed(position, token, &round.frontier);
+        }
+        let in_block = |position: usize| position > 0 && round.block.contains(&(position - 1));
+        let ask = |ask: &super::Ask| {
+            // What a device would have overwritten is not asked for, unless it was kept.
+            assert!(in_block(ask.position) || self.kept == ask.position, "position {} is unknown", ask.position);
+            let log_weights = self.passed[ask.position].clone();
+            self.draw(ask.position, ask.verify, &log_weights)
+        };
+        let drawn = round.asks.iter().map(ask).collect();
+        self.kept = round.keep.unwrap_or(self.kept);
+        Ok(drawn)
+    }
+
+    fn tokens(&mut self) -> Result<Vec<u32>, Error> {
+        Ok((0..self.grid.len()).map(|position| self.canvas.at(position)).collect())
     }
 }
 
@@ -146,88 +219,61 @@ pub fn assert_follows(p: &[f32], mut draw: impl FnMut(u64) -> u32) {
 
 mod law {
     use super::*;
-    use crate::decode::accept::{Acceptance, AutoCorrect, Coupled};
-    use crate::decode::pipeline::{self, Knobs};
-    use crate::decode::{ar, drafter, ssd};
-    use crate::rng::{Purpose, Stream};
+    use crate::decode::ar::Ar;
+    use crate::decode::pipeline::{Knobs, Wave};
+    use crate::decode::ssd::{self, Ssd};
+    use crate::decode::{Acceptance::*, drafter};
 
     const SEEDS: u64 = 40_000;
 
-    fn counts(decode: impl Fn(&mut Toy, Stream) -> Vec<u32>) -> Vec<usize> {
-        let mut toy = Toy::new(2, 2, 4);
+    /// The law of the toy model.
+    fn law() -> Vec<f64> {
+        Toy::new(2, 2, 4, Coupled, 0).law()
+    }
+
+    /// How often each grid comes out.
+    fn counts(
+        acceptance: Acceptance,
+        mutant: Option<Mutant>,
+        schedule: impl Fn(&Toy) -> Box<dyn Schedule>,
+    ) -> Vec<usize> {
         let mut counts = vec![0; 256];
         for seed in 0..SEEDS {
-            let tokens = decode(&mut toy, Stream { seed, image: 0 });
+            let mut toy = Toy { mutant, ..Toy::new(2, 2, 4, acceptance, seed) };
+            let tokens = toy.decode(&mut *schedule(&toy)).tokens;
             counts[toy.code(&tokens)] += 1;
         }
         counts
     }
 
-    fn knobs(rounds: Option<u32>) -> Knobs {
+    fn wave(rounds: Option<u32>) -> impl Fn(&Toy) -> Box<dyn Schedule> {
         let drafter = drafter::SpatialDrafter { preference: drafter::Preference::Both };
-        Knobs { lag: 1.0, slope: 0.5, window: 2.0, rounds, drafter }
+        let knobs = Knobs { lag: 1.0, slope: 0.5, window: 2.0, rounds, drafter };
+        move |toy| Box::new(Wave::new(toy.grid(), toy.heads(), knobs))
     }
 
     #[test]
     fn ar_has_the_law_of_the_model() {
-        let law = Toy::new(2, 2, 4).law();
+        let law = law();
         assert!((law.iter().sum::<f64>() - 1.0).abs() < 1e-6);
-        assert!(follows(&law, &counts(|toy, stream| ar::decode(toy, stream, &mut |_| ()).tokens)));
+        assert!(follows(&law, &counts(Coupled, None, |toy| Box::new(Ar::new(toy.grid())))));
     }
 
     #[test]
     fn exact_has_the_law_of_the_model() {
-        let knobs = knobs(None);
-        let decode = |toy: &mut Toy, stream| pipeline::decode(toy, Coupled::new(stream), &knobs, &mut |_| ()).tokens;
-        assert!(follows(&Toy::new(2, 2, 4).law(), &counts(decode)));
-    }
-
-    /// Noise that is shared by all positions: every marginal is right, the joint law is not.
-    struct SharedNoise(Coupled);
-
-    impl Acceptance for SharedNoise {
-        fn draft(&mut self, _: usize, log_weights: &[f32]) -> u32 {
-            self.0.draft(0, log_weights)
-        }
-        fn verify(&mut self, _: usize, token: u32, log_weights: &[f32]) -> u32 {
-            self.0.verify(0, token, log_weights)
-        }
-        fn forget_before(&mut self, _: usize) {}
-    }
-
-    /// Noise of the wrong temperature.
-    struct Sharpened(Stream);
-
-    impl Acceptance for Sharpened {
-        fn draft(&mut self, position: usize, log_weights: &[f32]) -> u32 {
-            let mut noise = vec![0.0; log_weights.len()];
-            self.0.gumbel(Purpose::Token, 0, position, &mut noise);
-            noise.iter_mut().for_each(|x| *x *= 0.9);
-            super::super::sampling::gumbel_max(log_weights, &noise)
-        }
-        fn verify(&mut self, position: usize, _: u32, log_weights: &[f32]) -> u32 {
-            self.draft(position, log_weights)
-        }
-        fn forget_before(&mut self, _: usize) {}
+        assert!(follows(&law(), &counts(Coupled, None, wave(None))));
     }
 
     #[test]
     fn mutants_are_caught() {
-        let law = Toy::new(2, 2, 4).law();
-        let exact = knobs(None);
-        let shared = |toy: &mut Toy, stream| {
-            pipeline::decode(toy, SharedNoise(Coupled::new(stream)), &exact, &mut |_| ()).tokens
-        };
-        assert!(!follows(&law, &counts(shared)), "noise shared between positions");
-        let sharp = |toy: &mut Toy, stream| pipeline::decode(toy, Sharpened(stream), &exact, &mut |_| ()).tokens;
-        assert!(!follows(&law, &counts(sharp)), "noise scaled by 0.9");
+        let law = law();
+        assert!(!follows(&law, &counts(Coupled, Some(Mutant::SharedNoise), wave(None))), "noise shared");
+        assert!(!follows(&law, &counts(Coupled, Some(Mutant::Sharpened), wave(None))), "noise scaled by 0.9");
         // A relaxed commit and the paper's fixed rounds are not lossless, and the test is sharp enough to see it.
-        let relaxed = knobs(Some(1));
-        let early = |toy: &mut Toy, stream| pipeline::decode(toy, Coupled::new(stream), &relaxed, &mut |_| ()).tokens;
-        assert!(!follows(&law, &counts(early)), "committed after one round");
+        assert!(!follows(&law, &counts(Coupled, None, wave(Some(1)))), "committed after one round");
         let paper = ssd::Knobs { rounds: 1, ..ssd::Knobs::default() };
-        let ssd = |toy: &mut Toy, stream| ssd::decode(toy, AutoCorrect::new(stream), &paper, &mut |_| ()).tokens;
-        assert!(!follows(&law, &counts(ssd)), "one round of auto correction");
+        let ssd = |toy: &Toy| -> Box<dyn Schedule> { Box::new(Ssd::new(toy.grid(), toy.heads(), &paper)) };
+        assert!(!follows(&law, &counts(AutoCorrect, None, ssd)), "one round of auto correction");
     }
 
     #[test]
@@ -236,9 +282,8 @@ mod law {
             [(24, 24, 0, 1, 0), (24, 24, 1, 1, 0), (24, 24, 2, 1, 0), (6, 7, 5, 2, 4), (6, 7, 3, 2, 0)]
         {
             let knobs = ssd::Knobs { rounds, rows_per_block, refinements };
-            let mut toy = Toy::new(height, width, 4);
-            let stream = Stream { seed: 1, image: 0 };
-            let outcome = ssd::decode(&mut toy, AutoCorrect::new(stream), &knobs, &mut |_| ());
+            let mut toy = Toy::new(height, width, 4, AutoCorrect, 1);
+            let outcome = toy.decode(&mut Ssd::new(toy.grid(), toy.heads(), &knobs));
             assert_eq!(outcome.stats.nfe, knobs.passes(toy.grid(), 3));
             assert_eq!(outcome.tokens.len(), height * width);
         }

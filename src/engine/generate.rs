@@ -1,14 +1,15 @@
 //! One request: prompt and settings to tokens and pixels.
 
 use super::{Error, Picture};
-use crate::backend::Backend;
+use crate::backend::{Backend, Image};
 use crate::checkpoint::Files;
+use crate::decode;
 use crate::decode::methods::Method;
-use crate::decode::sampling::{Sampling, log_prob};
 use crate::decode::session::Session;
-use crate::decode::{Outcome, Placed, Progress, Target};
+use crate::decode::{Acceptance, Outcome, Progress, Target};
 use crate::models::avatar::{Avatar, Condition, Prompt};
 use crate::rng::Stream;
+use crate::sampling::{Sampling, log_prob};
 use std::time::{Duration, Instant};
 
 /// A model that is ready to generate.
@@ -48,7 +49,7 @@ impl<B: Backend> Generator<B> {
     /// Loads a model onto a backend.
     pub fn load(backend: B, files: &Files) -> Result<Self, Error> {
         let model = Avatar::load(backend, files)?;
-        let unconditional = model.condition(&model.unconditional());
+        let unconditional = model.condition(&model.unconditional())?;
         Ok(Self { model, unconditional })
     }
 
@@ -65,42 +66,42 @@ impl<B: Backend> Generator<B> {
 
     /// Makes a picture. `progress` is told how many tokens are done.
     pub fn generate(&self, request: &Request, progress: &mut Progress<'_>) -> Result<Output, Error> {
-        let mut session = self.session(&request.prompt, request.sampling)?;
+        let image = Image { stream: Stream { seed: request.seed, image: 0 }, sampling: request.sampling };
+        let mut session = self.session(&request.prompt, image, request.method.acceptance())?;
+        let mut schedule = request.method.schedule(session.grid(), session.heads());
         let start = Instant::now();
-        let stream = Stream { seed: request.seed, image: 0 };
-        let outcome = request.method.decode(&mut session, stream, progress);
+        let outcome = decode::run(&mut session, &mut *schedule, progress)?;
         let decode_time = start.elapsed();
         let start = Instant::now();
-        let picture = self.picture(&outcome.tokens);
+        let picture = self.picture(&outcome.tokens)?;
         Ok(Output { outcome, picture, decode_time, pixel_time: start.elapsed() })
     }
 
     /// Pixels of a grid of tokens.
-    pub fn picture(&self, tokens: &[u32]) -> Picture {
+    pub fn picture(&self, tokens: &[u32]) -> Result<Picture, Error> {
         let (vq, grid) = (&self.model.vq, self.model.grid());
-        let rgb = vq.decode(&self.model.backend, tokens, grid);
-        Picture { width: grid.width * vq.downscale(), height: grid.height * vq.downscale(), rgb }
+        let rgb = vq.decode(&self.model.backend, tokens, grid)?;
+        Ok(Picture { width: grid.width * vq.downscale(), height: grid.height * vq.downscale(), rgb })
     }
 
     /// Negative log-likelihood of a grid of tokens under the processed distribution, in bits per token.
     pub fn bits_per_token(&self, prompt: &str, sampling: Sampling, tokens: &[u32]) -> Result<f64, Error> {
-        let mut session = self.session(prompt, sampling)?;
-        session.prefill();
-        let mut nats = f64::from(log_prob(session.log_weights(0), tokens[0]));
-        let block: Vec<Placed> =
-            tokens.iter().enumerate().map(|(position, &token)| Placed { position, token }).collect();
+        let image = Image { stream: Stream { seed: 0, image: 0 }, sampling };
+        let mut session = self.session(prompt, image, Acceptance::Coupled)?;
         let grid = self.model.grid();
-        session.feed(&block[..grid.len() - 1], &vec![grid.width as u32; grid.height]);
-        for (row, &token) in tokens[1..].iter().enumerate() {
-            nats += f64::from(log_prob(session.log_weights(row), token));
+        let mut nats = f64::from(log_prob(&session.prompt_log_weights()?, tokens[0]));
+        let block: Vec<usize> = (0..grid.len() - 1).collect();
+        let rows = session.log_weights(tokens, &block, &vec![grid.width as u32; grid.height])?;
+        for (row, &token) in rows.chunks_exact(self.model.config.image_vocab_size).zip(&tokens[1..]) {
+            nats += f64::from(log_prob(row, token));
         }
         Ok(-nats / std::f64::consts::LN_2 / grid.len() as f64)
     }
 
     /// A session for one image of a prompt.
-    pub fn session(&self, prompt: &str, sampling: Sampling) -> Result<Session<'_, B>, Error> {
-        sampling.validate().map_err(Error::Request)?;
-        let condition = self.model.condition(&self.prompt(prompt)?);
-        Ok(Session::new(&self.model, condition, self.unconditional.clone(), sampling)?)
+    pub fn session(&self, prompt: &str, image: Image, acceptance: Acceptance) -> Result<Session<'_, B>, Error> {
+        image.sampling.validate().map_err(Error::Request)?;
+        let condition = self.model.condition(&self.prompt(prompt)?)?;
+        Ok(Session::new(&self.model, condition, self.unconditional.clone(), image, acceptance)?)
     }
 }

@@ -12,9 +12,9 @@ pub enum Error {
     /// The checkpoint.
     #[error(transparent)]
     Checkpoint(#[from] crate::checkpoint::Error),
-    /// The KV cache.
+    /// The machine: its memory, its device.
     #[error(transparent)]
-    Kv(#[from] crate::kv::OutOfPages),
+    Backend(#[from] crate::backend::Error),
     /// The request asks for something impossible.
     #[error("{0}")]
     Request(String),

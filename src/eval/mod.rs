@@ -5,10 +5,10 @@ pub mod fid;
 use crate::backend::Backend;
 use crate::checkpoint::{Error as CheckpointError, Files};
 use crate::decode::methods::Method;
-use crate::decode::sampling::{Sampling, argmax};
 use crate::engine::{Error, Generator, Picture, Request};
 use crate::nn::classifier::Classifier;
 use crate::rng::{Purpose, Stream};
+use crate::sampling::{Sampling, argmax};
 use fid::Moments;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -147,7 +147,7 @@ impl<B: Backend> Judge<B> {
     fn sample(&self, generator: &Generator<B>, request: &Request, case: &Case) -> Result<Sample, Error> {
         let output = generator.generate(request, &mut |_| ())?;
         let picture = &output.picture;
-        let judged = self.classifier.judge(&generator.model.backend, &picture.rgb, (picture.height, picture.width));
+        let judged = self.classifier.judge(&generator.model.backend, &picture.rgb, (picture.height, picture.width))?;
         let right = case.attributes.iter().filter(|(attribute, class)| {
             let classes = self.classifier.attributes().find(|(name, _)| name == attribute).map(|(_, classes)| classes);
             let logits = judged.logits.iter().find(|(name, _)| name == *attribute).map(|(_, logits)| logits);

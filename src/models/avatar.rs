@@ -6,7 +6,7 @@
 //! that the prompt is present at every token and not only through attention to the prefix. The empty prompt is
 //! the unconditional branch.
 
-use crate::backend::{Backend, Epilogue};
+use crate::backend::{Backend, Embedding, Epilogue, Error as BackendError, Grouping};
 use crate::checkpoint::{Config, Error, Files};
 use crate::grid::Grid;
 use crate::nn::Loader;
@@ -39,9 +39,9 @@ pub struct Avatar<B: Backend> {
     text_proj: B::Weight,
     cond_proj: B::Weight,
     boi: Vec<f32>,
-    embed: Vec<f32>,
-    row_embed: Vec<f32>,
-    col_embed: Vec<f32>,
+    embed: B::Tensor,
+    row_embed: B::Tensor,
+    col_embed: B::Tensor,
 }
 
 /// Token ids of a prompt.
@@ -86,9 +86,9 @@ impl<B: Backend> Avatar<B> {
         let text_proj = loader.linear("model.text_proj", hidden, text_width)?;
         let cond_proj = loader.linear("model.cond_proj", hidden, text_width)?;
         let boi = loader.host("model.boi.weight", &[hidden])?;
-        let embed = loader.host("model.embed_tokens.weight", &[vocab, hidden])?;
-        let row_embed = loader.host("model.row_embed.weight", &[config.grid.height, hidden])?;
-        let col_embed = loader.host("model.col_embed.weight", &[config.grid.width, hidden])?;
+        let embed = loader.table("model.embed_tokens.weight", vocab, hidden)?;
+        let row_embed = loader.table("model.row_embed.weight", config.grid.height, hidden)?;
+        let col_embed = loader.table("model.col_embed.weight", config.grid.width, hidden)?;
         tensors.finish()?;
         let tensors = files.tensors("vq")?;
         let vq = Vq::load(&Loader { backend: &backend, tensors: &tensors }, &config.vq, vocab)?;
@@ -150,31 +150,26 @@ impl<B: Backend> Avatar<B> {
     }
 
     /// Runs the text encoder.
-    pub fn condition(&self, prompt: &Prompt) -> Condition {
+    pub fn condition(&self, prompt: &Prompt) -> Result<Condition, BackendError> {
         let (backend, hidden) = (&self.backend, self.config.hidden_size);
-        let encoded = self.text.encode(backend, &prompt.ids);
-        let mut projected = backend.tensor(prompt.ids.len(), hidden);
-        backend.linear(&encoded, &self.text_proj, &mut projected, Epilogue::Store);
-        let mut prefix = backend.read(&projected).into_owned();
-        backend.linear(&encoded, &self.cond_proj, &mut projected, Epilogue::Store);
-        let bias = backend.read(&projected)[..hidden].to_vec();
+        let encoded = self.text.encode(backend, &prompt.ids)?;
+        let mut projected = backend.tensor(prompt.ids.len(), hidden)?;
+        backend.linear(&encoded, &self.text_proj, &mut projected, Epilogue::Store, Grouping::One);
+        let mut prefix = backend.read(&projected)?.into_owned();
+        backend.linear(&encoded, &self.cond_proj, &mut projected, Epilogue::Store, Grouping::One);
+        let bias = backend.read(&projected)?[..hidden].to_vec();
         prefix.extend(self.boi.iter().zip(&bias).map(|(boi, bias)| boi + bias));
-        Condition { prefix, bias }
+        Ok(Condition { prefix, bias })
     }
 
-    /// The bare embedding of an image token, `[hidden]`.
-    pub fn embedding(&self, token: u32) -> &[f32] {
-        let hidden = self.config.hidden_size;
-        &self.embed[token as usize * hidden..][..hidden]
+    /// The bare embeddings of the image tokens, `[vocab, hidden]`.
+    pub fn token_table(&self) -> &B::Tensor {
+        &self.embed
     }
 
-    /// Appends the decoder's input for `token` at raster `position` to `out`.
-    pub fn push_input(&self, condition: &Condition, position: usize, token: u32, out: &mut Vec<f32>) {
-        let (hidden, grid) = (self.config.hidden_size, self.grid());
-        let row = &self.row_embed[grid.row(position) * hidden..][..hidden];
-        let col = &self.col_embed[grid.col(position) * hidden..][..hidden];
-        let terms = self.embedding(token).iter().zip(row).zip(col).zip(&condition.bias);
-        out.extend(terms.map(|(((token, row), col), bias)| token + row + col + bias));
+    /// What the decoder's input is made of: token, row, column and the condition's bias (one row per sequence).
+    pub fn embedding<'a>(&'a self, bias: &'a B::Tensor) -> Embedding<'a, B::Tensor> {
+        Embedding { tokens: &self.embed, rows: &self.row_embed, cols: &self.col_embed, bias }
     }
 }
 

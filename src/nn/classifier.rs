@@ -1,9 +1,9 @@
 //! The attribute classifier that judges generated pictures; its feature layer is the space of the FID.
 
 use super::Loader;
-use super::conv::{Conv3x3, GroupNormSilu};
+use super::conv::{Conv3x3, GroupNormSilu, Image};
 use super::vq::{image, to_unit};
-use crate::backend::{Backend, Epilogue};
+use crate::backend::{Backend, Epilogue, Error as BackendError, Grouping};
 use crate::checkpoint::{ClassifierConfig, Error};
 
 const GROUPS: usize = 8;
@@ -64,17 +64,21 @@ impl<B: Backend> Classifier<B> {
     }
 
     /// Judges RGB pixels `[height, width, 3]`.
-    pub fn judge(&self, backend: &B, pixels: &[u8], size: (usize, usize)) -> Judgement {
-        let start = image(backend, &to_unit(pixels), size);
-        let map = self.convs.iter().fold(start, |x, (conv, norm)| norm.forward(backend, &conv.forward(backend, &x)));
-        let pooled = pool(&backend.read(&map.data), map.size, self.channels);
-        let silu = |x: f32| x / (1.0 + (-x).exp());
-        let features: Vec<f32> =
-            linear(backend, &pooled, &self.fc, self.features, &self.fc_bias).into_iter().map(silu).collect();
-        let logits = |out: &Output<B>| {
-            (out.attribute.clone(), linear(backend, &features, &out.weight, out.classes.len(), &out.bias))
+    pub fn judge(&self, backend: &B, pixels: &[u8], size: (usize, usize)) -> Result<Judgement, BackendError> {
+        let start = image(backend, &to_unit(pixels), size)?;
+        let layer = |x: Image<B>, (conv, norm): &(Conv3x3<B>, GroupNormSilu<B>)| {
+            norm.forward(backend, &conv.forward(backend, &x)?)
         };
-        Judgement { logits: self.outputs.iter().map(logits).collect(), features }
+        let map = self.convs.iter().try_fold(start, layer)?;
+        let pooled = pool(&backend.read(&map.data)?, map.size, self.channels);
+        let silu = |x: f32| x / (1.0 + (-x).exp());
+        let features = linear(backend, &pooled, &self.fc, self.features, &self.fc_bias)?;
+        let features: Vec<f32> = features.into_iter().map(silu).collect();
+        let logits = |out: &Output<B>| {
+            let logits = linear(backend, &features, &out.weight, out.classes.len(), &out.bias)?;
+            Ok((out.attribute.clone(), logits))
+        };
+        Ok(Judgement { logits: self.outputs.iter().map(logits).collect::<Result<_, BackendError>>()?, features })
     }
 
     /// Attributes with the names of their classes.
@@ -83,11 +87,17 @@ impl<B: Backend> Classifier<B> {
     }
 }
 
-fn linear<B: Backend>(backend: &B, x: &[f32], weight: &B::Weight, n: usize, bias: &[f32]) -> Vec<f32> {
-    let (mut input, mut output) = (backend.tensor(1, x.len()), backend.tensor(1, n));
+fn linear<B: Backend>(
+    backend: &B,
+    x: &[f32],
+    weight: &B::Weight,
+    n: usize,
+    bias: &[f32],
+) -> Result<Vec<f32>, BackendError> {
+    let (mut input, mut output) = (backend.tensor(1, x.len())?, backend.tensor(1, n)?);
     backend.upload(x, &mut input);
-    backend.linear(&input, weight, &mut output, Epilogue::Store);
-    backend.read(&output).iter().zip(bias).map(|(a, b)| a + b).collect()
+    backend.linear(&input, weight, &mut output, Epilogue::Store, Grouping::One);
+    Ok(backend.read(&output)?.iter().zip(bias).map(|(a, b)| a + b).collect())
 }
 
 /// Means over the whole map and over its quadrants (top-left, top-right, bottom-left, bottom-right).

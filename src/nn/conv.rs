@@ -1,7 +1,7 @@
 //! Layers of the convolutional networks: 3x3 convolution, GroupNorm, residual block.
 
 use super::Loader;
-use crate::backend::{Backend, GroupNorm};
+use crate::backend::{Backend, Error as BackendError, GroupNorm};
 use crate::checkpoint::Error;
 use half::bf16;
 
@@ -36,6 +36,8 @@ pub struct ResBlock<B: Backend> {
 pub struct Image<B: Backend> {
     /// The pixels.
     pub data: B::Tensor,
+    /// Values per pixel.
+    pub channels: usize,
     /// Height and width.
     pub size: (usize, usize),
 }
@@ -49,7 +51,7 @@ impl<B: Backend> Conv3x3<B> {
         let order = |o| (0..9).flat_map(move |tap| (0..cin).map(move |i| (o, tap, i)));
         let packed: Vec<bf16> = (0..cout).flat_map(order).map(|(o, tap, i)| at(o, tap, i)).collect();
         Ok(Self {
-            weight: loader.backend.weight(&packed, cout, 9 * cin),
+            weight: loader.backend.weight(&packed, cout, 9 * cin)?,
             bias: loader.vector(&format!("{name}.bias"), cout)?,
             stride,
             out_channels: cout,
@@ -57,11 +59,11 @@ impl<B: Backend> Conv3x3<B> {
     }
 
     /// Applies the convolution.
-    pub fn forward(&self, backend: &B, x: &Image<B>) -> Image<B> {
+    pub fn forward(&self, backend: &B, x: &Image<B>) -> Result<Image<B>, BackendError> {
         let size = (x.size.0.div_ceil(self.stride), x.size.1.div_ceil(self.stride));
-        let mut data = backend.tensor(size.0 * size.1, self.out_channels);
+        let mut data = backend.tensor(size.0 * size.1, self.out_channels)?;
         backend.conv3x3(&x.data, x.size, self.stride, &self.weight, &self.bias, &mut data);
-        Image { data, size }
+        Ok(Image { data, channels: self.out_channels, size })
     }
 }
 
@@ -77,12 +79,12 @@ impl<B: Backend> GroupNormSilu<B> {
     }
 
     /// Normalises over the image and applies SiLU.
-    pub fn forward(&self, backend: &B, x: &Image<B>) -> Image<B> {
+    pub fn forward(&self, backend: &B, x: &Image<B>) -> Result<Image<B>, BackendError> {
         let pixels = x.size.0 * x.size.1;
-        let mut data = backend.tensor(pixels, self.channels);
+        let mut data = backend.tensor(pixels, self.channels)?;
         let norm = GroupNorm { groups: self.groups, eps: EPS, activate: true };
         backend.group_norm(&x.data, pixels, norm, &self.weight, &self.bias, &mut data);
-        Image { data, size: x.size }
+        Ok(Image { data, channels: self.channels, size: x.size })
     }
 }
 
@@ -95,10 +97,10 @@ impl<B: Backend> ResBlock<B> {
     }
 
     /// Applies the block.
-    pub fn forward(&self, backend: &B, mut x: Image<B>) -> Image<B> {
-        let hidden = self.conv1.forward(backend, &self.norm1.forward(backend, &x));
-        let branch = self.conv2.forward(backend, &self.norm2.forward(backend, &hidden));
+    pub fn forward(&self, backend: &B, mut x: Image<B>) -> Result<Image<B>, BackendError> {
+        let hidden = self.conv1.forward(backend, &self.norm1.forward(backend, &x)?)?;
+        let branch = self.conv2.forward(backend, &self.norm2.forward(backend, &hidden)?)?;
         backend.add(&mut x.data, &branch.data);
-        x
+        Ok(x)
     }
 }

@@ -22,13 +22,37 @@ pub struct Loader<'a, B> {
 impl<B: Backend> Loader<'_, B> {
     /// The weight `{name}.weight` of a linear layer `[n, k]`.
     pub fn linear(&self, name: &str, n: usize, k: usize) -> Result<B::Weight, Error> {
-        let data = self.tensors.take::<bf16>(&format!("{name}.weight"), &[n, k])?;
-        Ok(self.backend.weight(&data, n, k))
+        self.stacked(&[(name.into(), n)], k)
+    }
+
+    /// The weights `{name}.weight` `[n, k]` of several linear layers as one, in their order.
+    pub fn stacked(&self, parts: &[(String, usize)], k: usize) -> Result<B::Weight, Error> {
+        let mut data = Vec::new();
+        for (name, n) in parts {
+            data.extend_from_slice(&self.tensors.take::<bf16>(&format!("{name}.weight"), &[*n, k])?);
+        }
+        Ok(self.backend.weight(&data, data.len() / k, k)?)
+    }
+
+    /// The vectors of several layers, each of length `n`, as one, in their order.
+    pub fn stacked_vector(&self, names: &[String], n: usize) -> Result<B::Vector, Error> {
+        let mut data = Vec::new();
+        for name in names {
+            data.extend_from_slice(&self.tensors.take::<bf16>(name, &[n])?);
+        }
+        Ok(self.backend.vector(&data)?)
+    }
+
+    /// A table `[rows, cols]` on the backend, widened to f32.
+    pub fn table(&self, name: &str, rows: usize, cols: usize) -> Result<B::Tensor, Error> {
+        let mut table = self.backend.tensor(rows, cols)?;
+        self.backend.upload(&self.host(name, &[rows, cols])?, &mut table);
+        Ok(table)
     }
 
     /// The vector `{name}` of length `n`.
     pub fn vector(&self, name: &str, n: usize) -> Result<B::Vector, Error> {
-        Ok(self.backend.vector(&self.tensors.take::<bf16>(name, &[n])?))
+        self.stacked_vector(&[name.into()], n)
     }
 
     /// The tensor `{name}` on the host, widened to f32.

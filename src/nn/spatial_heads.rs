@@ -6,7 +6,7 @@
 //! the shifted position is the frozen model's head on `RMSNorm(h^)`.
 
 use super::Loader;
-use crate::backend::{Backend, Epilogue};
+use crate::backend::{Backend, Epilogue, Error as BackendError, Grouping};
 use crate::checkpoint::{Config, Error};
 
 /// Where a head looks, relative to the position whose state it reads.
@@ -18,18 +18,13 @@ pub enum Offset {
     Down(usize),
 }
 
-struct Head<B: Backend> {
+/// All heads of a model, stacked: horizontal offsets first, then vertical ones.
+pub struct SpatialHeads<B: Backend> {
     w0: B::Weight,
     norm: B::Vector,
     w1: B::Weight,
     w3: B::Weight,
     w2: B::Weight,
-}
-
-/// All heads of a model.
-pub struct SpatialHeads<B: Backend> {
-    horizontal: Vec<Head<B>>,
-    vertical: Vec<Head<B>>,
     hidden: usize,
     intermediate: usize,
     eps: f32,
@@ -37,7 +32,7 @@ pub struct SpatialHeads<B: Backend> {
 
 /// Activations of the heads, allocated once.
 pub struct Scratch<B: Backend> {
-    normed: B::Tensor,
+    pub(crate) normed: B::Tensor,
     inner: B::Tensor,
 }
 
@@ -45,40 +40,36 @@ impl<B: Backend> SpatialHeads<B> {
     /// Loads `heads.*`.
     pub fn load(loader: &Loader<'_, B>, config: &Config) -> Result<Self, Error> {
         let (hidden, inner) = (config.hidden_size, config.spatial_heads.intermediate_size);
-        let head = |direction: &str, offset: usize| {
-            let name = |part: &str| format!("heads.{direction}.{offset}.{part}");
-            Ok(Head {
-                w0: loader.linear(&name("w0"), hidden, 2 * hidden)?,
-                norm: loader.vector(&name("norm.weight"), hidden)?,
-                w1: loader.linear(&name("w1"), inner, hidden)?,
-                w3: loader.linear(&name("w3"), inner, hidden)?,
-                w2: loader.linear(&name("w2"), hidden, inner)?,
-            })
+        let heads = config.spatial_heads;
+        let all = [("horizontal", heads.horizontal), ("vertical", heads.vertical)];
+        let all = || all.into_iter().flat_map(|(direction, count)| (1..=count).map(move |offset| (direction, offset)));
+        let names = |part: &str| all().map(|(d, offset)| format!("heads.{d}.{offset}.{part}")).collect::<Vec<_>>();
+        let stacked = |part: &str, n: usize, k: usize| {
+            loader.stacked(&names(part).into_iter().map(|name| (name, n)).collect::<Vec<_>>(), k)
         };
-        let all = |direction, count| (1..=count).map(|offset| head(direction, offset)).collect::<Result<_, Error>>();
         Ok(Self {
-            horizontal: all("horizontal", config.spatial_heads.horizontal)?,
-            vertical: all("vertical", config.spatial_heads.vertical)?,
+            w0: stacked("w0", hidden, 2 * hidden)?,
+            norm: loader.stacked_vector(&names("norm.weight"), hidden)?,
+            w1: stacked("w1", inner, hidden)?,
+            w3: stacked("w3", inner, hidden)?,
+            w2: stacked("w2", hidden, inner)?,
             hidden,
             intermediate: inner,
             eps: config.rms_norm_eps,
         })
     }
 
-    /// Scratch for up to `rows` source positions.
-    pub fn scratch(&self, backend: &B, rows: usize) -> Scratch<B> {
-        Scratch { normed: backend.tensor(rows, self.hidden), inner: backend.tensor(rows, self.intermediate) }
+    /// Scratch for up to `rows` source rows.
+    pub fn scratch(&self, backend: &B, rows: usize) -> Result<Scratch<B>, BackendError> {
+        Ok(Scratch { normed: backend.tensor(rows, self.hidden)?, inner: backend.tensor(rows, self.intermediate)? })
     }
 
-    /// Predicted hidden states `[rows, hidden]` at `offset` from sources `[rows, 2 * hidden]` (`[h; e]` per row).
-    pub fn predict(&self, backend: &B, offset: Offset, source: &B::Tensor, s: &mut Scratch<B>, out: &mut B::Tensor) {
-        let head = match offset {
-            Offset::Right(columns) => &self.horizontal[columns - 1],
-            Offset::Down(rows) => &self.vertical[rows - 1],
-        };
-        backend.linear(source, &head.w0, out, Epilogue::Store);
-        backend.rms_norm(out, &head.norm, self.eps, &mut s.normed);
-        backend.swiglu(&s.normed, &head.w1, &head.w3, &mut s.inner);
-        backend.linear(&s.inner, &head.w2, out, Epilogue::Add);
+    /// Predicted hidden states `[rows, hidden]` of the step's sources `[rows, 2 * hidden]` (`[h; e]` per row), each
+    /// by the head of its group.
+    pub fn predict(&self, backend: &B, step: &B::Step, source: &B::Tensor, s: &mut Scratch<B>, out: &mut B::Tensor) {
+        backend.linear(source, &self.w0, out, Epilogue::Store, Grouping::By(step));
+        backend.rms_norm(out, &self.norm, self.eps, &mut s.normed, Grouping::By(step));
+        backend.swiglu(&s.normed, &self.w1, &self.w3, &mut s.inner, Grouping::By(step));
+        backend.linear(&s.inner, &self.w2, out, Epilogue::Add, Grouping::By(step));
     }
 }

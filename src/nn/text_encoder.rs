@@ -1,7 +1,7 @@
 //! The bidirectional encoder of the prompt. It runs once per prompt, so its attention is a plain loop on the host.
 
 use super::Loader;
-use crate::backend::{Backend, Epilogue};
+use crate::backend::{Backend, Epilogue, Error as BackendError, Grouping};
 use crate::checkpoint::{Error, TextConfig};
 
 struct Layer<B: Backend> {
@@ -55,27 +55,27 @@ impl<B: Backend> TextEncoder<B> {
     }
 
     /// Encodes token ids (at most `max_positions`, each below `vocab_size`) to `[ids, hidden_size]`.
-    pub fn encode(&self, backend: &B, ids: &[u32]) -> B::Tensor {
+    pub fn encode(&self, backend: &B, ids: &[u32]) -> Result<B::Tensor, BackendError> {
         let (rows, hidden) = (ids.len(), self.config.hidden_size);
         let tensor = |cols| backend.tensor(rows, cols);
-        let (mut x, mut normed, mut mixed) = (tensor(hidden), tensor(hidden), tensor(hidden));
-        let (mut q, mut k, mut v) = (tensor(hidden), tensor(hidden), tensor(hidden));
-        let mut inner = tensor(self.config.intermediate_size);
+        let (mut x, mut normed, mut mixed) = (tensor(hidden)?, tensor(hidden)?, tensor(hidden)?);
+        let (mut q, mut k, mut v) = (tensor(hidden)?, tensor(hidden)?, tensor(hidden)?);
+        let mut inner = tensor(self.config.intermediate_size)?;
         backend.upload(&self.embedded(ids), &mut x);
         for layer in &self.layers {
-            backend.rms_norm(&x, &layer.input_norm, self.eps, &mut normed);
-            backend.linear(&normed, &layer.q, &mut q, Epilogue::Store);
-            backend.linear(&normed, &layer.k, &mut k, Epilogue::Store);
-            backend.linear(&normed, &layer.v, &mut v, Epilogue::Store);
-            let attended = self.attend(&backend.read(&q), &backend.read(&k), &backend.read(&v));
+            backend.rms_norm(&x, &layer.input_norm, self.eps, &mut normed, Grouping::One);
+            backend.linear(&normed, &layer.q, &mut q, Epilogue::Store, Grouping::One);
+            backend.linear(&normed, &layer.k, &mut k, Epilogue::Store, Grouping::One);
+            backend.linear(&normed, &layer.v, &mut v, Epilogue::Store, Grouping::One);
+            let attended = self.attend(&backend.read(&q)?, &backend.read(&k)?, &backend.read(&v)?);
             backend.upload(&attended, &mut mixed);
-            backend.linear(&mixed, &layer.o, &mut x, Epilogue::Add);
-            backend.rms_norm(&x, &layer.post_attention_norm, self.eps, &mut normed);
-            backend.swiglu(&normed, &layer.gate, &layer.up, &mut inner);
-            backend.linear(&inner, &layer.down, &mut x, Epilogue::Add);
+            backend.linear(&mixed, &layer.o, &mut x, Epilogue::Add, Grouping::One);
+            backend.rms_norm(&x, &layer.post_attention_norm, self.eps, &mut normed, Grouping::One);
+            backend.swiglu(&normed, &layer.gate, &layer.up, &mut inner, Grouping::One);
+            backend.linear(&inner, &layer.down, &mut x, Epilogue::Add, Grouping::One);
         }
-        backend.rms_norm(&x, &self.norm, self.eps, &mut normed);
-        normed
+        backend.rms_norm(&x, &self.norm, self.eps, &mut normed, Grouping::One);
+        Ok(normed)
     }
 
     fn embedded(&self, ids: &[u32]) -> Vec<f32> {

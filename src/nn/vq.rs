@@ -2,7 +2,7 @@
 
 use super::Loader;
 use super::conv::{Conv3x3, GroupNormSilu, Image, ResBlock};
-use crate::backend::Backend;
+use crate::backend::{Backend, Error as BackendError};
 use crate::checkpoint::{Error, VqConfig};
 use crate::grid::Grid;
 
@@ -46,31 +46,31 @@ impl<B: Backend> Vq<B> {
     }
 
     /// RGB pixels `[height * f, width * f, 3]` of a grid of tokens, each below the codebook's size.
-    pub fn decode(&self, backend: &B, tokens: &[u32], grid: Grid) -> Vec<u8> {
+    pub fn decode(&self, backend: &B, tokens: &[u32], grid: Grid) -> Result<Vec<u8>, BackendError> {
         let code = |token: &u32| &self.codebook[*token as usize * self.latent..][..self.latent];
         let latents: Vec<f32> = tokens.iter().flat_map(code).copied().collect();
-        let mut x = self.decoder.conv_in.forward(backend, &image(backend, &latents, (grid.height, grid.width)));
+        let mut x = self.decoder.conv_in.forward(backend, &image(backend, &latents, (grid.height, grid.width))?)?;
         for (level, blocks) in self.decoder.levels.iter().enumerate() {
             if level > 0 {
-                x = self.decoder.between[level - 1].forward(backend, &upsample(backend, &x));
+                x = self.decoder.between[level - 1].forward(backend, &upsample(backend, &x)?)?;
             }
-            x = blocks.iter().fold(x, |x, block| block.forward(backend, x));
+            x = blocks.iter().try_fold(x, |x, block| block.forward(backend, x))?;
         }
-        let out = self.decoder.finish(backend, &x);
-        backend.read(&out.data).iter().map(|&value| from_unit(value)).collect()
+        let out = self.decoder.finish(backend, &x)?;
+        Ok(backend.read(&out.data)?.iter().map(|&value| from_unit(value)).collect())
     }
 
     /// Tokens of RGB pixels `[height, width, 3]`; both sides are multiples of the downscale.
-    pub fn encode(&self, backend: &B, pixels: &[u8], size: (usize, usize)) -> Vec<u32> {
-        let mut x = self.encoder.conv_in.forward(backend, &image(backend, &to_unit(pixels), size));
+    pub fn encode(&self, backend: &B, pixels: &[u8], size: (usize, usize)) -> Result<Vec<u32>, BackendError> {
+        let mut x = self.encoder.conv_in.forward(backend, &image(backend, &to_unit(pixels), size)?)?;
         for (level, blocks) in self.encoder.levels.iter().enumerate() {
             if level > 0 {
-                x = self.encoder.between[level - 1].forward(backend, &x);
+                x = self.encoder.between[level - 1].forward(backend, &x)?;
             }
-            x = blocks.iter().fold(x, |x, block| block.forward(backend, x));
+            x = blocks.iter().try_fold(x, |x, block| block.forward(backend, x))?;
         }
-        let out = self.encoder.finish(backend, &x);
-        backend.read(&out.data).chunks_exact(self.latent).map(|latent| self.nearest(latent)).collect()
+        let out = self.encoder.finish(backend, &x)?;
+        Ok(backend.read(&out.data)?.chunks_exact(self.latent).map(|latent| self.nearest(latent)).collect())
     }
 
     fn nearest(&self, latent: &[f32]) -> u32 {
@@ -109,28 +109,25 @@ impl<B: Backend> Side<B> {
         })
     }
 
-    fn finish(&self, backend: &B, x: &Image<B>) -> Image<B> {
-        self.conv_out.forward(backend, &self.norm_out.forward(backend, x))
+    fn finish(&self, backend: &B, x: &Image<B>) -> Result<Image<B>, BackendError> {
+        self.conv_out.forward(backend, &self.norm_out.forward(backend, x)?)
     }
 }
 
 /// Uploads an image `[height * width, channels]`.
-pub(super) fn image<B: Backend>(backend: &B, data: &[f32], size: (usize, usize)) -> Image<B> {
+pub(super) fn image<B: Backend>(backend: &B, data: &[f32], size: (usize, usize)) -> Result<Image<B>, BackendError> {
     let pixels = size.0 * size.1;
-    let mut tensor = backend.tensor(pixels, data.len() / pixels);
+    let mut tensor = backend.tensor(pixels, data.len() / pixels)?;
     backend.upload(data, &mut tensor);
-    Image { data: tensor, size }
+    Ok(Image { data: tensor, channels: data.len() / pixels, size })
 }
 
 /// Nearest-neighbour upsampling by two.
-fn upsample<B: Backend>(backend: &B, x: &Image<B>) -> Image<B> {
-    let (height, width) = x.size;
-    let data = backend.read(&x.data);
-    let channels = data.len() / (height * width);
-    let pixel = |row: usize, col: usize| &data[(row / 2 * width + col / 2) * channels..][..channels];
-    let positions = (0..2 * height).flat_map(|row| (0..2 * width).map(move |col| (row, col)));
-    let doubled: Vec<f32> = positions.flat_map(|(row, col)| pixel(row, col)).copied().collect();
-    image(backend, &doubled, (2 * height, 2 * width))
+fn upsample<B: Backend>(backend: &B, x: &Image<B>) -> Result<Image<B>, BackendError> {
+    let size = (2 * x.size.0, 2 * x.size.1);
+    let mut data = backend.tensor(size.0 * size.1, x.channels)?;
+    backend.upsample(&x.data, x.size, &mut data);
+    Ok(Image { data, channels: x.channels, size })
 }
 
 /// Bytes to [-1, 1].

@@ -3,7 +3,7 @@
 use super::matmul::{self, Group, Kernel, Left, Segment, Tile};
 use super::memory::{Scratch, Shared};
 use super::parallel;
-use super::weight::{BLOCK, Weight};
+use super::weight::{BLOCK, Part};
 
 /// Geometry of a convolution over images `[h, w, cin]`.
 #[derive(Clone, Copy)]
@@ -22,7 +22,7 @@ impl Shape {
 
 /// `out = conv(x) + bias`. The images are rounded once into a copy with a border of zeros; then the patch of a
 /// pixel is three runs of it, one per kernel row, and its neighbour's patch starts `stride` pixels later.
-pub(super) fn conv3x3<K: Kernel>(kernel: K, x: &[f32], shape: Shape, weight: &Weight, bias: &[f32], out: &mut [f32]) {
+pub(super) fn conv3x3<K: Kernel>(kernel: K, x: &[f32], shape: Shape, weight: Part<'_>, bias: &[f32], out: &mut [f32]) {
     let Shape { h, w, stride, cin } = shape;
     let (out_h, out_w) = shape.out();
     let images = x.len() / (h * w * cin);

@@ -10,3 +10,18 @@ per_isa! {
         }
     }
 }
+
+/// Doubles images `[height, width, channels]` in both directions, by repetition.
+pub(super) fn upsample(x: &[f32], (height, width): (usize, usize), channels: usize, out: &mut [f32]) {
+    let (line, doubled) = (width * channels, 2 * width * channels);
+    let rows = x.chunks_exact(line).zip(out.chunks_exact_mut(2 * doubled));
+    debug_assert!(x.len().is_multiple_of(height * line));
+    for (x, out) in rows {
+        let (first, second) = out.split_at_mut(doubled);
+        for (pixel, pair) in x.chunks_exact(channels).zip(first.chunks_exact_mut(2 * channels)) {
+            pair[..channels].copy_from_slice(pixel);
+            pair[channels..].copy_from_slice(pixel);
+        }
+        second.copy_from_slice(first);
+    }
+}

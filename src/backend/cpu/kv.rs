@@ -2,7 +2,7 @@
 
 use super::memory::{Aligned, Shared};
 use super::{lanes, parallel};
-use crate::backend::{AttentionShape, Layout, PAGE, Slot};
+use crate::backend::{AttentionShape, Error, Layout, PAGE, Slot};
 use std::ops::Range;
 
 /// Keys and values of all layers, bf16.
@@ -19,7 +19,7 @@ pub struct KvPool {
 }
 
 impl KvPool {
-    pub(super) fn new(layers: usize, pages: usize, shape: AttentionShape) -> Self {
+    pub(super) fn new(layers: usize, pages: usize, shape: AttentionShape) -> Result<Self, Error> {
         assert!(shape.head_dim.is_multiple_of(4), "head_dim {} is not a multiple of 4", shape.head_dim);
         assert!(
             shape.kv_heads > 0 && shape.heads.is_multiple_of(shape.kv_heads),
@@ -27,8 +27,9 @@ impl KvPool {
             shape.heads,
             shape.kv_heads
         );
-        let values = layers * pages * shape.kv_heads * PAGE * shape.head_dim;
-        Self { keys: Aligned::zeroed(values / 2), values: Aligned::zeroed(values), shape, layers, pages }
+        let values = layers * pages * PAGE * shape.key();
+        let (keys, values) = (Aligned::zeroed(values / 2, "the KV cache")?, Aligned::zeroed(values, "the KV cache")?);
+        Ok(Self { keys, values, shape, layers, pages })
     }
 
     /// Heads of the layers.
@@ -73,27 +74,27 @@ impl KvPool {
         self.pages
     }
 
-    /// Rounds the rows of `k` and `v` into their slots.
-    pub(super) fn store(&mut self, layer: usize, layout: &Layout, k: &[f32], v: &[f32]) {
+    /// Rounds the keys and values of rows `[queries, keys, values]` into their slots.
+    pub(super) fn store(&mut self, layer: usize, layout: &Layout, qkv: &[f32]) {
         let (all, len, pages) = (self.layer(layer), self.head_len(), self.pages);
         let AttentionShape { kv_heads, head_dim, .. } = self.shape;
+        let (query, key, cols) = (self.shape.query(), self.shape.key(), self.shape.qkv());
         let keys = Shared::new(&mut self.keys.as_mut_slice()[all.start / 2..all.end / 2], len / 2);
         let values = Shared::new(&mut self.values.as_mut_slice()[all], len);
         // By head rather than by row: two rows may share a cache line of keys, and a careless layout even a slot.
-        let threads = parallel::threads_for(k.len() as f64);
+        let threads = parallel::threads_for((layout.rows.len() * key) as f64);
         parallel::for_each(threads, kv_heads, |head| {
-            let source = |x: &[f32], row: usize| row * kv_heads * head_dim + head * head_dim..x.len();
             for (row, place) in layout.rows.iter().enumerate() {
                 let (page, offset) = locate(layout, place.sequence, place.slot);
                 assert!(page < pages, "page {page} of {pages}");
                 // SAFETY: a head of a page is one row of the storage, and each head belongs to one task.
                 let (keys, values) =
                     unsafe { (keys.part(head * pages + page, 0, len / 2), values.part(head * pages + page, 0, len)) };
-                let k = &k[source(k, row)][..head_dim];
+                let k = &qkv[row * cols + query + head * head_dim..][..head_dim];
                 for (pair, k) in keys.chunks_exact_mut(PAGE).zip(k.chunks_exact(2)) {
                     pair[offset] = u32::from(lanes::to_bf16(k[0])) | u32::from(lanes::to_bf16(k[1])) << 16;
                 }
-                let v = &v[source(v, row)][..head_dim];
+                let v = &qkv[row * cols + query + key + head * head_dim..][..head_dim];
                 for (value, &v) in values[offset * head_dim..][..head_dim].iter_mut().zip(v) {
                     *value = lanes::to_bf16(v);
                 }
@@ -108,6 +109,7 @@ fn locate(layout: &Layout, sequence: u32, slot: Slot) -> (usize, usize) {
     let (pages, index) = match slot {
         Slot::Prefix(i) => (&table.prefix, i as usize),
         Slot::Grid(p) => (&table.grid, p as usize),
+        Slot::Scratch { slot, .. } => (&table.scratch, slot as usize),
     };
     (pages[index / PAGE] as usize, index % PAGE)
 }

@@ -1,5 +1,6 @@
 //! Aligned memory: huge-page buffers for weights, cache-line vectors for activations, per-thread scratch.
 
+use crate::backend::Error;
 use bytemuck::{Pod, Zeroable};
 use std::cell::RefCell;
 use std::marker::PhantomData;
@@ -25,20 +26,38 @@ enum Storage {
 /// 4 KiB pages spend a good part of their time in the TLB.
 const MAPPED_BYTES: usize = 4 << 20;
 
+/// Bytes that can be allocated without pushing others out, where the system says so.
+fn available() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kibibytes| kibibytes * 1024)
+}
+
 impl<T: Pod> Aligned<T> {
-    pub(super) fn zeroed(len: usize) -> Self {
-        let bytes = len.checked_mul(size_of::<T>()).expect("buffer size overflows");
-        let mapped = if bytes >= MAPPED_BYTES { memmap2::MmapMut::map_anon(bytes).ok() } else { None };
-        let storage = match mapped {
-            Some(map) => {
+    /// `what` is for the error.
+    pub(super) fn zeroed(len: usize, what: &str) -> Result<Self, Error> {
+        let refused = |needed: u64| Error::OutOfMemory {
+            what: what.into(),
+            needed,
+            free: available().unwrap_or(0),
+            device: "cpu".into(),
+        };
+        let bytes = len.checked_mul(size_of::<T>()).ok_or_else(|| refused(u64::MAX))?;
+        let storage = match bytes {
+            MAPPED_BYTES.. => {
+                // Overcommitted memory is refused here, not killed later.
+                if available().is_some_and(|free| bytes as u64 > free) {
+                    return Err(refused(bytes as u64));
+                }
+                let map = memmap2::MmapMut::map_anon(bytes).map_err(|_| refused(bytes as u64))?;
                 // Only a hint: without huge pages the buffer is slower, not wrong.
                 #[cfg(target_os = "linux")]
                 let _ = map.advise(memmap2::Advice::HugePage);
                 Storage::Mapped(map)
             }
-            None => Storage::Lines(vec![Line::zeroed(); bytes.div_ceil(size_of::<Line>())]),
+            _ => Storage::Lines(vec![Line::zeroed(); bytes.div_ceil(size_of::<Line>())]),
         };
-        Self { storage, len, of: PhantomData }
+        Ok(Self { storage, len, of: PhantomData })
     }
 
     pub(super) fn as_slice(&self) -> &[T] {

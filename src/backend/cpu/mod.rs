@@ -6,6 +6,7 @@
 
 mod attention;
 mod conv;
+mod draw;
 mod elementwise;
 mod isa;
 mod kv;
@@ -15,22 +16,28 @@ mod memory;
 mod norm;
 mod parallel;
 mod rotary;
+mod rows;
 mod visible;
 mod weight;
 
 #[cfg(test)]
 mod tests;
 
+pub use draw::Canvas;
 pub use isa::Isa;
 pub use kv::KvPool;
 pub use weight::Weight;
 
-use super::{AttentionShape, Backend, Epilogue, GroupNorm, Layout, Rotary};
+use super::{
+    AttentionShape, Backend, Capacity, Drawn, Embedding, Epilogue, Error, GroupNorm, Grouping, PAGE, Phase, Rotary,
+    Step,
+};
 use half::bf16;
 use isa::Level;
 use matmul::with_kernel;
 use memory::Aligned;
 use std::borrow::Cow;
+use std::ops::Range;
 
 /// Runs the network on this machine's processor, with as many threads as the caller's rayon pool has.
 pub struct CpuBackend {
@@ -90,6 +97,14 @@ impl CpuBackend {
         Level::new(isa).map(|level| Self { level, rotary: rotary::Tables::default() })
     }
 
+    /// The weight that each group of rows uses, and the rows.
+    fn groups(&self, rows: usize, groups: Grouping<'_, Step>) -> (usize, Vec<Range<usize>>) {
+        let Grouping::By(step) = groups else { return (1, vec![0..rows]) };
+        assert_eq!(step.groups.last().map(|&end| end as usize), Some(rows), "groups do not cover the rows");
+        let ranges = step.groups.windows(2).map(|pair| pair[0] as usize..pair[1] as usize);
+        (step.groups.len() - 1, ranges.collect())
+    }
+
     /// The instruction set in use.
     pub fn isa(&self) -> Isa {
         self.level.isa()
@@ -107,25 +122,39 @@ impl Backend for CpuBackend {
     type Weight = Weight;
     type Vector = Vector;
     type KvPool = KvPool;
+    type Step = Step;
+    type Canvas = Canvas;
 
     fn name(&self) -> String {
         format!("cpu ({}, {} threads)", self.level.isa(), rayon::current_num_threads())
     }
 
-    fn weight(&self, data: &[bf16], n: usize, k: usize) -> Weight {
+    fn weight(&self, data: &[bf16], n: usize, k: usize) -> Result<Weight, Error> {
         Weight::pack(data, n, k)
     }
 
-    fn vector(&self, data: &[bf16]) -> Vector {
-        Vector(data.iter().map(|v| v.to_f32()).collect())
+    fn vector(&self, data: &[bf16]) -> Result<Vector, Error> {
+        Ok(Vector(data.iter().map(|v| v.to_f32()).collect()))
     }
 
-    fn tensor(&self, max_rows: usize, cols: usize) -> Tensor {
-        Tensor { data: Aligned::zeroed(max_rows * cols), rows: 0, cols, max_rows }
+    fn tensor(&self, max_rows: usize, cols: usize) -> Result<Tensor, Error> {
+        Ok(Tensor { data: Aligned::zeroed(max_rows.saturating_mul(cols), "activations")?, rows: 0, cols, max_rows })
     }
 
-    fn kv_pool(&self, layers: usize, pages: usize, shape: AttentionShape) -> KvPool {
+    fn kv_pool(&self, layers: usize, pages: usize, shape: AttentionShape) -> Result<KvPool, Error> {
         KvPool::new(layers, pages, shape)
+    }
+
+    fn kv_bytes(&self, layers: usize, pages: usize, shape: AttentionShape) -> u64 {
+        2 * 2 * (layers * pages * PAGE * shape.key()) as u64
+    }
+
+    fn step(&self, _: Capacity) -> Result<Step, Error> {
+        Ok(Step::default())
+    }
+
+    fn canvas(&self, images: usize, positions: usize, vocab: usize, _: bool) -> Result<Canvas, Error> {
+        Ok(Canvas::new(images, positions, vocab))
     }
 
     fn upload(&self, data: &[f32], out: &mut Tensor) {
@@ -133,66 +162,134 @@ impl Backend for CpuBackend {
         out.reshape(data.len() / out.cols, out.cols).copy_from_slice(data);
     }
 
-    fn read<'a>(&self, x: &'a Tensor) -> Cow<'a, [f32]> {
-        Cow::Borrowed(x.get())
+    fn read<'a>(&self, x: &'a Tensor) -> Result<Cow<'a, [f32]>, Error> {
+        Ok(Cow::Borrowed(x.get()))
     }
 
-    fn linear(&self, x: &Tensor, w: &Weight, out: &mut Tensor, epilogue: Epilogue) {
+    fn set_step(&self, host: Step, step: &mut Step) -> Result<(), Error> {
+        *step = host;
+        Ok(())
+    }
+
+    fn run(&self, step: &mut Step, ops: &mut dyn FnMut(&Self, &Step)) {
+        ops(self, step);
+    }
+
+    fn linear(&self, x: &Tensor, w: &Weight, out: &mut Tensor, epilogue: Epilogue, groups: Grouping<'_, Step>) {
         assert_eq!(x.cols, w.k(), "input has {} columns, the weight wants {}", x.cols, w.k());
         if epilogue == Epilogue::Add {
             assert_eq!(out.rows, x.rows, "adding {} rows to {}", x.rows, out.rows);
         }
-        let out = out.reshape(x.rows, w.n());
-        with_kernel!(self.level, kernel => matmul::linear(kernel, x.get(), w, out, epilogue));
+        let (count, ranges) = self.groups(x.rows, groups);
+        let n = w.n() / count;
+        let out = out.reshape(x.rows, n);
+        for (group, rows) in ranges.into_iter().enumerate() {
+            let x = &x.get()[rows.start * x.cols..rows.end * x.cols];
+            let out = &mut out[rows.start * n..rows.end * n];
+            let part = if count == 1 { w.whole() } else { w.part(group, count) };
+            with_kernel!(self.level, kernel => matmul::linear(kernel, x, part, out, epilogue));
+        }
     }
 
-    fn swiglu(&self, x: &Tensor, gate: &Weight, up: &Weight, out: &mut Tensor) {
+    fn swiglu(&self, x: &Tensor, gate: &Weight, up: &Weight, out: &mut Tensor, groups: Grouping<'_, Step>) {
         assert_eq!((x.cols, x.cols), (gate.k(), up.k()), "input has {} columns", x.cols);
         assert_eq!(gate.n(), up.n(), "gate and up differ in size");
-        let out = out.reshape(x.rows, gate.n());
-        with_kernel!(self.level, kernel => matmul::swiglu(kernel, x.get(), gate, up, out));
+        let (count, ranges) = self.groups(x.rows, groups);
+        let n = gate.n() / count;
+        let out = out.reshape(x.rows, n);
+        for (group, rows) in ranges.into_iter().enumerate() {
+            let x = &x.get()[rows.start * x.cols..rows.end * x.cols];
+            let out = &mut out[rows.start * n..rows.end * n];
+            let [gate, up] = [gate, up].map(|w| if count == 1 { w.whole() } else { w.part(group, count) });
+            with_kernel!(self.level, kernel => matmul::swiglu(kernel, x, gate, up, out));
+        }
     }
 
-    fn rms_norm(&self, x: &Tensor, weight: &Vector, eps: f32, out: &mut Tensor) {
-        assert_eq!(x.cols, weight.0.len(), "norm weight does not fit");
-        norm::rms_norm(self.level, x.get(), &weight.0, eps, out.reshape(x.rows, x.cols));
+    fn rms_norm(&self, x: &Tensor, weight: &Vector, eps: f32, out: &mut Tensor, groups: Grouping<'_, Step>) {
+        let (count, ranges) = self.groups(x.rows, groups);
+        assert_eq!(x.cols * count, weight.0.len(), "norm weight does not fit");
+        let out = out.reshape(x.rows, x.cols);
+        for (weight, rows) in weight.0.chunks_exact(x.cols).zip(ranges) {
+            let all = rows.start * x.cols..rows.end * x.cols;
+            norm::rms_norm(self.level, &x.get()[all.clone()], weight, eps, &mut out[all]);
+        }
     }
 
     fn rotate_and_store(
         &self,
-        q: &mut Tensor,
-        k: &mut Tensor,
-        v: &Tensor,
+        qkv: &mut Tensor,
         qk_norm: Option<(&Vector, &Vector, f32)>,
         rotary: Rotary,
-        layout: &Layout,
+        step: &Step,
         layer: usize,
         kv: &mut KvPool,
     ) {
-        let AttentionShape { heads, kv_heads, head_dim } = kv.shape();
-        let rows = layout.rows.len();
-        assert_eq!((q.rows, q.cols), (rows, heads * head_dim), "q does not fit layout and cache");
-        assert_eq!((k.rows, k.cols), (rows, kv_heads * head_dim), "k does not fit layout and cache");
-        assert_eq!((v.rows, v.cols), (rows, kv_heads * head_dim), "v does not fit layout and cache");
-        for (x, norm) in [(q, qk_norm.map(|n| (n.0, n.2))), (&mut *k, qk_norm.map(|n| (n.1, n.2)))] {
+        let (shape, layout) = (kv.shape(), &step.layout);
+        assert_eq!((qkv.rows, qkv.cols), (layout.rows.len(), shape.qkv()), "qkv does not fit step and cache");
+        let (query, key, head_dim) = (shape.query(), shape.key(), shape.head_dim);
+        let parts = [(0..query, qk_norm.map(|n| (n.0, n.2))), (query..query + key, qk_norm.map(|n| (n.1, n.2)))];
+        for (range, norm) in parts {
             let norm = norm.map(|(weight, eps)| {
                 assert_eq!(weight.0.len(), head_dim, "norm weight does not fit a head");
                 (&weight.0[..], eps)
             });
-            rotary::rotate(self.level, &self.rotary, rotary, layout, x.get_mut(), head_dim, norm);
+            let heads = rotary::Heads { cols: qkv.cols, x: qkv.get_mut(), range, head_dim };
+            rotary::rotate(self.level, &self.rotary, rotary, layout, heads, norm);
         }
-        kv.store(layer, layout, k.get(), v.get());
+        kv.store(layer, layout, qkv.get());
     }
 
-    fn attention(&self, q: &Tensor, layout: &Layout, layer: usize, kv: &KvPool, out: &mut Tensor) {
-        let cols = kv.shape().heads * kv.shape().head_dim;
-        assert_eq!((q.rows, q.cols), (layout.rows.len(), cols), "q does not fit layout and cache");
-        let out = out.reshape(q.rows, cols);
-        with_kernel!(self.level, kernel => attention::attention(kernel, q.get(), layout, layer, kv, out));
+    fn attention(&self, qkv: &Tensor, step: &Step, layer: usize, kv: &KvPool, out: &mut Tensor) {
+        let (shape, layout) = (kv.shape(), &step.layout);
+        assert_eq!((qkv.rows, qkv.cols), (layout.rows.len(), shape.qkv()), "qkv does not fit step and cache");
+        let out = out.reshape(qkv.rows, shape.query());
+        with_kernel!(self.level, kernel => attention::attention(kernel, qkv.get(), layout, layer, kv, out));
     }
 
     fn copy_page(&self, kv: &mut KvPool, from: u32, to: u32) {
         kv.copy_page(from, to);
+    }
+
+    fn add(&self, x: &mut Tensor, y: &Tensor) {
+        assert_eq!((x.rows, x.cols), (y.rows, y.cols), "adding tensors of different sizes");
+        elementwise::add(self.level, x.get_mut(), y.get());
+    }
+
+    fn embed(&self, step: &Step, tables: Embedding<'_, Tensor>, canvas: &Canvas, out: &mut Tensor) {
+        rows::embed(step, tables, canvas, out);
+    }
+
+    fn keep_states(&self, step: &Step, x: &Tensor, positions: usize, states: &mut Tensor) {
+        rows::keep_states(step, x, positions, states);
+    }
+
+    fn select(&self, step: &Step, x: &Tensor, out: &mut Tensor) {
+        rows::select(&step.predictions, x, out);
+    }
+
+    fn gather_sources(&self, step: &Step, states: &Tensor, tokens: &Tensor, canvas: &Canvas, out: &mut Tensor) {
+        rows::gather_sources(step, states, tokens, canvas, out);
+    }
+
+    fn copy_rows(&self, step: &Step, logits: &mut Tensor) {
+        rows::copy_rows(step, logits);
+    }
+
+    fn draw(&self, step: &Step, phase: Phase, logits: &Tensor, canvas: &mut Canvas) {
+        draw::draw(step, phase, logits, canvas);
+    }
+
+    fn drawn(&self, _: &Step, canvas: &Canvas) -> Result<Vec<Drawn>, Error> {
+        canvas.drawn()
+    }
+
+    fn tokens(&self, canvas: &Canvas, image: usize) -> Result<Vec<u32>, Error> {
+        Ok(canvas.image(image).to_vec())
+    }
+
+    fn set_tokens(&self, canvas: &mut Canvas, image: usize, tokens: &[u32]) -> Result<(), Error> {
+        canvas.set_image(image, tokens);
+        Ok(())
     }
 
     fn conv3x3(&self, x: &Tensor, size: (usize, usize), stride: usize, w: &Weight, bias: &Vector, out: &mut Tensor) {
@@ -203,7 +300,7 @@ impl Backend for CpuBackend {
         assert!(x.rows.is_multiple_of(size.0 * size.1), "{} rows are no images of {size:?}", x.rows);
         let rows = x.rows / (size.0 * size.1) * size.0.div_ceil(stride) * size.1.div_ceil(stride);
         let out = out.reshape(rows, w.n());
-        with_kernel!(self.level, kernel => conv::conv3x3(kernel, x.get(), shape, w, &bias.0, out));
+        with_kernel!(self.level, kernel => conv::conv3x3(kernel, x.get(), shape, w.whole(), &bias.0, out));
     }
 
     fn group_norm(&self, x: &Tensor, pixels: usize, norm: GroupNorm, weight: &Vector, bias: &Vector, out: &mut Tensor) {
@@ -215,8 +312,8 @@ impl Backend for CpuBackend {
         norm::group_norm(self.level, x.get(), pixels, norm, out.reshape(x.rows, x.cols));
     }
 
-    fn add(&self, x: &mut Tensor, y: &Tensor) {
-        assert_eq!((x.rows, x.cols), (y.rows, y.cols), "adding tensors of different sizes");
-        elementwise::add(self.level, x.get_mut(), y.get());
+    fn upsample(&self, x: &Tensor, size: (usize, usize), out: &mut Tensor) {
+        assert!(size.0 * size.1 > 0 && x.rows.is_multiple_of(size.0 * size.1), "{} rows are no images", x.rows);
+        elementwise::upsample(x.get(), size, x.cols, out.reshape(4 * x.rows, x.cols));
     }
 }

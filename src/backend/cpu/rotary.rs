@@ -3,7 +3,8 @@
 use super::isa::{Level, per_isa};
 use super::memory::Shared;
 use super::{norm, parallel};
-use crate::backend::{Layout, Rotary, Slot};
+use crate::backend::{Axes, Layout, Pairing, Rotary, Slot};
+use std::ops::Range;
 use std::sync::{Arc, RwLock};
 
 /// Cosines and sines by coordinate: row c holds `quarter` cosines, then `quarter` sines.
@@ -77,36 +78,46 @@ fn coordinates(layout: &Layout, row: usize) -> (usize, usize) {
     let place = layout.rows[row];
     match place.slot {
         Slot::Prefix(_) => (0, 0),
-        Slot::Grid(p) => {
+        Slot::Grid(p) | Slot::Scratch { at: p, .. } => {
             let width = layout.sequences[place.sequence as usize].width;
             (p as usize / width + 1, p as usize % width + 1)
         }
     }
 }
 
-/// Normalises (when `weight` is given) and rotates every head of `[rows, heads * head_dim]`.
+/// Columns of a matrix that are heads.
+pub(super) struct Heads<'a> {
+    /// `[rows, cols]`
+    pub(super) x: &'a mut [f32],
+    pub(super) cols: usize,
+    /// Those that are heads of `head_dim`.
+    pub(super) range: Range<usize>,
+    pub(super) head_dim: usize,
+}
+
+/// Normalises (when `norm` is given) and rotates heads.
 pub(super) fn rotate(
     level: Level,
     tables: &Tables,
     rotary: Rotary,
     layout: &Layout,
-    x: &mut [f32],
-    head_dim: usize,
+    heads: Heads<'_>,
     norm: Option<(&[f32], f32)>,
 ) {
+    assert_eq!((rotary.axes, rotary.pairing), (Axes::Two, Pairing::Halves), "not yet");
+    let Heads { x, cols, range, head_dim } = heads;
     let rows = layout.rows.len();
-    let Some(cols) = x.len().checked_div(rows) else { return };
     let most = (0..rows).map(|row| coordinates(layout, row)).fold(0, |most, (y, x)| most.max(y).max(x));
     let table = tables.get(rotary.theta, head_dim / 4, most + 1);
     let (weight, eps) = norm.unwrap_or((&[], 0.0));
-    let threads = parallel::threads_for(x.len() as f64 / 2.0);
+    let threads = parallel::threads_for((rows * range.len()) as f64 / 2.0);
     let tasks = if threads == 1 { 1 } else { rows.div_ceil(16) };
     let x = Shared::new(x, cols);
     parallel::for_each(threads, tasks, |t| {
         for row in rows * t / tasks..rows * (t + 1) / tasks {
             let (cy, cx) = coordinates(layout, row);
             // SAFETY: every row belongs to one task.
-            let heads = unsafe { x.part(row, 0, cols) };
+            let heads = unsafe { x.part(row, range.start, range.len()) };
             for head in heads.chunks_exact_mut(head_dim) {
                 rotate_head(level, head, weight, eps, table.at(cy), table.at(cx));
             }

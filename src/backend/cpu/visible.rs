@@ -34,6 +34,7 @@ impl Frontiers {
                 let p = p as usize;
                 View { table, masks, prefix: table.prefix_len, row: p - p % table.width, end: p + 1 }
             }
+            Slot::Scratch { .. } => unimplemented!("draft trees"),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Packed weights.
 
 use super::memory::Aligned;
+use crate::backend::Error;
 use half::bf16;
 
 /// Outputs of one block: the lanes of one 512-bit accumulator.
@@ -16,10 +17,10 @@ pub struct Weight {
 }
 
 impl Weight {
-    pub(super) fn pack(source: &[bf16], n: usize, k: usize) -> Self {
+    pub(super) fn pack(source: &[bf16], n: usize, k: usize) -> Result<Self, Error> {
         assert_eq!(source.len(), n * k, "weight is not [{n}, {k}]");
         let pairs = k.div_ceil(2);
-        let mut data = Aligned::<u32>::zeroed(n.div_ceil(BLOCK) * pairs * BLOCK);
+        let mut data = Aligned::<u32>::zeroed(n.div_ceil(BLOCK) * pairs * BLOCK, "a weight")?;
         for (block, packed) in data.as_mut_slice().chunks_exact_mut((pairs * BLOCK).max(1)).enumerate() {
             for (lane, row) in source[block * BLOCK * k..].chunks_exact(k).take(BLOCK).enumerate() {
                 for (pair, values) in row.chunks(2).enumerate() {
@@ -28,7 +29,7 @@ impl Weight {
                 }
             }
         }
-        Self { data, n, k }
+        Ok(Self { data, n, k })
     }
 
     /// Outputs.
@@ -41,18 +42,49 @@ impl Weight {
         self.k
     }
 
-    pub(super) fn pairs(&self) -> usize {
-        self.k.div_ceil(2)
+    /// All of it.
+    pub(super) fn whole(&self) -> Part<'_> {
+        Part { weight: self, first: 0, n: self.n }
     }
 
-    pub(super) fn blocks(&self) -> usize {
+    /// Part `index` of `count` weights that are stacked in this one.
+    pub(super) fn part(&self, index: usize, count: usize) -> Part<'_> {
+        let n = self.n / count;
+        assert!(n * count == self.n && n.is_multiple_of(BLOCK), "{} outputs are no {count} stacked weights", self.n);
+        Part { weight: self, first: index * n / BLOCK, n }
+    }
+}
+
+/// Consecutive outputs of a weight, from the start of a block on.
+#[derive(Clone, Copy)]
+pub(super) struct Part<'a> {
+    weight: &'a Weight,
+    /// First block.
+    first: usize,
+    n: usize,
+}
+
+impl<'a> Part<'a> {
+    pub(super) fn n(self) -> usize {
+        self.n
+    }
+
+    pub(super) fn k(self) -> usize {
+        self.weight.k
+    }
+
+    pub(super) fn pairs(self) -> usize {
+        self.weight.k.div_ceil(2)
+    }
+
+    pub(super) fn blocks(self) -> usize {
         self.n.div_ceil(BLOCK)
     }
 
     /// The pairs of outputs `16 * block ..`.
-    pub(super) fn block(&self, block: usize) -> &[u32] {
+    pub(super) fn block(self, block: usize) -> &'a [u32] {
         let len = self.pairs() * BLOCK;
-        &self.data.as_slice()[block * len..][..len]
+        &self.weight.data.as_slice()[(self.first + block) * len..][..len]
     }
 }
 
@@ -64,7 +96,8 @@ mod tests {
     fn packing_keeps_every_weight_and_pads_with_zeros() {
         for (n, k) in [(1, 1), (16, 2), (17, 5), (33, 64), (48, 7)] {
             let source: Vec<bf16> = (0..n * k).map(|i| bf16::from_bits(i as u16 + 1)).collect();
-            let weight = Weight::pack(&source, n, k);
+            let weight = Weight::pack(&source, n, k).unwrap();
+            let weight = weight.whole();
             assert_eq!(weight.blocks(), n.div_ceil(16));
             for row in 0..weight.blocks() * 16 {
                 for col in 0..weight.pairs() * 2 {

@@ -58,8 +58,15 @@ pub(super) struct Seen {
     masks: [u16; MAX_ROWS],
 }
 
-/// `out = softmax(q K^T / sqrt(head_dim)) V`.
-pub(super) fn attention<K: Values>(kernel: K, q: &[f32], layout: &Layout, layer: usize, kv: &KvPool, out: &mut [f32]) {
+/// `out = softmax(q K^T / sqrt(head_dim)) V`, the queries being the first columns of `qkv`.
+pub(super) fn attention<K: Values>(
+    kernel: K,
+    qkv: &[f32],
+    layout: &Layout,
+    layer: usize,
+    kv: &KvPool,
+    out: &mut [f32],
+) {
     let AttentionShape { heads, kv_heads, head_dim } = kv.shape();
     let frontiers = Frontiers::new(layout);
     let tiles = tiles(&layout.rows, (TILE / (heads / kv_heads)).max(1));
@@ -74,7 +81,7 @@ pub(super) fn attention<K: Values>(kernel: K, q: &[f32], layout: &Layout, layer:
     let out = Shared::new(out, heads * head_dim);
     parallel::for_each(threads, tiles.len() * splits, |t| {
         let (rows, split) = (tiles[t / splits].clone(), t % splits);
-        let task = Task { kernel, q, layout, frontiers: &frontiers, kv, layer, rows };
+        let task = Task { kernel, qkv, layout, frontiers: &frontiers, kv, layer, rows };
         let mut scratch = [Scratch::take(), Scratch::take()];
         let [pages, work] = &mut scratch;
         let seen = task.seen(pages);
@@ -99,7 +106,7 @@ fn tiles(rows: &[RowPlace], most: usize) -> Vec<Range<usize>> {
 /// A tile of rows of one sequence.
 struct Task<'a, K> {
     kernel: K,
-    q: &'a [f32],
+    qkv: &'a [f32],
     layout: &'a Layout,
     frontiers: &'a Frontiers,
     kv: &'a KvPool,
@@ -124,7 +131,7 @@ impl<K: Values> Task<'_, K> {
             let queries = queries.slice::<K::Pair>(items * head_dim / 2);
             for (i, pairs) in queries.chunks_exact_mut(head_dim / 2).enumerate() {
                 let (row, col) = item(i);
-                self.kernel.round(&self.q[row * heads * head_dim + col..][..head_dim], pairs);
+                self.kernel.round(&self.qkv[row * self.kv.shape().qkv() + col..][..head_dim], pairs);
             }
             let keys = seen.len() * PAGE;
             let (p, sums) = scratch.slice::<f32>(items * (keys + head_dim)).split_at_mut(items * keys);

@@ -22,7 +22,7 @@ use super::isa::per_isa;
 use super::lanes::{self, LANES};
 use super::memory::{Scratch, Shared};
 use super::parallel;
-use super::weight::{BLOCK, Weight};
+use super::weight::{BLOCK, Part};
 use crate::backend::Epilogue;
 use std::ops::Range;
 
@@ -130,7 +130,7 @@ fn segments(pairs: usize, single_tile: bool) -> Vec<Segment> {
 }
 
 /// `out (+)= x w^T`.
-pub(super) fn linear<K: Kernel>(kernel: K, x: &[f32], w: &Weight, out: &mut [f32], epilogue: Epilogue) {
+pub(super) fn linear<K: Kernel>(kernel: K, x: &[f32], w: Part<'_>, out: &mut [f32], epilogue: Epilogue) {
     product(kernel, x, w.k(), &[w], out, w.n(), &|acc: &[f32], _, out: &mut [f32]| match epilogue {
         Epilogue::Store => out.copy_from_slice(&acc[..out.len()]),
         Epilogue::Add => out.iter_mut().zip(acc).for_each(|(o, a)| *o += a),
@@ -138,7 +138,7 @@ pub(super) fn linear<K: Kernel>(kernel: K, x: &[f32], w: &Weight, out: &mut [f32
 }
 
 /// `out = silu(x gate^T) * (x up^T)`.
-pub(super) fn swiglu<K: Kernel>(kernel: K, x: &[f32], gate: &Weight, up: &Weight, out: &mut [f32]) {
+pub(super) fn swiglu<K: Kernel>(kernel: K, x: &[f32], gate: Part<'_>, up: Part<'_>, out: &mut [f32]) {
     let level = kernel.level();
     product(kernel, x, gate.k(), &[gate, up], out, gate.n(), &|gate: &[f32], up: &[f32], out: &mut [f32]| {
         swish(level, gate, up, out);
@@ -160,7 +160,7 @@ fn product<K: Kernel>(
     kernel: K,
     x: &[f32],
     k: usize,
-    weights: &[&Weight],
+    weights: &[Part<'_>],
     out: &mut [f32],
     n: usize,
     finish: &(impl Fn(&[f32], &[f32], &mut [f32]) + Sync),

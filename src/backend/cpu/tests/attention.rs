@@ -1,7 +1,7 @@
 //! Rotary, cache and attention.
 
 use super::*;
-use crate::backend::PAGE;
+use crate::backend::{Axes, PAGE, Pairing};
 
 /// Shared and own key heads; head dimensions that fill vectors and that do not.
 const SHAPES: [AttentionShape; 3] = [
@@ -9,7 +9,7 @@ const SHAPES: [AttentionShape; 3] = [
     AttentionShape { heads: 2, kv_heads: 2, head_dim: 32 },
     AttentionShape { heads: 8, kv_heads: 1, head_dim: 76 },
 ];
-const ROTARY: Rotary = Rotary { theta: 100.0 };
+const ROTARY: Rotary = Rotary { theta: 100.0, axes: Axes::Two, pairing: Pairing::Halves };
 const WIDTH: usize = 7;
 const HEIGHT: usize = 9;
 
@@ -23,6 +23,7 @@ fn table(index: usize, prefix_len: usize, frontier: &[u32]) -> PageTable {
         grid: (0..grid_pages as u32).map(|i| base + 9 - i).collect(),
         width: WIDTH,
         frontier: frontier.to_vec(),
+        ..PageTable::default()
     }
 }
 
@@ -44,6 +45,21 @@ fn cases() -> Vec<(CpuBackend, AttentionShape)> {
     backends().into_iter().flat_map(|b| SHAPES.map(|s| (CpuBackend::with_isa(b.isa()).unwrap(), s))).collect()
 }
 
+/// The rows of a matrix, their columns from one to another.
+fn columns(x: &[f32], cols: usize, range: std::ops::Range<usize>) -> Vec<f32> {
+    x.chunks(cols).flat_map(|row| row[range.clone()].to_vec()).collect()
+}
+
+/// A matrix of rows `[queries, keys, values]`.
+fn side_by_side(shape: AttentionShape, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32> {
+    let rows = q.chunks(shape.query()).zip(k.chunks(shape.key())).zip(v.chunks(shape.key()));
+    rows.flat_map(|((q, k), v)| [q, k, v].concat()).collect()
+}
+
+fn step(layout: &Layout) -> Step {
+    Step { layout: layout.clone(), ..Step::default() }
+}
+
 /// q, k and v of all rows, and a cache that holds them in layer 1 of 2.
 struct Filled {
     q: Vec<f32>,
@@ -55,22 +71,27 @@ struct Filled {
 fn filled(backend: &CpuBackend, layout: &Layout, shape: AttentionShape, norm: bool) -> Filled {
     let mut noise = Noise(77);
     let m = layout.rows.len();
-    let (qd, kd) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
+    let (qd, kd) = (shape.query(), shape.key());
     let v = noise.values(m * kd);
-    let mut q = tensor(backend, &noise.values(m * qd).iter().map(|x| x * 4.0).collect::<Vec<_>>(), qd);
-    let mut k = tensor(backend, &noise.values(m * kd), kd);
-    let weights = backend.vector(&noise.weights(shape.head_dim));
-    let mut kv = backend.kv_pool(2, 30, shape);
+    let q: Vec<f32> = noise.values(m * qd).iter().map(|x| x * 4.0).collect();
+    let k = noise.values(m * kd);
+    let weights = backend.vector(&noise.weights(shape.head_dim)).unwrap();
+    let mut kv = backend.kv_pool(2, 30, shape).unwrap();
     let norm = norm.then_some((&weights, &weights, 1e-5));
-    backend.rotate_and_store(&mut q, &mut k, &tensor(backend, &v, kd), norm, ROTARY, layout, 1, &mut kv);
-    Filled { q: backend.read(&q).into_owned(), k: backend.read(&k).into_owned(), v, kv }
+    let mut qkv = tensor(backend, &side_by_side(shape, &q, &k, &v), shape.qkv());
+    backend.rotate_and_store(&mut qkv, norm, ROTARY, &step(layout), 1, &mut kv);
+    let qkv = backend.read(&qkv).unwrap();
+    let part = |range| columns(&qkv, shape.qkv(), range);
+    Filled { q: part(0..qd), k: part(qd..qd + kd), v, kv }
 }
 
 fn attend(backend: &CpuBackend, q: &[f32], layout: &Layout, kv: &KvPool) -> Vec<f32> {
-    let cols = kv.shape().heads * kv.shape().head_dim;
-    let mut out = backend.tensor(layout.rows.len(), cols);
-    backend.attention(&tensor(backend, q, cols), layout, 1, kv, &mut out);
-    backend.read(&out).into_owned()
+    let shape = kv.shape();
+    let rest = vec![f32::NAN; layout.rows.len() * shape.key()];
+    let qkv = tensor(backend, &side_by_side(shape, q, &rest, &rest), shape.qkv());
+    let mut out = backend.tensor(layout.rows.len(), shape.query()).unwrap();
+    backend.attention(&qkv, &step(layout), 1, kv, &mut out);
+    backend.read(&out).unwrap().into_owned()
 }
 
 #[test]
@@ -84,7 +105,7 @@ fn rotary_turns_and_norms_heads() {
             noise.values(layout.rows.len() * kd);
             let q: Vec<f32> = noise.values(layout.rows.len() * qd).iter().map(|x| x * 4.0).collect();
             let k = noise.values(layout.rows.len() * kd);
-            let weights = backend.vector(&noise.weights(shape.head_dim));
+            let weights = backend.vector(&noise.weights(shape.head_dim)).unwrap();
             for (before, after) in [(&q, &got.q), (&k, &got.k)] {
                 let per_row = before.len() / layout.rows.len() / shape.head_dim;
                 let heads = before.chunks(shape.head_dim).zip(after.chunks(shape.head_dim));
@@ -163,8 +184,8 @@ fn masked_slots_do_not_change_a_bit() {
         for i in (0..layout.rows.len()).step_by(5) {
             let place = layout.rows[i];
             let one = Layout { sequences: layout.sequences.clone(), rows: vec![place] };
-            let q = &q[i * qd..][..qd];
-            let before = attend(&backend, q, &one, &kv);
+            let own = &q[i * qd..][..qd];
+            let before = attend(&backend, own, &one, &kv);
             let hidden: Vec<usize> = (0..layout.rows.len())
                 .filter(|&j| {
                     let key = layout.rows[j];
@@ -175,9 +196,10 @@ fn masked_slots_do_not_change_a_bit() {
             let rows =
                 Layout { sequences: layout.sequences.clone(), rows: hidden.iter().map(|&j| layout.rows[j]).collect() };
             let huge = vec![-3e38; hidden.len() * kd];
-            kv.store(1, &rows, &huge, &huge);
-            assert_eq!(bits(&attend(&backend, q, &one, &kv)), bits(&before), "{} {place:?}", backend.isa());
-            kv.store(1, &layout, &k, &v);
+            let queries = vec![0.0; hidden.len() * qd];
+            kv.store(1, &rows, &side_by_side(shape, &queries, &huge, &huge));
+            assert_eq!(bits(&attend(&backend, own, &one, &kv)), bits(&before), "{} {place:?}", backend.isa());
+            kv.store(1, &layout, &side_by_side(shape, &q, &k, &v));
         }
     }
 }

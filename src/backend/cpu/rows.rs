@@ -1,0 +1,86 @@
+//! Ops that move rows: inputs, kept states, selections.
+
+use super::Tensor;
+use super::draw::Canvas;
+use crate::backend::{Embedding, PageTable, Slot, Step};
+
+/// Row `index` of a tensor, in use or beyond.
+fn row(x: &Tensor, index: usize) -> &[f32] {
+    &x.data.as_slice()[..x.max_rows * x.cols][index * x.cols..][..x.cols]
+}
+
+fn row_mut(x: &mut Tensor, index: usize) -> &mut [f32] {
+    let (cols, room) = (x.cols, x.max_rows * x.cols);
+    &mut x.data.as_mut_slice()[..room][index * cols..][..cols]
+}
+
+fn table(step: &Step, index: usize) -> (&PageTable, usize) {
+    let sequence = step.layout.rows[index].sequence as usize;
+    (&step.layout.sequences[sequence], sequence)
+}
+
+/// See [`Backend::embed`](crate::backend::Backend::embed).
+pub(super) fn embed(step: &Step, tables: Embedding<'_, Tensor>, canvas: &Canvas, out: &mut Tensor) {
+    out.reshape(step.layout.rows.len(), tables.tokens.cols);
+    for (index, place) in step.layout.rows.iter().enumerate() {
+        let (table, sequence) = table(step, index);
+        let position = match place.slot {
+            Slot::Grid(position) | Slot::Scratch { at: position, .. } => position as usize,
+            Slot::Prefix(_) => panic!("a row of the prompt has no token"),
+        };
+        let token = canvas.token(table.image as usize, position);
+        let terms = row(tables.tokens, token as usize)
+            .iter()
+            .zip(row(tables.rows, position / table.width))
+            .zip(row(tables.cols, position % table.width))
+            .zip(row(tables.bias, sequence));
+        for (out, (((token, row), col), bias)) in row_mut(out, index).iter_mut().zip(terms) {
+            *out = token + row + col + bias;
+        }
+    }
+}
+
+/// See [`Backend::keep_states`](crate::backend::Backend::keep_states).
+pub(super) fn keep_states(step: &Step, x: &Tensor, positions: usize, states: &mut Tensor) {
+    for (index, place) in step.layout.rows.iter().enumerate() {
+        let (table, sequence) = table(step, index);
+        let next = match place.slot {
+            Slot::Prefix(i) if i as usize + 1 == table.prefix_len => 0,
+            Slot::Grid(position) if (position as usize) + 1 < positions => position as usize + 1,
+            _ => continue,
+        };
+        row_mut(states, sequence * positions + next).copy_from_slice(row(x, index));
+    }
+}
+
+/// `out[i] = x[rows[i]]`.
+pub(super) fn select(rows: &[u32], x: &Tensor, out: &mut Tensor) {
+    out.reshape(rows.len(), x.cols);
+    for (to, &from) in rows.iter().enumerate() {
+        row_mut(out, to).copy_from_slice(row(x, from as usize));
+    }
+}
+
+/// See [`Backend::gather_sources`](crate::backend::Backend::gather_sources).
+pub(super) fn gather_sources(step: &Step, states: &Tensor, tokens: &Tensor, canvas: &Canvas, out: &mut Tensor) {
+    out.reshape(step.sources.len(), states.cols + tokens.cols);
+    for (to, source) in step.sources.iter().enumerate() {
+        let (state, token) = row_mut(out, to).split_at_mut(states.cols);
+        state.copy_from_slice(row(states, source.state as usize));
+        token.copy_from_slice(row(tokens, canvas.at(source.token as usize) as usize));
+    }
+}
+
+/// See [`Backend::copy_rows`](crate::backend::Backend::copy_rows).
+pub(super) fn copy_rows(step: &Step, logits: &mut Tensor) {
+    let cols = logits.cols;
+    for copy in &step.copies {
+        let (from, to) = (copy.from as usize * cols, copy.to as usize * cols);
+        logits.data.as_mut_slice().copy_within(from..from + cols, to);
+    }
+}
+
+/// Row `index` of the logits, kept ones included.
+pub(super) fn logits(x: &Tensor, index: u32) -> &[f32] {
+    row(x, index as usize)
+}
