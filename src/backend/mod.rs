@@ -72,7 +72,18 @@ pub enum Grouping<'a, S> {
     One,
     /// Rows `groups[g]..groups[g + 1]` of the step ([`Step::groups`]) use part `g` of a weight `[groups * n, k]` or
     /// vector `[groups * n]` whose parts are stacked.
+    /// `n` is a multiple of 16.
     By(&'a S),
+}
+
+impl Grouping<'_, Step> {
+    /// Weights that are stacked.
+    pub fn count(&self) -> usize {
+        match self {
+            Grouping::One => 1,
+            Grouping::By(step) => step.groups.len().saturating_sub(1).max(1),
+        }
+    }
 }
 
 /// Which coordinates turn a head in the rotary embedding.

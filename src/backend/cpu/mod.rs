@@ -97,12 +97,14 @@ impl CpuBackend {
         Level::new(isa).map(|level| Self { level, rotary: rotary::Tables::default() })
     }
 
-    /// The weight that each group of rows uses, and the rows.
-    fn groups(&self, rows: usize, groups: Grouping<'_, Step>) -> (usize, Vec<Range<usize>>) {
-        let Grouping::By(step) = groups else { return (1, vec![0..rows]) };
+    /// Calls `f` with each part of a stacked weight, of how many, and the rows that use it.
+    fn each_group(rows: usize, groups: Grouping<'_, Step>, mut f: impl FnMut(usize, usize, Range<usize>)) {
+        let Grouping::By(step) = groups else { return f(0, 1, 0..rows) };
         assert_eq!(step.groups.last().map(|&end| end as usize), Some(rows), "groups do not cover the rows");
-        let ranges = step.groups.windows(2).map(|pair| pair[0] as usize..pair[1] as usize);
-        (step.groups.len() - 1, ranges.collect())
+        let count = step.groups.len() - 1;
+        for (group, ends) in step.groups.windows(2).enumerate() {
+            f(group, count, ends[0] as usize..ends[1] as usize);
+        }
     }
 
     /// The instruction set in use.
@@ -180,39 +182,35 @@ impl Backend for CpuBackend {
         if epilogue == Epilogue::Add {
             assert_eq!(out.rows, x.rows, "adding {} rows to {}", x.rows, out.rows);
         }
-        let (count, ranges) = self.groups(x.rows, groups);
-        let n = w.n() / count;
+        let n = w.n() / groups.count();
         let out = out.reshape(x.rows, n);
-        for (group, rows) in ranges.into_iter().enumerate() {
+        Self::each_group(x.rows, groups, |group, count, rows| {
             let x = &x.get()[rows.start * x.cols..rows.end * x.cols];
-            let out = &mut out[rows.start * n..rows.end * n];
-            let part = if count == 1 { w.whole() } else { w.part(group, count) };
+            let (out, part) = (&mut out[rows.start * n..rows.end * n], w.part(group, count));
             with_kernel!(self.level, kernel => matmul::linear(kernel, x, part, out, epilogue));
-        }
+        });
     }
 
     fn swiglu(&self, x: &Tensor, gate: &Weight, up: &Weight, out: &mut Tensor, groups: Grouping<'_, Step>) {
         assert_eq!((x.cols, x.cols), (gate.k(), up.k()), "input has {} columns", x.cols);
         assert_eq!(gate.n(), up.n(), "gate and up differ in size");
-        let (count, ranges) = self.groups(x.rows, groups);
-        let n = gate.n() / count;
+        let n = gate.n() / groups.count();
         let out = out.reshape(x.rows, n);
-        for (group, rows) in ranges.into_iter().enumerate() {
+        Self::each_group(x.rows, groups, |group, count, rows| {
             let x = &x.get()[rows.start * x.cols..rows.end * x.cols];
             let out = &mut out[rows.start * n..rows.end * n];
-            let [gate, up] = [gate, up].map(|w| if count == 1 { w.whole() } else { w.part(group, count) });
+            let [gate, up] = [gate, up].map(|w| w.part(group, count));
             with_kernel!(self.level, kernel => matmul::swiglu(kernel, x, gate, up, out));
-        }
+        });
     }
 
     fn rms_norm(&self, x: &Tensor, weight: &Vector, eps: f32, out: &mut Tensor, groups: Grouping<'_, Step>) {
-        let (count, ranges) = self.groups(x.rows, groups);
-        assert_eq!(x.cols * count, weight.0.len(), "norm weight does not fit");
+        assert_eq!(x.cols * groups.count(), weight.0.len(), "norm weight does not fit");
         let out = out.reshape(x.rows, x.cols);
-        for (weight, rows) in weight.0.chunks_exact(x.cols).zip(ranges) {
-            let all = rows.start * x.cols..rows.end * x.cols;
+        Self::each_group(x.rows, groups, |group, _, rows| {
+            let (weight, all) = (&weight.0[group * x.cols..][..x.cols], rows.start * x.cols..rows.end * x.cols);
             norm::rms_norm(self.level, &x.get()[all.clone()], weight, eps, &mut out[all]);
-        }
+        });
     }
 
     fn rotate_and_store(

@@ -49,6 +49,9 @@ impl Weight {
 
     /// Part `index` of `count` weights that are stacked in this one.
     pub(super) fn part(&self, index: usize, count: usize) -> Part<'_> {
+        if count == 1 {
+            return self.whole();
+        }
         let n = self.n / count;
         assert!(n * count == self.n && n.is_multiple_of(BLOCK), "{} outputs are no {count} stacked weights", self.n);
         Part { weight: self, first: index * n / BLOCK, n }
