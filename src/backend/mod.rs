@@ -117,6 +117,18 @@ pub struct Rotary {
     pub pairing: Pairing,
 }
 
+/// Cosines and sines of a rotary embedding, `[coordinates][cosines, sines][pairs]`, rounded from f64. All backends turn by
+/// this table, so that they agree on the bits of it.
+fn rotary_table(theta: f32, pairs: usize, coordinates: usize) -> Vec<f32> {
+    let mut rows = Vec::with_capacity(coordinates * 2 * pairs);
+    for c in 0..coordinates {
+        let angle = |j: usize| c as f64 * f64::from(theta).powf(-(j as f64) / pairs as f64);
+        rows.extend((0..pairs).map(|j| angle(j).cos() as f32));
+        rows.extend((0..pairs).map(|j| angle(j).sin() as f32));
+    }
+    rows
+}
+
 /// Form of a GroupNorm.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GroupNorm {

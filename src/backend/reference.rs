@@ -1,6 +1,6 @@
 //! Every op as its definition reads, in f64, for the tests of the backends.
 
-use super::{AttentionShape, Layout, Rotary, Slot};
+use super::{AttentionShape, Axes, Layout, PageTable, Pairing, Rotary, Slot};
 use half::bf16;
 
 /// What a bf16 operand keeps of a value.
@@ -35,26 +35,27 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32) -> Vec<f64> {
     out
 }
 
-/// The grid coordinates by which a slot turns.
-fn coordinates(slot: Slot, width: usize) -> (usize, usize) {
-    match slot {
-        Slot::Prefix(_) => (0, 0),
-        Slot::Grid(p) | Slot::Scratch { at: p, .. } => (p as usize / width + 1, p as usize % width + 1),
-    }
-}
-
-/// The rotary embedding of one head at a slot.
-pub fn rotate(head: &[f64], rotary: Rotary, slot: Slot, width: usize) -> Vec<f64> {
-    let (y, x) = coordinates(slot, width);
-    let half = head.len() / 2;
-    let quarter = half / 2;
+/// The rotary embedding of one head at a slot of a sequence.
+pub fn rotate(head: &[f64], rotary: Rotary, slot: Slot, table: &PageTable) -> Vec<f64> {
+    let at = |p: u32| (p as usize / table.width + 1, p as usize % table.width + 1);
+    let turns = match (rotary.axes, slot) {
+        (Axes::One, Slot::Prefix(i)) => vec![i as usize],
+        (Axes::One, Slot::Grid(p) | Slot::Scratch { at: p, .. }) => vec![table.prefix_len + p as usize],
+        (Axes::Two, Slot::Prefix(_)) => vec![0, 0],
+        (Axes::Two, Slot::Grid(p) | Slot::Scratch { at: p, .. }) => vec![at(p).0, at(p).1],
+    };
+    let n = head.len() / turns.len();
     let mut out = head.to_vec();
-    for (start, coordinate) in [(0, y), (half, x)] {
-        for j in 0..quarter {
-            let angle = coordinate as f64 * f64::from(rotary.theta).powf(-(j as f64) / quarter as f64);
-            let (a, b) = (head[start + j], head[start + j + quarter]);
-            out[start + j] = a * angle.cos() - b * angle.sin();
-            out[start + j + quarter] = b * angle.cos() + a * angle.sin();
+    for (part, coordinate) in turns.into_iter().enumerate() {
+        for j in 0..n / 2 {
+            let (first, second) = match rotary.pairing {
+                Pairing::Halves => (part * n + j, part * n + j + n / 2),
+                Pairing::Interleaved => (part * n + 2 * j, part * n + 2 * j + 1),
+            };
+            let angle = coordinate as f64 * f64::from(rotary.theta).powf(-(j as f64) / (n / 2) as f64);
+            let (a, b) = (head[first], head[second]);
+            out[first] = a * angle.cos() - b * angle.sin();
+            out[second] = b * angle.cos() + a * angle.sin();
         }
     }
     out
@@ -65,14 +66,18 @@ pub fn sees(layout: &Layout, sequence: usize, slot: Slot, key: Slot) -> bool {
     let table = &layout.sequences[sequence];
     match (slot, key) {
         (Slot::Prefix(i), Slot::Prefix(j)) => j <= i,
-        (Slot::Prefix(_), Slot::Grid(_)) => false,
-        (Slot::Grid(_), Slot::Prefix(j)) => (j as usize) < table.prefix_len,
+        (Slot::Prefix(_), _) => false,
+        (_, Slot::Prefix(j)) => (j as usize) < table.prefix_len,
         (Slot::Grid(p), Slot::Grid(j)) => {
             let at = |p: u32| (p as usize / table.width, p as usize % table.width);
             let ((r, c), (kr, kc)) = (at(p), at(j));
             if kr == r { kc <= c } else { kr < r && kc < table.frontier[kr] as usize }
         }
-        (Slot::Scratch { .. }, _) | (_, Slot::Scratch { .. }) => unimplemented!("draft trees"),
+        (Slot::Grid(_), Slot::Scratch { .. }) => false,
+        (Slot::Scratch { at, .. }, Slot::Grid(j)) => {
+            j < at && j as usize % table.width < table.frontier[j as usize / table.width] as usize
+        }
+        (Slot::Scratch { ancestors, .. }, Slot::Scratch { slot, .. }) => ancestors >> slot & 1 == 1,
     }
 }
 

@@ -29,12 +29,15 @@ impl Frontiers {
         let table = &layout.sequences[sequence as usize];
         let masks = &self.masks[self.starts[sequence as usize]..];
         match slot {
-            Slot::Prefix(i) => View { table, masks, prefix: i as usize + 1, row: 0, end: 0 },
+            Slot::Prefix(i) => View { table, masks, prefix: i as usize + 1, above: 0, end: 0, ancestors: 0 },
             Slot::Grid(p) => {
                 let p = p as usize;
-                View { table, masks, prefix: table.prefix_len, row: p - p % table.width, end: p + 1 }
+                View { table, masks, prefix: table.prefix_len, above: p - p % table.width, end: p + 1, ancestors: 0 }
             }
-            Slot::Scratch { .. } => unimplemented!("draft trees"),
+            Slot::Scratch { at, ancestors, .. } => {
+                let at = at as usize;
+                View { table, masks, prefix: table.prefix_len, above: at, end: at, ancestors }
+            }
         }
     }
 }
@@ -62,15 +65,19 @@ pub(super) struct View<'a> {
     masks: &'a [u16],
     /// Prefix slots it sees.
     prefix: usize,
-    /// First slot of its grid row, and the slot after itself.
-    row: usize,
+    /// Grid slots before this are seen as far as the frontiers let.
+    above: usize,
+    /// Grid slots from `above` to this are seen, all of them.
     end: usize,
+    /// Scratch slots it sees, one bit each.
+    ancestors: u128,
 }
 
 impl View<'_> {
-    /// Pages it may see: of the prefix, of the grid.
-    pub(super) fn pages(&self) -> (usize, usize) {
-        (self.prefix.div_ceil(PAGE), self.end.div_ceil(PAGE))
+    /// Pages it may see: of the prefix, of the grid, of the draft nodes.
+    pub(super) fn pages(&self) -> [usize; 3] {
+        let scratch = u128::BITS - self.ancestors.leading_zeros();
+        [self.prefix.div_ceil(PAGE), self.end.div_ceil(PAGE), (scratch as usize).div_ceil(PAGE)]
     }
 
     /// Visible slots of a page of the prefix.
@@ -78,13 +85,18 @@ impl View<'_> {
         below(self.prefix, page)
     }
 
-    /// Visible slots of a page of the grid: the frontiers of the rows above, then its own row up to itself.
+    /// Visible slots of a page of the grid: as the frontiers let, then all up to its end.
     pub(super) fn grid(&self, page: usize) -> u16 {
-        let above = below(self.row, page);
+        let above = below(self.above, page);
         if page >= self.end.div_ceil(PAGE) {
             return 0;
         }
         self.masks[page] & above | below(self.end, page) & !above
+    }
+
+    /// Visible slots of a page of draft nodes.
+    pub(super) fn scratch(&self, page: usize) -> u16 {
+        (self.ancestors >> (page * PAGE)) as u16
     }
 
     pub(super) fn table(&self) -> &PageTable {

@@ -70,10 +70,7 @@ pub(super) fn attention<K: Values>(
     let AttentionShape { heads, kv_heads, head_dim } = kv.shape();
     let frontiers = Frontiers::new(layout);
     let tiles = tiles(&layout.rows, (TILE / (heads / kv_heads)).max(1));
-    let pages = |r: &RowPlace| {
-        let (prefix, grid) = frontiers.view(layout, r.sequence, r.slot).pages();
-        prefix + grid
-    };
+    let pages = |r: &RowPlace| frontiers.view(layout, r.sequence, r.slot).pages().iter().sum::<usize>();
     let keys = PAGE * layout.rows.iter().map(pages).sum::<usize>();
     let threads = parallel::threads_for((keys * heads * head_dim) as f64 / K::MACS_PER_NANOSECOND * 4.0);
     // Heads share the list of pages, so they are a task's inner loop as long as there are tasks for all threads.
@@ -159,9 +156,8 @@ impl<K: Values> Task<'_, K> {
         }
         let views = &views[..rows.len()];
         let table = views[0].table();
-        let most = |f: fn(&View) -> usize| views.iter().map(f).max().unwrap_or(0);
-        let (prefix, grid) = (most(|v| v.pages().0), most(|v| v.pages().1));
-        let seen = scratch.slice::<Seen>(prefix + grid);
+        let [prefix, grid, nodes] = [0, 1, 2].map(|kind| views.iter().map(|v| v.pages()[kind]).max().unwrap_or(0));
+        let seen = scratch.slice::<Seen>(prefix + grid + nodes);
         let mut len = 0;
         let mut push = |page: u32, mask: &dyn Fn(&View) -> u16| {
             let mut masks = [0; MAX_ROWS];
@@ -178,6 +174,9 @@ impl<K: Values> Task<'_, K> {
         }
         for i in 0..grid {
             push(table.grid[i], &|v| v.grid(i));
+        }
+        for i in 0..nodes {
+            push(table.scratch[i], &|v| v.scratch(i));
         }
         &seen[..len]
     }

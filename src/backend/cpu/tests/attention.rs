@@ -10,31 +10,63 @@ const SHAPES: [AttentionShape; 3] = [
     AttentionShape { heads: 8, kv_heads: 1, head_dim: 76 },
 ];
 const ROTARY: Rotary = Rotary { theta: 100.0, axes: Axes::Two, pairing: Pairing::Halves };
+/// The other ways to turn a head.
+const ROTARIES: [Rotary; 4] = [
+    ROTARY,
+    Rotary { axes: Axes::One, ..ROTARY },
+    Rotary { pairing: Pairing::Interleaved, ..ROTARY },
+    Rotary { axes: Axes::One, pairing: Pairing::Interleaved, ..ROTARY },
+];
+/// Parents of the nodes of a draft tree: a chain, then a fork, then a second tree.
+const PARENTS: [Option<usize>; 21] = {
+    let mut parents = [None; 21];
+    let mut i = 1;
+    while i < 15 {
+        parents[i] = Some(if i < 9 { i - 1 } else { i / 2 });
+        i += 1;
+    }
+    while i < 20 {
+        parents[i + 1] = Some(i);
+        i += 1;
+    }
+    parents
+};
 const WIDTH: usize = 7;
 const HEIGHT: usize = 9;
 
 /// Branch `index` of an image: its own pages (in an order of their own), its own prompt.
 fn table(index: usize, prefix_len: usize, frontier: &[u32]) -> PageTable {
     let grid_pages = (WIDTH * HEIGHT).div_ceil(PAGE);
-    let base = (index * 10) as u32;
+    let base = (index * 12) as u32;
     PageTable {
         prefix: (0..prefix_len.div_ceil(PAGE) as u32).map(|i| base + i).collect(),
         prefix_len,
         grid: (0..grid_pages as u32).map(|i| base + 9 - i).collect(),
         width: WIDTH,
         frontier: frontier.to_vec(),
+        scratch: vec![base + 11, base + 10],
         ..PageTable::default()
     }
 }
 
-/// Three branches with different prompts and frontiers, and every slot of each.
+/// Draft nodes at positions from `first` on, one further for each generation.
+fn nodes(first: u32) -> Vec<Slot> {
+    let mut nodes: Vec<(u32, u128)> = Vec::new();
+    for (slot, parent) in PARENTS.iter().enumerate() {
+        let (at, above) = parent.map_or((first, 0), |p| (nodes[p].0 + 1, nodes[p].1));
+        nodes.push((at, above | 1 << slot));
+    }
+    nodes.iter().zip(0..).map(|(&(at, ancestors), slot)| Slot::Scratch { slot, at, ancestors }).collect()
+}
+
+/// Three branches with different prompts and frontiers, and every slot of each, draft trees included.
 fn layout() -> Layout {
     let frontiers: [&[u32]; 3] = [&[7; 9], &[7, 5, 3, 0, 2, 1, 0, 0, 0], &[7, 7, 6, 6, 0, 0, 7, 0, 0]];
     let sequences: Vec<PageTable> = frontiers.iter().enumerate().map(|(i, f)| table(i, [1, 19, 32][i], f)).collect();
     let mut rows = Vec::new();
     for (s, table) in sequences.iter().enumerate() {
         let slots = (0..table.prefix_len as u32).map(Slot::Prefix);
-        let slots = slots.chain((0..(WIDTH * HEIGHT) as u32).map(Slot::Grid));
+        let slots = slots.chain((0..(WIDTH * HEIGHT) as u32).map(Slot::Grid)).chain(nodes([0, 23, 37][s]));
         rows.extend(slots.map(|slot| RowPlace { sequence: s as u32, slot }));
     }
     Layout { sequences, rows }
@@ -68,7 +100,7 @@ struct Filled {
     kv: KvPool,
 }
 
-fn filled(backend: &CpuBackend, layout: &Layout, shape: AttentionShape, norm: bool) -> Filled {
+fn filled(backend: &CpuBackend, layout: &Layout, shape: AttentionShape, norm: bool, rotary: Rotary) -> Filled {
     let mut noise = Noise(77);
     let m = layout.rows.len();
     let (qd, kd) = (shape.query(), shape.key());
@@ -76,10 +108,10 @@ fn filled(backend: &CpuBackend, layout: &Layout, shape: AttentionShape, norm: bo
     let q: Vec<f32> = noise.values(m * qd).iter().map(|x| x * 4.0).collect();
     let k = noise.values(m * kd);
     let weights = backend.vector(&noise.weights(shape.head_dim)).unwrap();
-    let mut kv = backend.kv_pool(2, 30, shape).unwrap();
+    let mut kv = backend.kv_pool(2, 38, shape).unwrap();
     let norm = norm.then_some((&weights, &weights, 1e-5));
     let mut qkv = tensor(backend, &side_by_side(shape, &q, &k, &v), shape.qkv());
-    backend.rotate_and_store(&mut qkv, norm, ROTARY, &step(layout), 1, &mut kv);
+    backend.rotate_and_store(&mut qkv, norm, rotary, &step(layout), 1, &mut kv);
     let qkv = backend.read(&qkv).unwrap();
     let part = |range| columns(&qkv, shape.qkv(), range);
     Filled { q: part(0..qd), k: part(qd..qd + kd), v, kv }
@@ -97,9 +129,9 @@ fn attend(backend: &CpuBackend, q: &[f32], layout: &Layout, kv: &KvPool) -> Vec<
 #[test]
 fn rotary_turns_and_norms_heads() {
     for (backend, shape) in cases() {
-        for norm in [false, true] {
+        for (norm, rotary) in [false, true].into_iter().flat_map(|norm| ROTARIES.map(|rotary| (norm, rotary))) {
             let layout = layout();
-            let got = filled(&backend, &layout, shape, norm);
+            let got = filled(&backend, &layout, shape, norm, rotary);
             let mut noise = Noise(77);
             let (qd, kd) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
             noise.values(layout.rows.len() * kd);
@@ -115,9 +147,9 @@ fn rotary_turns_and_norms_heads() {
                     } else {
                         before.iter().map(|&x| f64::from(x)).collect()
                     };
-                    let slot = layout.rows[i / per_row].slot;
-                    let want = reference::rotate(&head, ROTARY, slot, WIDTH);
-                    assert_near(after, &want, 3e-6, &format!("{} head {i} at {slot:?}", backend.isa()));
+                    let RowPlace { sequence, slot } = layout.rows[i / per_row];
+                    let want = reference::rotate(&head, rotary, slot, &layout.sequences[sequence as usize]);
+                    assert_near(after, &want, 3e-6, &format!("{} {rotary:?} head {i} at {slot:?}", backend.isa()));
                 }
             }
         }
@@ -128,7 +160,7 @@ fn rotary_turns_and_norms_heads() {
 fn attention_sees_what_it_may_and_nothing_else() {
     for (backend, shape) in cases() {
         let layout = layout();
-        let Filled { q, k, v, kv } = filled(&backend, &layout, shape, false);
+        let Filled { q, k, v, kv } = filled(&backend, &layout, shape, false, ROTARY);
         let got = attend(&backend, &q, &layout, &kv);
         let dim = shape.head_dim;
         for (i, place) in layout.rows.iter().enumerate() {
@@ -151,7 +183,7 @@ fn attention_sees_what_it_may_and_nothing_else() {
 fn attention_does_not_see_other_rows() {
     for (backend, shape) in cases() {
         let layout = layout();
-        let Filled { q, kv, .. } = filled(&backend, &layout, shape, false);
+        let Filled { q, kv, .. } = filled(&backend, &layout, shape, false, ROTARY);
         let cols = shape.heads * shape.head_dim;
         let whole = attend(&backend, &q, &layout, &kv);
         assert_eq!(bits(&with_threads(1, || attend(&backend, &q, &layout, &kv))), bits(&whole), "one thread");
@@ -179,7 +211,7 @@ fn attention_does_not_see_other_rows() {
 fn masked_slots_do_not_change_a_bit() {
     for (backend, shape) in cases() {
         let layout = layout();
-        let Filled { q, k, v, mut kv } = filled(&backend, &layout, shape, false);
+        let Filled { q, k, v, mut kv } = filled(&backend, &layout, shape, false, ROTARY);
         let (qd, kd) = (shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim);
         for i in (0..layout.rows.len()).step_by(5) {
             let place = layout.rows[i];
@@ -208,10 +240,10 @@ fn masked_slots_do_not_change_a_bit() {
 fn copied_pages_hold_the_same_in_all_layers() {
     let (backend, shape) = (CpuBackend::new(), SHAPES[0]);
     let mut layout = layout();
-    let Filled { q, mut kv, .. } = filled(&backend, &layout, shape, false);
+    let Filled { q, mut kv, .. } = filled(&backend, &layout, shape, false, ROTARY);
     let want = attend(&backend, &q, &layout, &kv);
     let moved = layout.sequences[1].grid[0];
-    backend.copy_page(&mut kv, moved, 22);
-    layout.sequences[1].grid[0] = 22;
+    backend.copy_page(&mut kv, moved, 36);
+    layout.sequences[1].grid[0] = 36;
     assert_eq!(bits(&attend(&backend, &q, &layout, &kv)), bits(&want));
 }
