@@ -9,7 +9,7 @@
 // on what else is in the launch.
 #define WEFT_ATTENTION_SPLIT 256
 // Rows per tile of the attention; the rows of a tile belong to one sequence.
-#define WEFT_ATTENTION_ROWS 16
+#define WEFT_ATTENTION_ROWS 64
 // Scratch slots (tree drafts) of a sequence; a row's ancestors among them are one bit each.
 #define WEFT_SCRATCH 128
 // "No row", "no such thing".
@@ -64,7 +64,9 @@ typedef struct WeftTile {
   uint32_t sequence;
   uint32_t first;
   uint32_t rows;
-  uint32_t end;  // one past the last grid slot that any row of the tile may see (its own slot, the frontiers above)
+  uint32_t end;      // one past the last grid slot that any row of the tile may see (its own slot, the frontiers above)
+  uint32_t prefix;   // one past the last prefix slot that any row may see
+  uint32_t scratch;  // one past the last scratch slot that any row may see
 } WeftTile;
 
 // An input row of the spatial heads.
