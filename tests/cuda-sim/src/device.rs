@@ -3,8 +3,9 @@
 //! | variable | meaning | default |
 //! |---|---|---|
 //! | `CUDA_SIM_CC` | compute capability, `8.0`, `8.6`, `8.9`, `9.0`, `10.0` or `12.0` | `9.0` |
-//! | `CUDA_SIM_SMS` | streaming multiprocessors | as the capability's largest part |
+//! | `CUDA_SIM_SMS` | streaming multiprocessors | as a part of the capability |
 //! | `CUDA_SIM_MEMORY` | bytes of global memory, with `K`, `M` or `G` | `16G` |
+//! | `CUDA_SIM_L2` | bytes of the level 2 cache, for the counters, with `K`, `M` or `G` | as the capability's part |
 //! | `CUDA_SIM_CHECK` | `all`, `none`, or a list of `mem`, `init`, `race`, `sync`, `leak` | `mem,sync,leak` |
 //! | `CUDA_SIM_SEED` | the order of warps, blocks, streams and async copies | `0`: the plain order |
 //! | `CUDA_SIM_SWEEP` | schedules under which every launch is run and compared | `1` |
@@ -49,13 +50,14 @@ pub const RESERVED_SHARED: u32 = 1024;
 pub const REGISTERS: u32 = 65536;
 
 /// Compute capability, SMs, and shared memory (KiB per SM), threads, blocks per SM, L2 (MiB): CUDA Programming Guide,
-/// technical specifications per compute capability; SMs and L2 of a part that has it.
+/// technical specifications per compute capability; SMs and L2 of a part that has it: A100, GA102, RTX 4090, H100, B200,
+/// RTX 5090.
 type Model = ((u32, u32), u32, u32, u32, u32, u32);
 
 const MODELS: &[Model] = &[
     ((8, 0), 108, 164, 2048, 32, 40),
     ((8, 6), 84, 100, 1536, 16, 6),
-    ((8, 9), 142, 100, 1536, 24, 96),
+    ((8, 9), 128, 100, 1536, 24, 72),
     ((9, 0), 132, 228, 2048, 32, 50),
     ((10, 0), 148, 228, 2048, 32, 126),
     ((12, 0), 170, 100, 1536, 24, 96),
@@ -242,6 +244,10 @@ impl Config {
         if let Some(memory) = get.value("CUDA_SIM_MEMORY", "bytes, or a number with K, M or G", bytes)? {
             device.memory = memory;
         }
+        let l2 = |text: &str| bytes(text).and_then(|bytes| u32::try_from(bytes).ok());
+        if let Some(l2) = get.value("CUDA_SIM_L2", "bytes below 4G, or a number with K, M or G", l2)? {
+            device.l2 = l2;
+        }
         let threads = get.value("CUDA_SIM_THREADS", "a number from 1 to 1024", |text| number(text, 1..=1024))?;
         let available = || std::thread::available_parallelism().map_or(1, |n| n.get());
         Ok(Config {
@@ -327,6 +333,7 @@ mod tests {
             ("CUDA_SIM_CC", "8.0"),
             ("CUDA_SIM_SMS", "4"),
             ("CUDA_SIM_MEMORY", "3m"),
+            ("CUDA_SIM_L2", "4M"),
             ("CUDA_SIM_CHECK", "race, init"),
             ("CUDA_SIM_SEED", "7"),
             ("CUDA_SIM_SWEEP", "5"),
@@ -338,6 +345,7 @@ mod tests {
         assert_eq!(config.device.capability, (8, 0));
         assert_eq!(config.device.shared_per_block_optin, 166_912);
         assert_eq!((config.device.sms, config.device.memory), (4, 3 << 20));
+        assert_eq!(config.device.l2, 4 << 20);
         assert_eq!(config.checks, Checks { race: true, init: true, ..Checks::NONE });
         assert_eq!((config.seed, config.sweep, config.threads), (7, 5, 2));
         assert_eq!(config.counters, Some(PathBuf::from("counters.json")));
@@ -354,6 +362,7 @@ mod tests {
             ("CUDA_SIM_CC", "7.5"),
             ("CUDA_SIM_SMS", "0"),
             ("CUDA_SIM_MEMORY", "17179869184G"),
+            ("CUDA_SIM_L2", "4G"),
             ("CUDA_SIM_CHECK", "memory"),
             ("CUDA_SIM_SEED", "-1"),
             ("CUDA_SIM_SWEEP", "0"),

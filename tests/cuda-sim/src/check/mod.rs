@@ -24,7 +24,7 @@ pub fn observe(
     effect: Effect,
     access: Access,
 ) -> Option<Flow> {
-    if cx.grid.count {
+    if cx.grid.traffic.is_some() {
         traffic::count(cx, region, addresses, size, effect);
     }
     if cx.grid.checks.init
@@ -37,12 +37,16 @@ pub fn observe(
 
 /// Watches `length` neighbouring bytes of global memory that a bulk copy moves for a warp, and counts them.
 pub fn bulk(cx: &mut Cx<'_>, address: u64, length: u64, effect: Effect) -> Result<(), Fault> {
-    match effect {
-        Effect::Load => cx.counters.load_bytes += length,
-        _ => cx.counters.store_bytes += length,
+    if effect != Effect::Store {
+        cx.counters.load_bytes += length;
     }
-    if cx.grid.count && length != 0 {
-        traffic::range(cx, address, length, effect);
+    if effect != Effect::Load {
+        cx.counters.store_bytes += length;
+    }
+    traffic::range(cx, address, length, effect);
+    if effect == Effect::Atomic {
+        // It races with no other, and the race check has no word for it.
+        return Ok(());
     }
     let line = cx.code.ops[cx.pc as usize].line;
     race::global_range(cx.block, cx.grid, cx.warp.id, address, length, effect != Effect::Load, line)

@@ -8,6 +8,7 @@ use super::handles::Handle;
 use super::queue::Until;
 use super::state::{Driver, Locked, current};
 use super::stream::{issue, wait};
+use super::tally::Tally;
 use super::types::{DevicePtr, Memcpy2d, Memcpy3d, MemsetParams, flags};
 use super::work::Work;
 use crate::device::Site;
@@ -253,7 +254,7 @@ fn transfer(
     call: &'static str,
 ) -> Result<()> {
     driver.order_with_captures(stream)?;
-    driver.tally.copied(&copy);
+    driver.count(|tally| tally.copied(&copy));
     let lands = synchronous || Copy::is_pageable(&copy.to, copy.shape, &driver);
     let leaves = synchronous || Copy::is_pageable(&copy.from, copy.shape, &driver);
     if (lands || leaves) && driver.is_idle(stream)? {
@@ -285,7 +286,7 @@ fn fill(params: MemsetParams, stream: Handle, synchronous: bool) -> Result<()> {
         return Ok(());
     }
     if driver.streams.get(stream)?.capture.is_none() {
-        driver.tally.filled();
+        driver.count(Tally::filled);
     }
     issue(driver, stream, Work::Fill(fill), call)?;
     Ok(())

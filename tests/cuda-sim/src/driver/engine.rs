@@ -16,7 +16,7 @@ use crate::memory::{GlobalMemory, Origin, Snapshot};
 type Outcome<T> = std::result::Result<T, Box<Fault>>;
 
 /// Runs a launch, under as many schedules as the sweep wants. A fault is printed and kills the context.
-pub fn run(driver: &mut Driver, call: &KernelCall) -> Result<()> {
+pub fn run(driver: &mut Driver, call: &Arc<KernelCall>) -> Result<()> {
     for site in [Site::Sticky, Site::Ecc, Site::Lost] {
         if driver.strikes(site) {
             findings::report(&format!("injected failure {site:?} in kernel {}", call.name));
@@ -28,7 +28,7 @@ pub fn run(driver: &mut Driver, call: &KernelCall) -> Result<()> {
         if driver.config.sweep > 1 { sweep(driver, call, &workspace) } else { once(driver, call, &workspace, 0) };
     match outcome {
         Ok(report) => {
-            driver.tally.launched(call, &report);
+            driver.count(|tally| tally.launched(call, &report));
             Ok(())
         }
         Err(fault) => {
@@ -113,7 +113,7 @@ fn once(driver: &Driver, call: &KernelCall, workspace: &Workspace, index: u32) -
         multiprocessors: config.device.sms,
         checks: config.checks,
         schedule: schedule(driver, index),
-        count: config.counters.is_some(),
+        count: driver.counting().then_some(u64::from(config.device.l2)),
         ..Launch::of(&call.program, &call.name, &call.entry, &driver.memory)
     })
 }

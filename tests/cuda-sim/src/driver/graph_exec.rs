@@ -161,7 +161,7 @@ fn launch(exec: Handle, stream: Handle) -> Result<()> {
     }
     let (marked, awaited) = run.events();
     let tickets = awaited.iter().filter_map(|event| driver.events.get(*event).ok()?.ticket).collect();
-    driver.tally.graph(run.count());
+    driver.count(|tally| tally.graph(run.count()));
     let (mut driver, ticket) = issue_after(driver, stream, Work::Graph(run), tickets, call)?;
     for event in marked {
         if let Ok(event) = driver.events.get_mut(event) {

@@ -13,6 +13,7 @@ pub mod abi;
 mod attributes;
 mod capture;
 mod context;
+mod control;
 mod copy;
 mod engine;
 mod errors;

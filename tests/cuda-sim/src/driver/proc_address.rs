@@ -5,8 +5,8 @@ use std::ffi::{c_int, c_void};
 use super::abi::{HostPtr, Out, Symbol, Text, entries};
 use super::errors::{Error, Result};
 use super::{
-    attributes, capture, context, copy, errors, event, function, graph, graph_exec, graph_nodes, host_memory, launch,
-    library, memory, module, occupancy, pointer, pool, stream, tensor_map, unsupported,
+    attributes, capture, context, control, copy, errors, event, function, graph, graph_exec, graph_nodes, host_memory,
+    launch, library, memory, module, occupancy, pointer, pool, stream, tensor_map, unsupported,
 };
 
 /// The functions of every chapter.
@@ -14,6 +14,7 @@ const CHAPTERS: &[&[Symbol]] = &[
     attributes::SYMBOLS,
     capture::SYMBOLS,
     context::SYMBOLS,
+    control::SYMBOLS,
     copy::SYMBOLS,
     errors::SYMBOLS,
     event::SYMBOLS,

@@ -95,8 +95,10 @@ pub struct Driver {
     pub passed: BTreeMap<Site, u64>,
     /// Whether the device is lost.
     pub lost: bool,
-    /// What was counted.
-    pub tally: Tally,
+    /// What was counted in the process, if there is a file for it.
+    pub tally: Option<Tally>,
+    /// What was counted since `cuda_sim_counters` was called, once it was.
+    pub recent: Option<Tally>,
 }
 
 static DRIVER: Mutex<Option<Driver>> = Mutex::new(None);
@@ -213,7 +215,8 @@ impl Driver {
             queue: Queue::default(),
             passed: BTreeMap::new(),
             lost: false,
-            tally: Tally::default(),
+            tally: None,
+            recent: None,
             config,
         }
     }

@@ -3,13 +3,17 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::copy::{Copy, Place};
 use super::findings;
 use super::kernel_params::KernelCall;
 use super::state::Driver;
+use crate::counters::Totals;
+use crate::counters::traffic::AllocationTraffic;
+use crate::device::Device;
 use crate::machine::Report;
 
 /// What was counted so far.
@@ -17,8 +21,7 @@ use crate::machine::Report;
 pub struct Tally {
     /// Launches of each kernel.
     kernels: BTreeMap<String, u64>,
-    /// Each launch's counters.
-    launches: Vec<Value>,
+    launches: Vec<Launch>,
     graph_launches: u64,
     graph_nodes: u64,
     copies: BTreeMap<&'static str, (u64, u64)>,
@@ -27,25 +30,22 @@ pub struct Tally {
     changed: bool,
 }
 
+/// A launch that ran.
+struct Launch {
+    call: Arc<KernelCall>,
+    counters: Totals,
+}
+
 /// A file of more launches would be of no use, and memory has an end. Those beyond are still counted by kernel.
 const LAUNCHES: usize = 100_000;
 
 impl Tally {
     /// Counts a launch that ran to its end.
-    pub fn launched(&mut self, call: &KernelCall, report: &Report) {
+    pub fn launched(&mut self, call: &Arc<KernelCall>, report: &Report) {
         self.changed = true;
         *self.kernels.entry(call.name.clone()).or_default() += 1;
         if self.launches.len() < LAUNCHES {
-            self.launches.push(json!({
-                "kernel": call.name,
-                "grid": call.shape.grid,
-                "block": call.shape.block,
-                "cluster": call.shape.cluster.map(|n| n.max(1)),
-                "dynamic_shared": call.shape.shared,
-                "static_shared": call.entry.static_shared,
-                "cooperative": call.shape.cooperative,
-                "counters": report.counters.json(),
-            }));
+            self.launches.push(Launch { call: call.clone(), counters: report.counters.clone() });
         }
     }
 
@@ -77,24 +77,25 @@ impl Tally {
         self.fills += 1;
     }
 
-    fn json(&self, driver: &Driver) -> Value {
-        let (major, minor) = driver.config.device.capability;
-        let copies: BTreeMap<_, _> = self
-            .copies
-            .iter()
-            .map(|(name, (count, bytes))| (*name, json!({ "count": count, "bytes": bytes })))
-            .collect();
+    /// The JSON object of everything that was counted, on a device.
+    pub fn json(&self, device: &Device) -> Value {
+        let (major, minor) = device.capability;
+        let copies =
+            self.copies.iter().map(|(name, (count, bytes))| (*name, json!({ "count": count, "bytes": bytes })));
+        let kernel = |(name, launches): (&String, &u64)| {
+            (name.clone(), json!({ "launches": launches, "totals": self.totals(name) }))
+        };
         json!({
             "device": {
                 "compute_capability": format!("{major}.{minor}"),
-                "multiprocessors": driver.config.device.sms,
-                "memory": driver.config.device.memory,
+                "multiprocessors": device.sms,
+                "memory": device.memory,
+                "l2": device.l2,
             },
-            "kernels": self.kernels.iter().map(|(name, n)| (name.clone(), json!({ "launches": n, "totals": self.totals(name) })))
-                .collect::<serde_json::Map<_, _>>(),
-            "launches": self.launches,
+            "kernels": self.kernels.iter().map(kernel).collect::<Map<_, _>>(),
+            "launches": self.launches.iter().map(Launch::json).collect::<Vec<_>>(),
             "graphs": { "launches": self.graph_launches, "nodes": self.graph_nodes },
-            "copies": copies,
+            "copies": copies.collect::<BTreeMap<_, _>>(),
             "fills": self.fills,
         })
     }
@@ -102,10 +103,31 @@ impl Tally {
     /// The sums of a kernel's launches: every number of their counters, also inside.
     fn totals(&self, kernel: &str) -> Value {
         let mut total = Value::Null;
-        for launch in self.launches.iter().filter(|launch| launch["kernel"] == kernel) {
-            add(&mut total, &launch["counters"]);
+        for launch in self.launches.iter().filter(|launch| launch.call.name == kernel) {
+            add(&mut total, &launch.counters.json());
         }
         total
+    }
+}
+
+impl Launch {
+    fn json(&self) -> Value {
+        let (call, shape) = (&self.call, &self.call.shape);
+        let mut launch = json!({
+            "kernel": call.name,
+            "grid": shape.grid,
+            "block": shape.block,
+            "cluster": shape.cluster.map(|n| n.max(1)),
+            "dynamic_shared": shape.shared,
+            "static_shared": call.entry.static_shared,
+            "cooperative": shape.cooperative,
+            "counters": self.counters.json(),
+        });
+        if let Some(traffic) = &self.counters.traffic {
+            launch["allocations"] = traffic.allocations.iter().map(AllocationTraffic::json).collect();
+            launch["l2_simulated"] = traffic.simulated.into();
+        }
+        launch
     }
 }
 
@@ -130,12 +152,30 @@ fn add(total: &mut Value, more: &Value) {
 }
 
 impl Driver {
+    /// Whether the costly counters are wanted.
+    pub fn counting(&self) -> bool {
+        self.config.counters.is_some() || self.recent.is_some()
+    }
+
+    /// Counts, where that is wanted.
+    pub fn count(&mut self, what: impl Fn(&mut Tally)) {
+        if self.config.counters.is_some() {
+            what(self.tally.get_or_insert_default());
+        }
+        if let Some(recent) = &mut self.recent {
+            what(recent);
+        }
+    }
+
     /// Writes the counters to their file, if there is one and something was counted since.
     pub fn write_counters(&mut self) {
-        let Some(path) = self.config.counters.clone().filter(|_| self.tally.changed) else { return };
-        let text = self.tally.json(self).to_string();
-        match replace(&path, text.as_bytes()) {
-            Ok(()) => self.tally.changed = false,
+        let (Some(path), Some(tally)) = (&self.config.counters, &mut self.tally) else { return };
+        if !tally.changed {
+            return;
+        }
+        let text = tally.json(&self.config.device).to_string();
+        match replace(path, text.as_bytes()) {
+            Ok(()) => tally.changed = false,
             Err(error) => findings::report(&format!("CUDA_SIM_COUNTERS={}: {error}", path.display())),
         }
     }

@@ -2,6 +2,7 @@
 
 use crate::check;
 use crate::check::race::{self, Engine};
+use crate::check::traffic;
 use crate::code::{Class, Flow, Op, Src};
 use crate::isa::mbarrier;
 use crate::isa::pointer::{self, Into};
@@ -134,13 +135,19 @@ fn watch(cx: &mut Cx<'_>, op: &Op, copy: &Copy) -> Option<Flow> {
             return Some(cx.fail(fault.at_lane(lane as u32)));
         }
     }
-    // Lanes that read less than they write are rare, and count as if they read it all or nothing.
+    if cx.grid.traffic.is_some() {
+        traffic::count(cx, Region::Shared, &copy.to, copy.size, Effect::Store);
+    }
+    let mut addresses = pointer::read(cx, op, 1).ok()?;
+    // Lanes that read less than they write are rare, and checked as if they read it all or nothing.
+    for lane in active(copy.lanes).filter(|&lane| u64::from(copy.take[lane]) < copy.size) {
+        traffic::range(cx, addresses[lane], copy.take[lane].into(), Effect::Load);
+    }
     let reads = active(copy.lanes).filter(|&lane| u64::from(copy.take[lane]) == copy.size);
     let mask = reads.fold(0u32, |mask, lane| mask | 1 << lane);
     if mask == 0 {
         return None;
     }
-    let mut addresses = pointer::read(cx, op, 1).ok()?;
     let first = addresses[mask.trailing_zeros() as usize];
     addresses.iter_mut().enumerate().filter(|(lane, _)| mask >> lane & 1 == 0).for_each(|(_, a)| *a = first);
     let all = std::mem::replace(&mut cx.mask, mask);

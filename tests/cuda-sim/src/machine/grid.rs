@@ -3,6 +3,7 @@
 use super::fault::{Fault, Kind};
 use super::schedule::Schedule;
 use crate::check::Checks;
+use crate::counters::traffic::Traffic;
 use crate::memory::{GlobalMemory, View};
 use crate::program::{Entry, Program};
 
@@ -34,8 +35,8 @@ pub struct Launch<'a> {
     pub checks: Checks,
     /// The schedule.
     pub schedule: Schedule,
-    /// Whether the costly counters are wanted: sectors, bank conflicts, distinct bytes.
-    pub count: bool,
+    /// The level 2 cache's bytes, if the costly counters are wanted: sectors, bank conflicts, distinct bytes, memory.
+    pub count: Option<u64>,
     /// Global memory, zero at first, in which CUDA's `grid.sync()` counts; 0 without.
     pub workspace: u64,
 }
@@ -57,7 +58,7 @@ impl<'a> Launch<'a> {
             multiprocessors: 1,
             checks: Checks::default(),
             schedule: Schedule::default(),
-            count: false,
+            count: None,
             workspace: 0,
         }
     }
@@ -93,8 +94,8 @@ pub struct Grid<'a> {
     pub checks: Checks,
     /// The schedule.
     pub schedule: Schedule,
-    /// Whether the costly counters are wanted.
-    pub count: bool,
+    /// What is moved to and from global memory, if the costly counters are wanted.
+    pub traffic: Option<Traffic>,
     /// Whether accesses to memory are looked at one by one.
     pub watched: bool,
     /// Whether all blocks are resident at once.
@@ -128,6 +129,7 @@ impl<'a> Grid<'a> {
             let message = format!("cluster of {:?} blocks", launch.cluster);
             return Err(Fault { kernel: launch.name.into(), ..Fault::new(Kind::Unsupported, message) });
         }
+        let memory = launch.memory.view();
         let align = launch.entry.shared_align.clamp(16, 1024);
         let dynamic_shared_offset = launch.entry.static_shared.next_multiple_of(align);
         Ok(Grid {
@@ -141,12 +143,12 @@ impl<'a> Grid<'a> {
             dynamic_shared: launch.dynamic_shared,
             shared_bytes: dynamic_shared_offset + launch.dynamic_shared,
             params: launch.params,
-            memory: launch.memory.view(),
             multiprocessors: launch.multiprocessors,
             checks: launch.checks,
             schedule: launch.schedule,
-            count: launch.count,
-            watched: launch.count || launch.checks.init || launch.checks.race,
+            traffic: launch.count.map(|l2| Traffic::new(&memory, l2)),
+            memory,
+            watched: launch.count.is_some() || launch.checks.init || launch.checks.race,
             cooperative: launch.cooperative,
             race: launch.checks.race.then(Default::default),
             workspace: launch.workspace,

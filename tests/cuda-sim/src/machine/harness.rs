@@ -19,7 +19,7 @@ pub struct Kernel {
     pub params: Vec<u8>,
     pub checks: Checks,
     pub cooperative: bool,
-    pub count: bool,
+    pub count: Option<u64>,
 }
 
 impl Kernel {
@@ -36,7 +36,7 @@ impl Kernel {
             memory.write(v.address, &v.initial).unwrap();
         }
         let (grid, block) = ([1; 3], [32, 1, 1]);
-        Kernel { program, memory, grid, block, params: Vec::new(), checks: NONE, cooperative: false, count: false }
+        Kernel { program, memory, grid, block, params: Vec::new(), checks: NONE, cooperative: false, count: None }
     }
 
     pub fn shape(mut self, grid: u32, block: u32) -> Kernel {

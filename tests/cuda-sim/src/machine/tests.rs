@@ -464,7 +464,7 @@ fn the_fault_does_not_depend_on_the_host() {
 fn counters_count_what_was_run() {
     let mut k = kernel("ld.global.v2.u32 {%r3, %r4}, [%rd0]; setp.lt.u32 %p0, %r0, 8; @%p0 st.global.u32 [%rd1], %r3;")
         .shape(2, 32);
-    k.count = true;
+    k.count = Some(1 << 20);
     k.buffer(&[0; 64]);
     let counters = k.run().counters;
     use crate::code::Class;
@@ -473,8 +473,11 @@ fn counters_count_what_was_run() {
     // Only the first block has threads below 8.
     assert_eq!(counters.lane_operations[Class::GlobalStore as usize], 8);
     assert_eq!((counters.load_bytes, counters.store_bytes), (512, 32));
-    assert_eq!((counters.load_sectors, counters.store_sectors), (2, 1));
-    assert_eq!(counters.distinct_bytes, Some(32));
+    let traffic = counters.traffic.unwrap();
+    assert_eq!((traffic.asked().load_sectors, traffic.asked().store_sectors), (2, 1));
+    assert_eq!((traffic.distinct_sectors, traffic.dram.read, traffic.dram.written), (1, 1, 1));
+    let distinct = traffic.allocations[0].distinct;
+    assert_eq!((distinct.read_bytes, distinct.written_bytes), (8, 32));
 }
 
 #[test]
@@ -483,7 +486,7 @@ fn bank_conflicts_are_counted() {
         let mut k = kernel(&format!(
             ".shared .align 4 .b8 s[4096]; mov.u32 %r4, s; mul.lo.u32 %r5, %r0, {stride}; add.u32 %r5, %r5, %r4; st.shared.u32 [%r5], %r0;"
         ));
-        k.count = true;
+        k.count = Some(1 << 20);
         k.buffer(&[0; 64]);
         let counters = k.run().counters;
         (counters.shared_passes, counters.bank_conflicts)
@@ -493,4 +496,25 @@ fn bank_conflicts_are_counted() {
     assert_eq!(passes(8), (2, 1));
     assert_eq!(passes(128), (32, 31));
     assert_eq!(passes(12), (1, 0));
+}
+
+#[test]
+fn asynchronous_copies_are_counted_at_both_ends() {
+    let run = |stride: u32, take: u32| {
+        let mut k = kernel(&format!(
+            ".shared .align 16 .b8 s[2048]; mov.u32 %r4, s; mad.lo.u32 %r5, %r0, {stride}, %r4;
+             mul.wide.u32 %rd2, %r0, 16; add.s64 %rd2, %rd2, %rd0;
+             cp.async.ca.shared.global [%r5], [%rd2], 16, {take}; cp.async.wait_all;"
+        ));
+        k.count = Some(1 << 20);
+        k.buffer(&[0; 128]);
+        let counters = k.run().counters;
+        let traffic = counters.traffic.unwrap();
+        let (asked, distinct) = (traffic.asked(), traffic.allocations[0].distinct);
+        assert_eq!(asked.load_bytes, counters.load_bytes);
+        (asked.load_bytes, distinct.read_bytes, distinct.read_sectors, counters.shared_passes, counters.bank_conflicts)
+    };
+    assert_eq!(run(16, 16), (512, 512, 16, 4, 0));
+    assert_eq!(run(32, 16), (512, 512, 16, 8, 4));
+    assert_eq!(run(16, 4), (128, 128, 16, 4, 0));
 }

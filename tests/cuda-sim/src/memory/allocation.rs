@@ -3,6 +3,7 @@
 use std::alloc::{Layout, alloc, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// Where an allocation comes from; it names it in reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +28,8 @@ pub struct Allocation {
     pub size: u64,
     /// Where it comes from.
     pub origin: Origin,
+    /// What the program calls it.
+    name: Mutex<Option<String>>,
     host: Option<NonNull<u8>>,
     owned: Option<Layout>,
     /// A bit per byte; empty when it is not tracked.
@@ -58,19 +61,20 @@ impl Allocation {
         }
         let words = if track_init { size.div_ceil(64) as usize } else { 0 };
         let init = (0..words).map(|_| AtomicU64::new(0)).collect();
-        Some(Allocation { base, size, origin, host: Some(host), owned: Some(layout), init })
+        Some(Allocation { base, size, origin, name: Mutex::default(), host: Some(host), owned: Some(layout), init })
     }
 
     /// # Safety
     /// `host` is valid for `size` bytes as long as the allocation is live.
     pub(super) unsafe fn adopt(host: *mut u8, size: u64, origin: Origin) -> Allocation {
-        Allocation { base: host as u64, size, origin, host: NonNull::new(host), owned: None, init: Box::default() }
+        let (base, name, init) = (host as u64, Mutex::default(), Box::default());
+        Allocation { base, size, origin, name, host: NonNull::new(host), owned: None, init }
     }
 
     /// The same range after it was freed.
     pub(super) fn tombstone(&self) -> Allocation {
-        let origin = self.origin.clone();
-        Allocation { base: self.base, size: self.size, origin, host: None, owned: None, init: Box::default() }
+        let (origin, name) = (self.origin.clone(), Mutex::new(self.given_name()));
+        Allocation { base: self.base, size: self.size, origin, name, host: None, owned: None, init: Box::default() }
     }
 
     /// Whether it has not been freed.
@@ -89,6 +93,23 @@ impl Allocation {
         self.host.map_or(std::ptr::null_mut(), NonNull::as_ptr)
     }
 
+    /// Names it, for reports and counters.
+    pub fn set_name(&self, name: String) {
+        *self.name.lock().unwrap_or_else(PoisonError::into_inner) = Some(name);
+    }
+
+    fn given_name(&self) -> Option<String> {
+        self.name.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The name that the program gave it, or that of its variable.
+    pub fn label(&self) -> Option<String> {
+        match &self.origin {
+            Origin::Variable(name) => Some(name.clone()),
+            _ => self.given_name(),
+        }
+    }
+
     /// How reports name it.
     pub fn describe(&self) -> String {
         let kind = match &self.origin {
@@ -98,7 +119,8 @@ impl Allocation {
             Origin::Managed => "managed allocation",
             Origin::Variable(name) => return format!("variable {name} of {} bytes at {:#x}", self.size, self.base),
         };
-        format!("{kind} of {} bytes at {:#x}", self.size, self.base)
+        let name = self.given_name().map(|name| format!(" `{name}`")).unwrap_or_default();
+        format!("{kind}{name} of {} bytes at {:#x}", self.size, self.base)
     }
 
     /// Whether initialised bytes are tracked.

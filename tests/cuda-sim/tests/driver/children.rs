@@ -1,12 +1,13 @@
 //! What needs an environment or a process of its own: faults, injections, leaks, counters, sweeps. A test of the first
 //! kind below runs one of the second in a child process and looks at what it printed.
 
+use std::ffi::{CStr, c_char};
 use std::sync::Arc;
 
 use cudarc::driver::sys::{self, CUresult};
 use cudarc::driver::{CudaContext, CudaFunction, CudaSlice, CudaStream, DevicePtr, PushKernelArg};
 
-use crate::support::{KERNELS, child, kernel, load, ok, own_context, shape};
+use crate::support::{KERNELS, child, extra, kernel, load, ok, own_context, shape};
 
 #[test]
 fn a_fault_is_one_line_and_kills_the_context() {
@@ -145,6 +146,77 @@ fn counters() {
     let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0)).unwrap().unwrap();
     (0..3).for_each(|_| graph.launch().unwrap());
     stream.synchronize().unwrap();
+}
+
+#[test]
+fn traffic_is_counted_by_allocation() {
+    assert_eq!(child("traffic", &[("CUDA_SIM_L2", "1G")]), [""; 0]);
+    assert_eq!(child("traffic_of_a_small_cache", &[("CUDA_SIM_L2", "2K")]), [""; 0]);
+}
+
+/// Counters since the last call.
+fn counted() -> serde_json::Value {
+    type Counters = unsafe extern "C" fn(*mut u8, usize) -> usize;
+    let counters: Counters = unsafe { std::mem::transmute(extra(c"cuda_sim_counters")) };
+    let length = unsafe { counters(std::ptr::null_mut(), 0) };
+    let mut text = vec![0; length + 1];
+    // Asked with too little room, it forgets nothing.
+    assert_eq!(unsafe { counters(text.as_mut_ptr(), length) }, length);
+    assert_eq!(unsafe { counters(text.as_mut_ptr(), length + 1) }, length);
+    serde_json::from_slice(&text[..length]).unwrap()
+}
+
+fn name(data: &CudaSlice<f32>, stream: &Arc<CudaStream>, name: &CStr) -> CUresult {
+    type Name = unsafe extern "C" fn(u64, *const c_char) -> CUresult;
+    let call: Name = unsafe { std::mem::transmute(extra(c"cuda_sim_name_allocation")) };
+    unsafe { call(data.device_ptr(stream).0, name.as_ptr()) }
+}
+
+#[test]
+#[ignore = "run by traffic_is_counted_by_allocation"]
+fn traffic() {
+    assert_eq!(counted()["launches"], serde_json::json!([]));
+    let context = own_context();
+    let stream = context.default_stream();
+    let scale = kernel(&context, "scale");
+    let a = stream.clone_htod(&vec![1.0f32; 1000]).unwrap();
+    let mut b = stream.alloc_zeros::<f32>(1000).unwrap();
+    ok(name(&a, &stream, c"a"));
+    ok(name(&b, &stream, c"old"));
+    ok(name(&b, &stream, c"b"));
+    let mut launch = stream.launch_builder(&scale);
+    launch.arg(&mut b).arg(&a).arg(&1.0f32).arg(&999u32);
+    unsafe { launch.launch(shape(8, 128)) }.unwrap();
+    stream.synchronize().unwrap();
+    let json = counted();
+    let launch = &json["launches"][0];
+    assert_eq!((&launch["counters"]["dram_read_sectors"], &launch["l2_simulated"]), (&125.into(), &false.into()));
+    assert_eq!(launch["counters"]["dram_write_sectors"], 125);
+    let [read, written] = [&launch["allocations"][0], &launch["allocations"][1]];
+    assert_eq!((&read["name"], &written["name"]), (&"a".into(), &"b".into()));
+    assert_eq!((&read["size"], &read["load_bytes"], &read["store_bytes"]), (&4000.into(), &3996.into(), &0.into()));
+    assert_eq!((&read["load_sectors"], &read["distinct_read_sectors"]), (&125.into(), &125.into()));
+    assert_eq!((&read["distinct_read_bytes"], &read["distinct_written_bytes"]), (&3996.into(), &0.into()));
+    assert_eq!((&written["store_bytes"], &written["load_bytes"]), (&3996.into(), &0.into()));
+    assert_eq!((&written["store_sectors"], &written["distinct_written_sectors"]), (&125.into(), &125.into()));
+    // Told once.
+    assert_eq!(counted()["launches"], serde_json::json!([]));
+}
+
+#[test]
+#[ignore = "run by traffic_is_counted_by_allocation"]
+fn traffic_of_a_small_cache() {
+    let context = own_context();
+    let stream = context.default_stream();
+    counted();
+    let (add, threads) = (kernel(&context, "add"), 1024u32);
+    let mut data = stream.alloc_zeros::<u32>(threads as usize).unwrap();
+    unsafe { stream.launch_builder(&add).arg(&mut data).arg(&threads).launch(shape(1, threads)) }.unwrap();
+    stream.synchronize().unwrap();
+    let launch = &counted()["launches"][0];
+    // Each sector is read, changed and replaced by others; no other launch is seen.
+    assert_eq!((&launch["l2_simulated"], &launch["counters"]["dram_read_sectors"]), (&true.into(), &128.into()));
+    assert_eq!(launch["counters"]["dram_write_sectors"], 128);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Loading the simulator, kernels, and processes of their own.
 
-use std::ffi::{CString, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Arc, Once};
@@ -13,6 +13,7 @@ pub const THREAD_LOCAL: CUstreamCaptureMode = CUstreamCaptureMode::CU_STREAM_CAP
 
 unsafe extern "C" {
     fn dlopen(path: *const c_char, flags: c_int) -> *mut c_void;
+    fn dlsym(library: *mut c_void, name: *const c_char) -> *mut c_void;
 }
 
 /// Where cargo has put the library: beside the tests, or above.
@@ -32,6 +33,15 @@ pub fn load() {
         let handle = unsafe { dlopen(path.as_ptr(), 0x102) };
         assert!(!handle.is_null(), "{path:?} cannot be loaded");
     });
+}
+
+/// A function of the simulator that is no part of the driver API.
+pub fn extra(name: &CStr) -> *mut c_void {
+    load();
+    let library = CString::new(library().to_str().unwrap()).unwrap();
+    let found = unsafe { dlsym(dlopen(library.as_ptr(), 0x102), name.as_ptr()) };
+    assert!(!found.is_null(), "{name:?} is exported");
+    found
 }
 
 /// The device's primary context.

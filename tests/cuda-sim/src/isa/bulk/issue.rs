@@ -263,6 +263,7 @@ fn watch(cx: &mut Cx<'_>, work: &Work, warp: u32, line: u32) -> std::result::Res
         let mut inside = map.rows(at).filter(|row| row.inside.0 < row.inside.1);
         inside.try_for_each(|row| check::bulk(cx, row.address, row.inside.1 - row.inside.0, effect))
     };
+    let written = |reduction: &Option<Reduction>| if reduction.is_some() { Effect::Atomic } else { Effect::Store };
     match work {
         Work::Load { from, to, bytes, on } => {
             check::bulk(cx, *from, *bytes, Effect::Load)?;
@@ -277,16 +278,11 @@ fn watch(cx: &mut Cx<'_>, work: &Work, warp: u32, line: u32) -> std::result::Res
             race::bulk_issue(cx.block, warp, *on, *to, map.tile_bytes(), line)
         }
         Work::Store { from, to, bytes, reduction } => {
-            // Reductions are atomic: they race with no other.
-            if reduction.is_none() {
-                check::bulk(cx, *to, *bytes, Effect::Store)?;
-            }
+            check::bulk(cx, *to, *bytes, written(reduction))?;
             race::issue(cx.block, warp, Engine::Bulk, *from, *bytes, false, line).map(|()| 0)
         }
         Work::StoreTile { map, at, from, reduction } => {
-            if reduction.is_none() {
-                rows(cx, map, *at, Effect::Store)?;
-            }
+            rows(cx, map, *at, written(reduction))?;
             race::issue(cx.block, warp, Engine::Bulk, *from, map.tile_bytes(), false, line).map(|()| 0)
         }
     }

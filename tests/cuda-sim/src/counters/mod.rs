@@ -1,9 +1,14 @@
 //! Counters of a launch.
 
+mod footprint;
+mod l2;
+pub mod traffic;
+
 use serde_json::{Map, Value, json};
 
 use crate::code::Class;
 use crate::machine::grid::Grid;
+use traffic::{Asked, Total};
 
 /// Every class, with the name it has in the JSON.
 const CLASSES: [(Class, &str); 17] = [
@@ -40,10 +45,6 @@ pub struct Counters {
     pub load_bytes: u64,
     /// Bytes that the lanes asked to store to global memory.
     pub store_bytes: u64,
-    /// Sectors that the loads of whole warps touched.
-    pub load_sectors: u64,
-    /// Sectors that the stores of whole warps touched.
-    pub store_sectors: u64,
     /// Passes that shared memory needed for the accesses of warps: one for each 128 bytes without conflicts.
     pub shared_passes: u64,
     /// Passes beyond what the same bytes would have needed without bank conflicts.
@@ -54,8 +55,8 @@ pub struct Counters {
     first: Vec<u32>,
     /// For every operation, how many times more it was run than the operation before it: by warps, and in lanes.
     starts: Vec<(i64, i64)>,
-    /// For every allocation, the sectors touched, a bit each; empty where nothing was touched or wanted.
-    touched: Vec<Vec<u64>>,
+    /// What was asked of every allocation; empty if that is not wanted.
+    pub(crate) asked: Vec<Asked>,
 }
 
 impl Counters {
@@ -67,8 +68,8 @@ impl Counters {
             first.push(length as u32);
             length += code.ops.len() + 1;
         }
-        let touched = if grid.count { vec![Vec::new(); grid.memory.len()] } else { Vec::new() };
-        Counters { first, starts: vec![(0, 0); length], touched, ..Counters::default() }
+        let asked = if grid.traffic.is_some() { vec![Asked::default(); grid.memory.len()] } else { Vec::new() };
+        Counters { first, starts: vec![(0, 0); length], asked, ..Counters::default() }
     }
 
     /// `count` operations from `start` on were run by a group of lanes.
@@ -81,17 +82,6 @@ impl Counters {
         self.starts[from].1 += lanes;
         self.starts[to].0 -= 1;
         self.starts[to].1 -= lanes;
-    }
-
-    /// Notes the distinct sectors of an access, if they are wanted.
-    pub fn touch(&mut self, grid: &Grid<'_>, allocation: usize, offset: u64, length: u64) {
-        let Some(sectors) = self.touched.get_mut(allocation) else { return };
-        if sectors.is_empty() {
-            sectors.resize(grid.memory.get(allocation).size.div_ceil(SECTOR * 64) as usize, 0);
-        }
-        let first = offset / SECTOR;
-        let last = (offset + length - 1) / SECTOR;
-        crate::memory::each_word(first, last - first + 1, |word, bits| sectors[word] |= bits);
     }
 }
 
@@ -111,15 +101,11 @@ pub struct Totals {
     /// See [`Counters`].
     pub store_bytes: u64,
     /// See [`Counters`].
-    pub load_sectors: u64,
-    /// See [`Counters`].
-    pub store_sectors: u64,
-    /// See [`Counters`].
     pub shared_passes: u64,
     /// See [`Counters`].
     pub bank_conflicts: u64,
-    /// Bytes of the distinct sectors that were touched, if they were wanted.
-    pub distinct_bytes: Option<u64>,
+    /// What was moved to and from global memory, if that was wanted.
+    pub traffic: Option<Total>,
 }
 
 impl Totals {
@@ -131,15 +117,12 @@ impl Totals {
             totals.barriers += part.barriers;
             totals.load_bytes += part.load_bytes;
             totals.store_bytes += part.store_bytes;
-            totals.load_sectors += part.load_sectors;
-            totals.store_sectors += part.store_sectors;
             totals.shared_passes += part.shared_passes;
             totals.bank_conflicts += part.bank_conflicts;
             totals.operations(grid, part);
         }
-        if grid.count {
-            totals.distinct_bytes = Some((0..grid.memory.len()).map(|a| distinct(parts, a)).sum());
-        }
+        let asked = parts.iter().map(|part| part.asked.as_slice());
+        totals.traffic = grid.traffic.as_ref().map(|traffic| traffic.total(&grid.memory, asked));
         totals
     }
 
@@ -170,25 +153,29 @@ impl Totals {
             let named = CLASSES.iter().map(|&(class, name)| (name.to_string(), json!(values[class as usize])));
             Value::Object(named.collect::<Map<_, _>>())
         };
-        json!({
+        let mut counters = json!({
             "instructions": by_class(&self.instructions),
             "lane_operations": by_class(&self.lane_operations),
             "matrix_flops": self.matrix_flops,
             "barriers": self.barriers,
             "global_load_bytes": self.load_bytes,
             "global_store_bytes": self.store_bytes,
-            "global_load_sectors": self.load_sectors,
-            "global_store_sectors": self.store_sectors,
-            "shared_passes": self.shared_passes,
-            "bank_conflicts": self.bank_conflicts,
-            "distinct_bytes": self.distinct_bytes,
-        })
+        });
+        if let Some(traffic) = &self.traffic {
+            let asked = traffic.asked();
+            let more = json!({
+                "shared_passes": self.shared_passes,
+                "bank_conflicts": self.bank_conflicts,
+                "global_load_sectors": asked.load_sectors,
+                "global_store_sectors": asked.store_sectors,
+                "distinct_bytes": traffic.distinct_sectors * SECTOR,
+                "dram_read_sectors": traffic.dram.read,
+                "dram_write_sectors": traffic.dram.written,
+            });
+            if let (Value::Object(counters), Value::Object(more)) = (&mut counters, more) {
+                counters.extend(more);
+            }
+        }
+        counters
     }
-}
-
-/// Bytes of the sectors of an allocation that any host thread touched.
-fn distinct(parts: &[Counters], allocation: usize) -> u64 {
-    let words = parts.iter().map(|p| p.touched[allocation].len()).max().unwrap_or(0);
-    let word = |i: usize| parts.iter().fold(0, |bits, p| bits | p.touched[allocation].get(i).copied().unwrap_or(0));
-    (0..words).map(|i| u64::from(word(i).count_ones()) * SECTOR).sum()
 }
