@@ -10,6 +10,7 @@ pub mod traffic;
 use crate::code::Flow;
 pub use crate::device::Checks;
 use crate::machine::access::{Access, Effect, Region};
+use crate::machine::cluster;
 use crate::machine::fault::{Fault, Kind};
 use crate::machine::{Cx, LANES, Row};
 
@@ -24,6 +25,9 @@ pub fn observe(
     effect: Effect,
     access: Access,
 ) -> Option<Flow> {
+    if region == Region::Shared && addresses.iter().any(|&address| cluster::split(address).0.is_some()) {
+        return if cx.grid.checks.init { in_cluster(cx, addresses, size, effect).err() } else { None };
+    }
     if cx.grid.traffic.is_some() {
         traffic::count(cx, region, addresses, size, effect);
     }
@@ -33,6 +37,30 @@ pub fn observe(
         return Some(cx.fail(fault));
     }
     if cx.grid.checks.race { race::access(cx, region, addresses, size, effect, access) } else { None }
+}
+
+/// The same in the shared memory of other blocks of the cluster, where only uninitialised reads are looked for.
+fn in_cluster(cx: &mut Cx<'_>, addresses: &Row<u64>, size: u64, effect: Effect) -> Result<(), Flow> {
+    for lane in (0..LANES).filter(|lane| cx.mask >> lane & 1 != 0) {
+        let missing = match cx.block.at(addresses[lane]) {
+            // What is not there is the access's own fault.
+            Ok((block, offset)) if block.shared.get(offset, size).is_some() => {
+                let missing =
+                    (effect != Effect::Store).then(|| block.shared.first_uninitialised(offset, size)).flatten();
+                if effect != Effect::Load {
+                    block.shared.mark_init(offset, size);
+                }
+                missing.map(|at| (at, format!("shared memory of block {} of the cluster", block.rank)))
+            }
+            _ => None,
+        };
+        if let Some((at, place)) = missing {
+            let message = format!("load of {size} bytes that nothing has written");
+            let fault = Fault::new(Kind::UninitialisedRead, message).at_address(at, place);
+            return Err(cx.fail(fault.at_lane(lane as u32)));
+        }
+    }
+    Ok(())
 }
 
 /// Watches `length` neighbouring bytes of global memory that a bulk copy moves for a warp, and counts them.

@@ -254,6 +254,23 @@ pub fn barrier_arrive(cx: &mut Cx<'_>, barrier: u32, generation: u32) {
     state.tick(warp);
 }
 
+/// A warp arrives at the barrier of its cluster: what it knows, the other blocks will know.
+pub fn cluster_arrive(cx: &mut Cx<'_>, barrier: u32, generation: u32) {
+    let (block, warp) = (cx.block.index, cx.warp.id as usize);
+    let Some(state) = cx.block.race.as_deref_mut() else { return };
+    let published = state.clocks[warp].publish(block);
+    cx.block.others(|peer| {
+        let index = peer.index;
+        let Some(state) = peer.race.as_deref_mut() else { return };
+        let agents = state.begun.len();
+        let meeting = &mut state.barriers[barrier as usize][generation as usize % 2];
+        if meeting.generation != Some(generation) {
+            *meeting = Meeting { generation: Some(generation), clock: Clock::new(agents), ..Meeting::default() };
+        }
+        meeting.clock.learn(index, &published);
+    });
+}
+
 /// A warp goes on behind a generation of a barrier that has completed.
 pub fn barrier_leave(cx: &mut Cx<'_>, barrier: u32, generation: u32) {
     let warp = cx.warp.id as usize;
@@ -285,10 +302,17 @@ pub fn mbarrier_init(block: &mut Block, address: u64) {
 
 /// A warp arrives at an mbarrier.
 pub fn mbarrier_arrive(block: &mut Block, warp: u32, address: u64) {
+    let index = block.index;
     let Some(state) = block.race.as_deref_mut() else { return };
     let clock = state.clocks[warp as usize].clone();
-    state.mbarrier(address).0.join(&clock);
     state.tick(warp);
+    let Ok((owner, address)) = block.at(address) else { return };
+    let (whose, Some(state)) = (owner.index, owner.race.as_deref_mut()) else { return };
+    if whose == index {
+        state.mbarrier(address).0.join(&clock);
+    } else {
+        state.mbarrier(address).0.learn(whose, &clock.publish(index));
+    }
 }
 
 /// The copies that a warp has issued so far will arrive at an mbarrier when they are done (`cp.async.mbarrier.arrive`).

@@ -112,8 +112,12 @@ struct Form {
 
 fn form(i: &Instruction) -> Result<Form> {
     use Type::*;
-    const SPACES: &[(&str, Space)] =
-        &[("global", Space::Global), ("shared", Space::Shared), ("shared::cta", Space::Shared)];
+    const SPACES: &[(&str, Space)] = &[
+        ("global", Space::Global),
+        ("shared", Space::Shared),
+        ("shared::cta", Space::Shared),
+        ("shared::cluster", Space::Shared),
+    ];
     const TYPES: &[Type] = &[B16, B32, B64, B128, U32, U64, S32, S64, F32, F64, F16, F16x2, BF16, BF16x2];
     let mut m = Modifiers::new(i);
     let (mut space, mut order, mut scope, mut action, mut vector, mut ty) = (None, None, None, None, None, None);

@@ -81,6 +81,7 @@ pub struct Table(Vec<(u64, Mbarrier)>);
 
 /// The valid mbarrier at `address`. Its bytes must be as the last operation on it left them.
 fn find(block: &mut Block, address: u64) -> std::result::Result<&mut Mbarrier, Fault> {
+    let (block, address) = block.at(address)?;
     let at = |fault: Fault| fault.at_address(address, "shared memory");
     if !address.is_multiple_of(BYTES) {
         return Err(at(Fault::new(Kind::Misaligned, "an mbarrier object must be aligned to 8 bytes")));
@@ -103,6 +104,7 @@ fn update<T>(
     address: u64,
     change: impl FnOnce(&mut Mbarrier) -> std::result::Result<T, String>,
 ) -> std::result::Result<T, Fault> {
+    let (block, address) = block.at(address)?;
     let barrier = find(block, address)?;
     let result = change(barrier)
         .map_err(|message| Fault::new(Kind::InvalidOperation, message).at_address(address, "shared memory"))?;
@@ -156,7 +158,7 @@ fn qualifiers(m: &mut Modifiers<'_>, semantics: &[(&str, ())], cluster: bool) ->
     Ok(into)
 }
 
-/// A cluster has one block here, so its shared memory is the block's own.
+/// Only some operations reach the mbarriers of other blocks of the cluster.
 fn space(m: &mut Modifiers<'_>, cluster: bool) -> Into {
     let shared = m.take("shared") || m.take("shared::cta") || cluster && m.take("shared::cluster");
     if shared { Into::Shared } else { Into::GenericShared }

@@ -35,6 +35,7 @@ pub mod sync;
 #[cfg(test)]
 mod team;
 pub mod tensor_map;
+mod tensor_map_edit;
 pub mod video;
 pub mod warp;
 pub mod wgmma;
@@ -65,6 +66,7 @@ pub const FAMILIES: &[Family] = &[
     bulk::lower,
     wgmma::lower,
     hints::lower,
+    tensor_map_edit::lower,
     cluster::lower,
     flow::lower,
     atomic::lower,

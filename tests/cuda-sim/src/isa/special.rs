@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use crate::code::{Class, Dst, Flow, Op, Run};
+use crate::device::RESERVED_SHARED;
 use crate::lower::{Lower, Result};
 use crate::machine::{Cx, LANES, Row};
 use crate::ptx::ast::{Instruction, Type};
@@ -11,6 +12,7 @@ use crate::ptx::ast::{Instruction, Type};
 pub fn read(cx: &mut Lower, i: &Instruction, name: &str) -> Result<Option<(u32, Type)>> {
     let Some(name) = name.strip_prefix('%') else { return Ok(None) };
     let Some((ty, run, imm)) = find(name) else { return Ok(None) };
+    cx.code.reserved_shared |= name.starts_with("reserved_smem");
     let row = cx.scopes.temporary(ty);
     let op = cx.op(i, Class::Move, run);
     cx.emit(Op { dst: [Dst(row), Dst::SINK], imm, ..op });
@@ -53,6 +55,10 @@ fn find(name: &str) -> Option<(Type, Run, u64)> {
         "cluster_nctarank" => |cx, op| all(cx, op, cx.grid.cluster.iter().product()),
         "dynamic_smem_size" => |cx, op| all(cx, op, cx.grid.dynamic_shared),
         "total_smem_size" => |cx, op| all(cx, op, cx.grid.shared_bytes),
+        "reserved_smem_offset_begin" | "reserved_smem_offset_0" => |cx, op| all(cx, op, cx.grid.reserved_shared(0)),
+        "reserved_smem_offset_1" => |cx, op| all(cx, op, cx.grid.reserved_shared(RESERVED_SHARED / 2)),
+        "reserved_smem_offset_end" => |cx, op| all(cx, op, cx.grid.reserved_shared(RESERVED_SHARED)),
+        "reserved_smem_offset_cap" => |cx, op| all(cx, op, RESERVED_SHARED),
         "clock" => |cx, op| all(cx, op, clock(cx) as u32),
         "clock_hi" => |cx, op| all(cx, op, (clock(cx) >> 32) as u32),
         "globaltimer_lo" => |cx, op| all(cx, op, nanoseconds() as u32),

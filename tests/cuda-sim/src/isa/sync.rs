@@ -170,7 +170,7 @@ fn warp_sync(cx: &mut Cx<'_>, op: &Op) -> Flow {
     Flow::Retry
 }
 
-/// `barrier.cluster`: clusters have one block, so it is one more barrier of the block.
+/// `barrier.cluster`: one more barrier of each block, which completes for all of the cluster at once.
 fn cluster_barrier(cx: &mut Lower, i: &Instruction) -> Result<()> {
     let mut m = Modifiers::new(i);
     m.expect(&[("cluster", ())])?;
@@ -203,7 +203,8 @@ fn cluster_arrive(cx: &mut Cx<'_>, op: &Op) -> Flow {
     cx.warp.cluster_generation = generation;
     cx.block.progress += 1;
     check::race::barrier_arrive(cx, CLUSTER_BARRIER as u32, generation);
-    cx.block.complete_barriers();
+    check::race::cluster_arrive(cx, CLUSTER_BARRIER as u32, generation);
+    cx.block.complete_cluster_barrier();
     Flow::Next
 }
 

@@ -36,6 +36,8 @@ pub enum DataType {
     F32 = 7,
     F64 = 8,
     BF16 = 9,
+    /// f32 that loads round to tf32.
+    TF32 = 11,
 }
 
 impl DataType {
@@ -43,8 +45,8 @@ impl DataType {
         use DataType::*;
         match raw {
             0..=9 => Ok([U8, U16, U32, S32, U64, S64, F16, F32, F64, BF16][raw as usize]),
+            11 => Ok(TF32),
             10 | 12 => Err(Error::Unsupported("a tensor map type that flushes subnormals")),
-            11 => Err(Error::Unsupported("the tensor map type TFLOAT32, which converts on the way,")),
             13..=15 => Err(Error::Unsupported("a tensor map type of less than 8 bits")),
             _ => Err(Error::Invalid("unknown data type")),
         }
@@ -56,7 +58,7 @@ impl DataType {
         match self {
             U8 => 1,
             U16 | F16 | BF16 => 2,
-            U32 | S32 | F32 => 4,
+            U32 | S32 | F32 | TF32 => 4,
             U64 | S64 | F64 => 8,
         }
     }
@@ -66,7 +68,7 @@ impl DataType {
         use DataType::*;
         match self {
             F16 | BF16 => Some(&[0xff, 0x7f]),
-            F32 => Some(&[0xff, 0xff, 0xff, 0x7f]),
+            F32 | TF32 => Some(&[0xff, 0xff, 0xff, 0x7f]),
             F64 => Some(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f]),
             _ => None,
         }
@@ -173,6 +175,10 @@ pub struct TileRow {
     pub address: u64,
 }
 
+/// Bytes of the encoding under its checksum.
+const BODY: usize = 16 + MAX_RANK * 16;
+/// The byte behind the checksum that says that a kernel has changed the map.
+const EDITED: usize = BODY + 4;
 const MAGIC: u32 = u32::from_le_bytes(*b"tmap");
 
 impl TensorMap {
@@ -230,7 +236,14 @@ impl TensorMap {
         map.strides[1..rank].copy_from_slice(request.strides);
         map.tile[..rank].copy_from_slice(request.tile);
         map.element_strides[1..rank].copy_from_slice(&request.element_strides[1..]);
-        let inner = map.row_bytes();
+        map.check_box()?;
+        Ok(map)
+    }
+
+    /// Checks the box against the element type and the swizzle mode.
+    fn check_box(&self) -> Result<(), Error> {
+        let invalid = |message| Err(Error::Invalid(message));
+        let (inner, swizzle) = (self.row_bytes(), self.swizzle);
         if !inner.is_multiple_of(16) {
             return invalid("the first dimension of the box must be a multiple of 16 bytes");
         }
@@ -240,7 +253,7 @@ impl TensorMap {
         if swizzle != Swizzle::None && inner < swizzle.span() {
             return Err(Error::Unsupported("a box whose first dimension is shorter than the span of its swizzle mode"));
         }
-        Ok(map)
+        Ok(())
     }
 
     /// The 128 bytes.
@@ -263,7 +276,6 @@ impl TensorMap {
 
     /// Reads what [`TensorMap::encode`] wrote.
     pub fn decode(bytes: &[u8; BYTES]) -> Result<TensorMap, Error> {
-        const BODY: usize = 16 + MAX_RANK * 16;
         let sum = u32::from_le_bytes(bytes[BODY..BODY + 4].try_into().expect("four bytes"));
         if bytes[..4] != MAGIC.to_le_bytes() || sum != checksum(&bytes[..BODY]) {
             return Err(Error::Invalid("the 128 bytes are not a tensor map"));
@@ -279,13 +291,34 @@ impl TensorMap {
             swizzle: Swizzle::from_raw(bytes[6] as u32)?,
             nan_fill: bytes[7] != 0,
         };
-        for (d, field) in bytes[16..BODY].chunks_exact(16).enumerate() {
+        if map.rank == 0 || map.rank > MAX_RANK {
+            return Err(Error::Invalid("the rank must be 1 to 5"));
+        }
+        map.strides[0] = map.data_type.bytes();
+        for (d, field) in bytes[16..BODY].chunks_exact(16).enumerate().take(map.rank) {
             map.dims[d] = u64::from_le_bytes(field[..8].try_into().expect("eight bytes"));
-            map.strides[d] = field[8..13].iter().rev().fold(0, |value, &byte| value << 8 | byte as u64);
+            let stride = field[8..13].iter().rev().fold(0, |value, &byte| value << 8 | byte as u64);
+            map.strides[d] = if d == 0 { map.strides[0] } else { stride };
             map.tile[d] = u16::from_le_bytes([field[13], field[14]]) as u32;
             map.element_strides[d] = field[15] as u32;
         }
+        if bytes[EDITED] != 0 {
+            map.check_edited()?;
+        }
         Ok(map)
+    }
+
+    /// What [`TensorMap::tiled`] has checked of others, of a map that a kernel has changed.
+    fn check_edited(&self) -> Result<(), Error> {
+        let of = |good: bool, message| if good { Ok(()) } else { Err(Error::Invalid(message)) };
+        let all = 0..self.rank;
+        of(self.address != 0 && self.address.is_multiple_of(16), "the tensor's address must be a multiple of 16")?;
+        of(all.clone().all(|d| self.dims[d] != 0), "a dimension must be 1 to 2^32")?;
+        of((1..self.rank).all(|d| self.strides[d].is_multiple_of(16)), "a stride must be a multiple of 16 below 2^40")?;
+        of(all.clone().all(|d| (1..=256).contains(&self.tile[d])), "a dimension of the box must be 1 to 256")?;
+        of(all.clone().all(|d| (1..=8).contains(&self.element_strides[d])), "an element stride must be 1 to 8")?;
+        of(!self.nan_fill || self.data_type.nan().is_some(), "only floats can be filled with NaN")?;
+        self.check_box()
     }
 
     /// Elements that a tile has in each dimension.
@@ -341,6 +374,72 @@ impl TensorMap {
             TileRow { offset: number * bytes, inside: (start * size, end * size), address }
         })
     }
+}
+
+/// A field of a tensor map that `tensormap.replace` changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Field {
+    /// The tensor's address.
+    Address,
+    /// The rank less one.
+    Rank,
+    /// Elements of a box in a dimension.
+    Box,
+    /// Elements of a dimension.
+    Dim,
+    /// Bytes between neighbours in the dimension after the named one.
+    Stride,
+    /// The traversal stride in a dimension.
+    ElementStride,
+    /// The type of elements.
+    Type,
+    /// The interleaved layout: none.
+    Interleave,
+    /// The swizzle mode.
+    Swizzle,
+    /// The unit of swizzling: 16 bytes.
+    Atomicity,
+    /// Whether elements outside are NaN.
+    Fill,
+}
+
+/// The number in `CUtensorMapDataType` of an element type as PTX numbers them.
+fn driver_type(raw: u64) -> Option<u8> {
+    Some([0, 1, 2, 3, 4, 5, 6, 7, 10, 8, 9, 11, 12].get(usize::try_from(raw).ok()?).copied()?)
+}
+
+/// `tensormap.replace`: changes a field of an encoded map, or of one that was begun with zeros.
+pub fn replace(bytes: &mut [u8; BYTES], field: Field, ordinal: usize, value: u64) -> Result<(), Error> {
+    if bytes[..4] == [0; 4] && bytes.iter().all(|&byte| byte == 0) {
+        bytes[..4].copy_from_slice(&MAGIC.to_le_bytes());
+    } else if bytes[..4] != MAGIC.to_le_bytes() {
+        return Err(Error::Invalid("the 128 bytes are not a tensor map, nor zeros"));
+    }
+    let limit = MAX_RANK - usize::from(field == Field::Stride);
+    if ordinal >= limit {
+        return Err(Error::Invalid("there is no such dimension"));
+    }
+    let at = 16 + 16 * (ordinal + usize::from(field == Field::Stride));
+    match field {
+        Field::Address => bytes[8..16].copy_from_slice(&value.to_le_bytes()),
+        Field::Rank => bytes[5] = u8::try_from(value + 1).unwrap_or(u8::MAX),
+        Field::Box => bytes[at + 13..at + 15].copy_from_slice(&u16::try_from(value).unwrap_or(0).to_le_bytes()),
+        Field::Dim => bytes[at..at + 8].copy_from_slice(&value.to_le_bytes()),
+        Field::Stride if value >> 40 != 0 => return Err(Error::Invalid("a stride must be below 2^40")),
+        Field::Stride => bytes[at + 8..at + 13].copy_from_slice(&value.to_le_bytes()[..5]),
+        Field::ElementStride => bytes[at + 15] = u8::try_from(value).unwrap_or(0),
+        Field::Type => bytes[4] = driver_type(value).ok_or(Error::Unsupported("this type of a tensor map"))?,
+        Field::Swizzle => bytes[6] = Swizzle::from_raw(value as u32)? as u8,
+        Field::Fill => bytes[7] = u8::from(value != 0),
+        Field::Interleave | Field::Atomicity if value == 0 => {}
+        Field::Interleave => return Err(Error::Unsupported("the interleaved layout of a tensor map")),
+        Field::Atomicity => return Err(Error::Unsupported("swizzling with atoms of more than 16 bytes")),
+    }
+    let sum = checksum(&bytes[..BODY]);
+    bytes[BODY..EDITED].copy_from_slice(&sum.to_le_bytes());
+    bytes[EDITED] = 1;
+    Ok(())
 }
 
 /// FNV-1a: a tensor map that was copied short or overwritten must not pass for one.

@@ -1,5 +1,6 @@
 //! How operations reach memory: addresses, state spaces, bounds and alignment.
 
+use super::cluster;
 use super::fault::{Fault, Kind};
 use super::grid::Grid;
 use super::{Cx, FULL, LANES, Row};
@@ -289,6 +290,9 @@ impl Cx<'_> {
             Region::Param => "parameter",
             Region::Local | Region::Generic => "local",
         };
+        if region == Region::Shared && cluster::split(address).0.is_some() {
+            return self.locate_peer(address, size, align);
+        }
         let range = if region == Region::Local { Range { delta: 0, low: 0, size: 0 } } else { self.range(region) };
         let place = format!("{name} memory of {} bytes", range.size);
         if !address.is_multiple_of(align) {
@@ -298,6 +302,18 @@ impl Cx<'_> {
             return Err(Fault::new(Kind::OutOfBounds, format!("{size} bytes")).at_address(address, place));
         }
         Ok(address.wrapping_add(range.delta) as *mut u8)
+    }
+
+    /// [`Cx::locate`] in the shared memory of the cluster.
+    fn locate_peer(&mut self, address: u64, size: u64, align: u64) -> Result<*mut u8, Fault> {
+        let (block, offset) = self.block.at(address)?;
+        if !offset.is_multiple_of(align) {
+            return Err(Fault::new(Kind::Misaligned, format!("{size} bytes")).at_address(offset, "shared memory"));
+        }
+        match block.shared.get_mut(offset, size) {
+            Some(bytes) => Ok(bytes.as_mut_ptr()),
+            None => Err(block.shared.outside(offset, size)),
+        }
     }
 
     /// A byte at a generic address of a lane.

@@ -218,15 +218,23 @@ pub fn wait_all(block: &mut Block, grid: &Grid<'_>, warp: u32, lanes: u32) -> Re
     land_where(block, grid, warp, |_, of| of & lanes)
 }
 
-/// Puts a bulk copy in flight.
-pub fn issue_bulk(block: &mut Block, grid: &Grid<'_>, transfer: Transfer) -> Result<(), Fault> {
-    block.queue.bulk.push_back(transfer);
+/// Puts a bulk copy in flight to the block of the cluster whose shared memory it writes or, if it writes global memory,
+/// reads.
+pub fn issue_bulk(block: &mut Block, grid: &Grid<'_>, owner: u32, mut transfer: Transfer) -> Result<(), Fault> {
     let now = match grid.schedule.async_timing {
         AsyncTiming::Early => true,
         AsyncTiming::Late => false,
         AsyncTiming::Random => block.rng.below(4) == 0,
     };
-    if now { land_bulk(block, grid, |_| true).map(|_| ()) } else { Ok(()) }
+    if now && transfer.reads_from(block.rank) {
+        let read = transfer.read(block, grid);
+        read.map_err(|fault| issued_by(&transfer, fault, block, grid))?;
+    }
+    let issuer = block.rank;
+    let Some(owner) = block.peer(owner) else { return Ok(()) };
+    owner.queue.bulk.push_back(transfer);
+    // What reads this block's memory into another's lands when that one waits for it.
+    if now { land_bulk(owner, grid, |t| !t.reads_from(issuer)).map(|_| ()) } else { Ok(()) }
 }
 
 /// Lands the bulk copies that `due` picks, oldest first; how many.
@@ -375,6 +383,14 @@ pub fn finish(block: &mut Block, grid: &Grid<'_>) -> Result<(), Fault> {
         };
         return Err(issued_by(t, Fault::new(Kind::Async, message), block, grid));
     }
+    let (rank, mut found) = (block.rank, Ok(()));
+    block.others(|peer| {
+        if let Some(t) = peer.queue.bulk.iter().find(|t| t.reads_from(rank)) {
+            let message = "the block ends while a bulk copy reads its shared memory for another block of the cluster";
+            found = Err(issued_by(t, Fault::new(Kind::Async, message), peer, grid));
+        }
+    });
+    found?;
     land_bulk(block, grid, |_| true).map(|_| ())
 }
 

@@ -1,6 +1,7 @@
 //! A block (CTA): its shared memory and barriers.
 
 use super::async_queue::Queue;
+use super::cluster::Peers;
 use super::fault::{Fault, Kind};
 use super::grid::Grid;
 use super::schedule::Rng;
@@ -9,7 +10,7 @@ use crate::check::race;
 /// Hardware barriers of a block.
 pub const BARRIERS: usize = 16;
 
-/// The barrier of the cluster comes behind them: clusters have one block.
+/// The barrier of the cluster comes behind them: each block counts its own threads there.
 pub const CLUSTER_BARRIER: usize = BARRIERS;
 
 /// A hardware barrier (PTX ISA, `barrier`).
@@ -35,6 +36,10 @@ pub struct Block {
     pub ctaid: [u32; 3],
     /// Its number in the grid, x first.
     pub index: u64,
+    /// Its rank in its cluster.
+    pub rank: u32,
+    /// The blocks of its cluster.
+    pub peers: Peers,
     /// Threads that have not exited.
     pub live_threads: u32,
     /// Its shared memory.
@@ -59,6 +64,8 @@ impl Block {
         let mut block = Block {
             ctaid: [0; 3],
             index: 0,
+            rank: 0,
+            peers: Peers::default(),
             live_threads: 0,
             shared: Shared::default(),
             barriers: Default::default(),
@@ -77,12 +84,14 @@ impl Block {
         let (x, y) = (grid.dim[0] as u64, grid.dim[1] as u64);
         self.ctaid = [(index % x) as u32, (index / x % y) as u32, (index / x / y) as u32];
         self.index = index;
+        self.rank = 0;
+        self.peers = Peers::default();
         self.live_threads = grid.block_dim.iter().product();
-        self.shared.reset(grid.shared_bytes, grid.checks.init);
+        self.shared.reset(grid.shared_size, grid.checks.init);
         self.barriers = Default::default();
         self.queue = Queue::default();
         let warps = self.live_threads.div_ceil(32);
-        self.race = grid.checks.race.then(|| Box::new(race::State::new(warps, grid.shared_bytes, self.barriers.len())));
+        self.race = grid.checks.race.then(|| Box::new(race::State::new(warps, grid.shared_size, self.barriers.len())));
         self.rng = Rng::new(grid.schedule.seed ^ (index + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         self.clock = 0;
         self.progress = 0;
@@ -92,7 +101,7 @@ impl Block {
 impl Block {
     /// Completes the barriers at which all threads that it waits for have arrived.
     pub fn complete_barriers(&mut self) {
-        for barrier in &mut self.barriers {
+        for barrier in &mut self.barriers[..BARRIERS] {
             let all = barrier.expected == 0 && barrier.threads != 0 && barrier.threads >= self.live_threads;
             if all || barrier.expected != 0 && barrier.arrived >= barrier.expected {
                 barrier.result = (barrier.count, barrier.threads);
@@ -100,6 +109,7 @@ impl Block {
                 self.progress += 1;
             }
         }
+        self.complete_cluster_barrier();
     }
 }
 

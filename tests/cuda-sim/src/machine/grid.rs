@@ -4,6 +4,7 @@ use super::fault::{Fault, Kind};
 use super::schedule::Schedule;
 use crate::check::Checks;
 use crate::counters::traffic::Traffic;
+use crate::device::RESERVED_SHARED;
 use crate::memory::{GlobalMemory, View};
 use crate::program::{Entry, Program};
 
@@ -64,6 +65,9 @@ impl<'a> Launch<'a> {
     }
 }
 
+/// Blocks of a cluster at most, if the kernel allows sizes that not every device has.
+const LARGEST_CLUSTER: u64 = 16;
+
 /// A launch as its threads see it.
 pub struct Grid<'a> {
     /// The module.
@@ -84,6 +88,8 @@ pub struct Grid<'a> {
     pub dynamic_shared: u32,
     /// Bytes of shared memory, static and dynamic: `%total_smem_size`.
     pub shared_bytes: u32,
+    /// The same with the shared memory that CUDA reserves for itself, if the program asks for it.
+    pub shared_size: u32,
     /// The parameter space.
     pub params: &'a [u8],
     /// Global memory.
@@ -125,13 +131,17 @@ impl<'a> Grid<'a> {
         if launch.params.len() < launch.entry.param_bytes as usize {
             return invalid(format!("{} bytes of parameters, not {}", launch.params.len(), launch.entry.param_bytes));
         }
-        if launch.cluster.iter().any(|&n| n > 1) {
-            let message = format!("cluster of {:?} blocks", launch.cluster);
-            return Err(Fault { kernel: launch.name.into(), ..Fault::new(Kind::Unsupported, message) });
+        let whole =
+            (0..3).all(|axis| launch.cluster[axis] != 0 && launch.grid[axis].is_multiple_of(launch.cluster[axis]));
+        if !whole || launch.cluster.iter().map(|&n| u64::from(n)).product::<u64>() > LARGEST_CLUSTER {
+            return invalid(format!("clusters of {:?} blocks in a grid of {:?}", launch.cluster, launch.grid));
         }
         let memory = launch.memory.view();
         let align = launch.entry.shared_align.clamp(16, 1024);
         let dynamic_shared_offset = launch.entry.static_shared.next_multiple_of(align);
+        let shared_bytes = dynamic_shared_offset + launch.dynamic_shared;
+        let reserved = launch.program.functions.iter().any(|function| function.reserved_shared);
+        let reserved_end = shared_bytes.next_multiple_of(16) + RESERVED_SHARED;
         Ok(Grid {
             program: launch.program,
             name: launch.name,
@@ -141,7 +151,8 @@ impl<'a> Grid<'a> {
             cluster: launch.cluster,
             dynamic_shared_offset,
             dynamic_shared: launch.dynamic_shared,
-            shared_bytes: dynamic_shared_offset + launch.dynamic_shared,
+            shared_bytes,
+            shared_size: if reserved { reserved_end } else { shared_bytes },
             params: launch.params,
             multiprocessors: launch.multiprocessors,
             checks: launch.checks,
@@ -153,6 +164,30 @@ impl<'a> Grid<'a> {
             race: launch.checks.race.then(Default::default),
             workspace: launch.workspace,
         })
+    }
+
+    /// An offset into the shared memory that CUDA reserves for itself, as one into the block's. On hardware it comes before
+    /// what the program declares, here after it.
+    pub fn reserved_shared(&self, offset: u32) -> u32 {
+        self.shared_bytes.next_multiple_of(16) + offset
+    }
+
+    /// Blocks of a cluster.
+    pub fn cluster_blocks(&self) -> u64 {
+        self.cluster.iter().map(|&n| u64::from(n)).product()
+    }
+
+    /// The number in the grid of a cluster's block of some rank.
+    pub fn block_of(&self, cluster: u64, rank: u64) -> u64 {
+        let [x, y, z] = self.cluster.map(u64::from);
+        let [width, height, _] = self.dim.map(u64::from);
+        let (across, down) = (width / x, height / y);
+        let at = [
+            cluster % across * x + rank % x,
+            cluster / across % down * y + rank / x % y,
+            cluster / across / down * z + rank / x / y,
+        ];
+        at[0] + width * (at[1] + height * at[2])
     }
 
     /// Blocks that the device can hold at once, by the threads and shared memory of a multiprocessor.

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
+use super::cluster;
 use super::fault::Fault;
 use super::grid::{Grid, Launch};
 use super::resident::{Resident, State};
@@ -22,7 +23,7 @@ pub struct Report {
 /// Runs a kernel to its end.
 pub fn launch(launch: &Launch<'_>) -> Result<Report, Box<Fault>> {
     let grid = Grid::new(launch)?;
-    let blocks = grid.dim.iter().map(|&n| u64::from(n)).product::<u64>();
+    let clusters = grid.dim.iter().map(|&n| u64::from(n)).product::<u64>() / grid.cluster_blocks();
     // Blocks that wait for each other, and a check that orders accesses across blocks, need one order of all operations:
     // an access and what is remembered of it are two steps. One host thread also makes that order the seed's alone.
     let threads = match grid.schedule.threads {
@@ -30,10 +31,10 @@ pub fn launch(launch: &Launch<'_>) -> Result<Report, Box<Fault>> {
         0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
         n => n,
     };
-    let workers = (threads as u64).min(blocks) as usize;
+    let workers = (threads as u64).min(clusters) as usize;
     let team = Team {
-        order: Order::new(grid.schedule.seed, blocks),
-        blocks,
+        order: Order::new(grid.schedule.seed, clusters),
+        clusters,
         workers: workers as u64,
         next: AtomicU64::new(0),
         epoch: AtomicU64::new(0),
@@ -62,9 +63,10 @@ pub fn launch(launch: &Launch<'_>) -> Result<Report, Box<Fault>> {
 /// What the host threads of a launch share.
 struct Team {
     order: Order,
-    blocks: u64,
+    /// Clusters, which are started whole; most often of one block.
+    clusters: u64,
     workers: u64,
-    /// The next place in the order whose block has not started.
+    /// The next place in the order whose cluster has not started.
     next: AtomicU64,
     /// Grows whenever a block made progress.
     epoch: AtomicU64,
@@ -93,11 +95,11 @@ impl Team {
     /// A place of the order that has not started.
     fn claim(&self) -> Option<u64> {
         let position = self.next.fetch_add(1, Ordering::Relaxed);
-        (position < self.blocks && position < self.limit.load(Ordering::Relaxed)).then_some(position)
+        (position < self.clusters && position < self.limit.load(Ordering::Relaxed)).then_some(position)
     }
 }
 
-/// A permutation of the blocks that needs no memory: seed 0 leaves them as they are.
+/// A permutation of the clusters that needs no memory: seed 0 leaves them as they are.
 struct Order {
     factor: u64,
     offset: u64,
@@ -120,7 +122,7 @@ impl Order {
         Order { factor, offset, count }
     }
 
-    fn block(&self, position: u64) -> u64 {
+    fn cluster(&self, position: u64) -> u64 {
         ((u128::from(position) * u128::from(self.factor) + u128::from(self.offset)) % u128::from(self.count)) as u64
     }
 }
@@ -136,7 +138,9 @@ struct Worker<'a> {
     number: usize,
     counters: Counters,
     residents: Vec<Resident>,
-    /// Blocks that have ended, for their memory.
+    /// Blocks that have ended while others of their cluster have not.
+    ended: Vec<Resident>,
+    /// Blocks of clusters that have ended, for their memory.
     spare: Vec<Resident>,
     /// The epoch that the resident blocks' search for progress began in.
     hoped: u64,
@@ -145,13 +149,13 @@ struct Worker<'a> {
 impl<'a> Worker<'a> {
     fn new(team: &'a Team, grid: &'a Grid<'a>, number: usize) -> Self {
         let counters = Counters::new(grid);
-        Worker { team, grid, number, counters, residents: Vec::new(), spare: Vec::new(), hoped: 0 }
+        Worker { team, grid, number, counters, residents: Vec::new(), ended: Vec::new(), spare: Vec::new(), hoped: 0 }
     }
 
     fn run(mut self) -> Counters {
         if self.grid.cooperative {
             let mut position = self.number as u64;
-            while position < self.team.blocks {
+            while position < self.team.clusters {
                 self.admit(position);
                 position += self.team.workers;
             }
@@ -201,15 +205,22 @@ impl<'a> Worker<'a> {
     }
 
     fn admit(&mut self, position: u64) {
-        let index = self.team.order.block(position);
-        let resident = match self.spare.pop() {
-            Some(mut old) => {
-                old.restart(self.grid, index, position);
-                old
-            }
-            None => Resident::new(self.grid, index, position),
-        };
-        self.residents.push(resident);
+        let (cluster, blocks) = (self.team.order.cluster(position), self.grid.cluster_blocks());
+        let first = self.residents.len();
+        for rank in 0..blocks {
+            let index = self.grid.block_of(cluster, rank);
+            let resident = match self.spare.pop() {
+                Some(mut old) => {
+                    old.restart(self.grid, index, position);
+                    old
+                }
+                None => Resident::new(self.grid, index, position),
+            };
+            self.residents.push(resident);
+        }
+        if blocks > 1 {
+            cluster::join(self.residents[first..].iter_mut().map(|resident| &mut resident.block));
+        }
     }
 
     /// A slice for every resident block. Stuck if all of them are.
@@ -233,17 +244,32 @@ impl<'a> Worker<'a> {
                 }
                 Ok(State::Done) => {
                     all = State::Running;
-                    self.spare.push(self.residents.swap_remove(i));
+                    let ended = self.residents.swap_remove(i);
+                    self.retire(ended);
                 }
                 Err(fault) => {
-                    all = State::Running;
-                    let ended = self.residents.swap_remove(i);
-                    self.team.fail(ended.position, fault);
-                    self.spare.push(ended);
+                    let position = resident.position;
+                    self.team.fail(position, fault);
+                    // The rest of the cluster ends with it.
+                    let (gone, left) = self.residents.drain(..).partition(|r: &Resident| r.position == position);
+                    self.residents = left;
+                    Vec::into_iter(gone).for_each(|resident| self.retire(resident));
+                    return State::Running;
                 }
             }
         }
         all
+    }
+
+    /// Keeps what ended until its whole cluster has.
+    fn retire(&mut self, resident: Resident) {
+        let position = resident.position;
+        self.ended.push(resident);
+        if !self.residents.iter().any(|r| r.position == position) {
+            let (gone, left) = self.ended.drain(..).partition(|r: &Resident| r.position == position);
+            self.ended = left;
+            self.spare.extend(Vec::into_iter(gone));
+        }
     }
 
     fn unstick(&mut self) {
@@ -284,7 +310,7 @@ mod tests {
     fn an_order_has_every_block_once() {
         for (seed, count) in [(0, 7), (1, 1), (2, 12), (3, 97), (9, 100)] {
             let order = Order::new(seed, count);
-            let mut blocks: Vec<u64> = (0..count).map(|p| order.block(p)).collect();
+            let mut blocks: Vec<u64> = (0..count).map(|p| order.cluster(p)).collect();
             assert!(seed != 0 || blocks.is_sorted());
             blocks.sort_unstable();
             assert!(blocks.into_iter().eq(0..count));

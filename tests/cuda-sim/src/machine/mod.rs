@@ -3,6 +3,7 @@
 pub mod access;
 pub mod async_queue;
 pub mod block;
+pub mod cluster;
 pub mod control;
 pub mod fault;
 pub mod grid;

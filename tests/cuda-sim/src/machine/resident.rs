@@ -2,6 +2,7 @@
 
 use super::async_queue;
 use super::block::Block;
+use super::cluster::Home;
 use super::fault::{Fault, Kind};
 use super::grid::Grid;
 use super::run::{self, Turn};
@@ -29,7 +30,7 @@ pub enum State {
 /// A block and its warps.
 pub struct Resident {
     /// The block.
-    pub block: Block,
+    pub block: Home,
     /// Its place in the order in which blocks start.
     pub position: u64,
     warps: Vec<Warp>,
@@ -42,7 +43,7 @@ pub struct Resident {
 impl Resident {
     /// A block that has not run.
     pub fn new(grid: &Grid<'_>, index: u64, position: u64) -> Resident {
-        let block = Block::new(grid, index);
+        let block = Home::new(Block::new(grid, index));
         let mut resident =
             Resident { block, position, warps: Vec::new(), order: Vec::new(), idle_rounds: 0, seen: (0, 0) };
         resident.start(grid);
@@ -73,6 +74,10 @@ impl Resident {
     /// Runs about `budget` operations.
     pub fn slice(&mut self, grid: &Grid<'_>, counters: &mut Counters, budget: u64) -> Result<State, Box<Fault>> {
         let end = self.block.clock + budget;
+        if self.block.progress != self.seen.0 {
+            // Another block of the cluster has arrived, or copied, here.
+            self.hope();
+        }
         loop {
             let before = self.block.progress;
             let waiting = self.round(grid, counters)?;

@@ -106,6 +106,39 @@ pub fn lower_tensor(cx: &mut Lower, i: &Instruction, mut m: Modifiers<'_>, reduc
     Ok(())
 }
 
+/// Lowers `st.async`.
+pub fn lower_put(cx: &mut Lower, i: &Instruction) -> Result<()> {
+    use Type::*;
+    let mut m = Modifiers::new(i);
+    m.expect(&[("async", ())])?;
+    m.take("weak");
+    let into = if m.take("shared::cluster") { Into::Shared } else { Into::GenericShared };
+    m.expect(&[("mbarrier::complete_tx::bytes", ())])?;
+    let count = m.one_of(&[("v2", 2), ("v4", 4)]).unwrap_or(1);
+    let ty = m.ty(&[B32, U32, S32, F32, B64, U64, S64, F64])?;
+    m.finish()?;
+    if count * ty.bits() > 128 {
+        return cx.error(i, "at most 16 bytes are stored at once");
+    }
+    cx.arity(i, &[3])?;
+    let values = match &i.operands[1] {
+        Operand::Vector(values) => values.as_slice(),
+        value => std::slice::from_ref(value),
+    };
+    if values.len() != count as usize {
+        return cx.error(i, format_args!("{} values, not {count}", values.len()));
+    }
+    let (mut list, imm) = pointer::lower(cx, i, &[(&i.operands[0], into), (&i.operands[2], into)])?;
+    for value in values {
+        list.push(cx.src(i, value, ty)?);
+    }
+    let mut op = cx.op(i, Class::Async, issue_put);
+    op.imm = imm | u64::from(ty.bits() / 8) << RANK;
+    op.list = cx.list(list);
+    cx.emit(op);
+    Ok(())
+}
+
 fn dimensions(m: &mut Modifiers<'_>) -> Result<usize> {
     m.expect(&[("1d", 1), ("2d", 2), ("3d", 3), ("4d", 4), ("5d", 5)])
 }
@@ -161,15 +194,37 @@ fn issue_tensor(cx: &mut Cx<'_>, op: &Op) -> Flow {
     }
 }
 
-/// A multicast reaches the block itself alone: clusters have one block here.
-fn check_multicast(cx: &Cx<'_>, op: &Op) -> Issued {
-    if op.imm & MASKED != 0 {
-        let masks = cx.b32(op.src[1]);
-        if active(cx.mask).any(|lane| masks[lane] != 1) {
-            return Err(Fault::new(Kind::Unsupported, "a multicast to other blocks of the cluster"));
-        }
+/// The blocks of the cluster that a load of a lane goes to, as a bit set, the offset in their shared memory and that of
+/// the mbarrier. A multicast goes to the same offsets in each block of its mask.
+fn targets(cx: &Cx<'_>, op: &Op, lane: usize, to: u64, on: u64) -> std::result::Result<(u32, u64, u64), Fault> {
+    let ((rank, to), (other, on)) = (cluster::split(to), cluster::split(on));
+    let (rank, other) = (rank.unwrap_or(cx.block.rank), other.unwrap_or(cx.block.rank));
+    if rank != other {
+        let message = "a bulk copy to one block of the cluster that completes on an mbarrier of another";
+        return Err(Fault::new(Kind::InvalidOperation, message));
+    }
+    let mask = if op.imm & MASKED == 0 { 1u32.wrapping_shl(rank) } else { cx.b32(op.src[1])[lane] & 0xffff };
+    let count = cx.block.peers.count();
+    if mask == 0 || mask >> count != 0 {
+        let message = format!("a bulk copy to the blocks {mask:#b} of a cluster of {count}");
+        return Err(Fault::new(Kind::InvalidOperation, message));
+    }
+    Ok((mask, to, on))
+}
+
+/// The blocks of a set, checked: their shared memory holds the destination, and an mbarrier.
+fn check_targets(cx: &mut Cx<'_>, mask: u32, to: u64, bytes: u64, on: u64) -> Issued {
+    for rank in active(mask) {
+        let (block, _) = cx.block.at(cluster_address(cx.block.rank, rank as u32))?;
+        mbarrier::phase(block, on)?;
+        inside(block, to, bytes)?;
     }
     Ok(())
+}
+
+/// Some address in the shared memory of a block, for its own the plain one.
+fn cluster_address(own: u32, rank: u32) -> u64 {
+    if own == rank { 0 } else { cluster::address(rank, 0) }
 }
 
 fn aligned(value: u64, to: u64, what: &str, space: &str) -> Issued {
@@ -181,7 +236,6 @@ fn aligned(value: u64, to: u64, what: &str, space: &str) -> Issued {
 }
 
 fn linear(cx: &mut Cx<'_>, op: &Op) -> Issued {
-    check_multicast(cx, op)?;
     let (to, from) = (pointer::read(cx, op, 0)?, pointer::read(cx, op, 1)?);
     let kind = op.imm >> KIND & 3;
     let on = if kind == STORE { [0; 32] } else { pointer::read(cx, op, 2)? };
@@ -189,22 +243,72 @@ fn linear(cx: &mut Cx<'_>, op: &Op) -> Issued {
     let reduction = Reduction::from_bits(op.imm >> REDUCTION);
     for lane in active(cx.mask) {
         let (to, from, bytes, on) = (to[lane], from[lane], sizes[lane] as u64, on[lane]);
-        let checked = (|| {
+        let mut issue = || {
             aligned(bytes, 16, "the size", "bytes")?;
             aligned(to, 16, "the destination", "memory")?;
             aligned(from, 16, "the source", "memory")?;
-            if kind != STORE {
-                mbarrier::phase(cx.block, on)?;
+            if kind != LOAD {
+                inside(cx.block, from, bytes)?;
             }
-            inside(cx.block, if kind == STORE { from } else { to }, bytes)?;
-            if kind == MOVE { inside(cx.block, from, bytes) } else { Ok(()) }
-        })();
-        let work = match kind {
-            LOAD => Work::Load { from, to, bytes, on },
-            MOVE => Work::Move { from, to, bytes, on },
-            _ => Work::Store { from, to, bytes, reduction },
+            if kind == STORE {
+                return send(cx, op, lane, cx.block.rank, Work::Store { from, to, bytes, reduction });
+            }
+            let (mask, to, on) = targets(cx, op, lane, to, on)?;
+            check_targets(cx, mask, to, bytes, on)?;
+            for rank in active(mask) {
+                let source = cluster_source(cx, from);
+                let work = match kind {
+                    LOAD => Work::Load { from, to, bytes, on },
+                    _ => Work::Move { from: source, to, bytes, on },
+                };
+                send(cx, op, lane, rank as u32, work)?;
+            }
+            Ok(())
         };
-        checked.and_then(|()| send(cx, op, lane, work)).map_err(|fault| fault.at_lane(lane as u32))?;
+        issue().map_err(|fault: Fault| fault.at_lane(lane as u32))?;
+    }
+    Ok(())
+}
+
+fn issue_put(cx: &mut Cx<'_>, op: &Op) -> Flow {
+    match put_values(cx, op) {
+        Ok(()) => Flow::Next,
+        Err(fault) => cx.fail(fault),
+    }
+}
+
+fn put_values(cx: &mut Cx<'_>, op: &Op) -> Issued {
+    let (to, on) = (pointer::read(cx, op, 0)?, pointer::read(cx, op, 1)?);
+    let size = (op.imm >> RANK & 0xf) as usize;
+    let values = op.list.0 as usize + 4..op.list.1 as usize;
+    for lane in active(cx.mask) {
+        let mut data = Vec::new();
+        for at in values.clone() {
+            let src = cx.code.list[at];
+            let bits = if size == 8 { cx.b64(src)[lane] } else { u64::from(cx.b32(src)[lane]) };
+            data.extend_from_slice(&bits.to_le_bytes()[..size]);
+        }
+        let mut issue = || {
+            let bytes = data.len() as u64;
+            aligned(to[lane], bytes, "the destination", "shared memory")?;
+            let (mask, to, on) = targets(cx, op, lane, to[lane], on[lane])?;
+            check_targets(cx, mask, to, bytes, on)?;
+            let owner = mask.trailing_zeros();
+            let (warp, own) = (cx.warp.id, owner == cx.block.rank);
+            let number = if own { race::bulk_issue(cx.block, warp, on, to, bytes, op.line)? } else { 0 };
+            let data = Some(std::mem::take(&mut data));
+            let transfer = Transfer {
+                work: Work::Put { to, on },
+                warp,
+                lane: lane as u32,
+                line: op.line,
+                group: None,
+                number,
+                data,
+            };
+            async_queue::issue_bulk(cx.block, cx.grid, owner, transfer)
+        };
+        issue().map_err(|fault| fault.at_lane(lane as u32))?;
     }
     Ok(())
 }
@@ -214,7 +318,6 @@ fn inside(block: &Block, at: u64, bytes: u64) -> Issued {
 }
 
 fn tensor(cx: &mut Cx<'_>, op: &Op) -> Issued {
-    check_multicast(cx, op)?;
     let (shared, maps) = (pointer::read(cx, op, 0)?, pointer::read(cx, op, 1)?);
     let load = op.imm >> KIND & 3 == LOAD;
     let on = if load { pointer::read(cx, op, 2)? } else { [0; 32] };
@@ -232,50 +335,61 @@ fn tensor(cx: &mut Cx<'_>, op: &Op) -> Issued {
                 return Err(Fault::new(Kind::InvalidOperation, message).at_address(maps[lane], "tensor map"));
             }
             aligned(shared[lane], map.shared_align(), "the address in shared memory", "shared memory")?;
-            inside(cx.block, shared[lane], map.tile_bytes())?;
             let (map, at) = (Box::new(map), at[lane]);
-            let work = if load {
-                mbarrier::phase(cx.block, on[lane])?;
-                Work::LoadTile { map, at, to: shared[lane], on: on[lane] }
-            } else {
+            if !load {
+                inside(cx.block, shared[lane], map.tile_bytes())?;
                 let reduction = reduce::for_tensor(op.imm >> REDUCTION, map.data_type)?;
-                Work::StoreTile { map, at, from: shared[lane], reduction }
-            };
-            send(cx, op, lane, work)
+                return send(cx, op, lane, cx.block.rank, Work::StoreTile { map, at, from: shared[lane], reduction });
+            }
+            let (mask, to, on) = targets(cx, op, lane, shared[lane], on[lane])?;
+            check_targets(cx, mask, to, map.tile_bytes(), on)?;
+            active(mask).try_for_each(|rank| {
+                let work = Work::LoadTile { map: map.clone(), at, to, on };
+                send(cx, op, lane, rank as u32, work)
+            })
         })();
         result.map_err(|fault| fault.at_lane(lane as u32))?;
     }
     Ok(())
 }
 
-fn send(cx: &mut Cx<'_>, op: &Op, lane: usize, work: Work) -> Issued {
+/// The address in the cluster of an offset in the executing block's shared memory.
+fn cluster_source(cx: &Cx<'_>, from: u64) -> u64 {
+    if cx.block.peers.count() == 1 { from } else { cluster::address(cx.block.rank, from) }
+}
+
+/// Issues a copy to a block of the cluster; one to global memory is its own block's.
+fn send(cx: &mut Cx<'_>, op: &Op, lane: usize, owner: u32, work: Work) -> Issued {
     let (warp, lane) = (cx.warp.id, lane as u32);
     let grouped = matches!(work, Work::Store { .. } | Work::StoreTile { .. });
     let group = grouped.then(|| cx.block.queue.bulk_group(warp, lane));
-    let number = watch(cx, &work, warp, op.line)?;
+    let number = watch(cx, &work, warp, op.line, owner == cx.block.rank)?;
     let transfer = Transfer { work, warp, lane, line: op.line, group, number, data: None };
-    async_queue::issue_bulk(cx.block, cx.grid, transfer)
+    async_queue::issue_bulk(cx.block, cx.grid, owner, transfer)
 }
 
-/// Shows a copy to the checks and counters; its number for [`Transfer::number`].
-fn watch(cx: &mut Cx<'_>, work: &Work, warp: u32, line: u32) -> std::result::Result<u32, Fault> {
+/// Shows a copy to the checks and counters; its number for [`Transfer::number`]. Writes to the shared memory of other
+/// blocks are not shown.
+fn watch(cx: &mut Cx<'_>, work: &Work, warp: u32, line: u32, own: bool) -> std::result::Result<u32, Fault> {
     let rows = |cx: &mut Cx<'_>, map: &TensorMap, at: [i32; MAX_RANK], effect: Effect| {
         let mut inside = map.rows(at).filter(|row| row.inside.0 < row.inside.1);
         inside.try_for_each(|row| check::bulk(cx, row.address, row.inside.1 - row.inside.0, effect))
     };
     let written = |reduction: &Option<Reduction>| if reduction.is_some() { Effect::Atomic } else { Effect::Store };
     match work {
+        // Values of registers are read at once.
+        Work::Put { .. } => Ok(0),
         Work::Load { from, to, bytes, on } => {
             check::bulk(cx, *from, *bytes, Effect::Load)?;
-            race::bulk_issue(cx.block, warp, *on, *to, *bytes, line)
+            if own { race::bulk_issue(cx.block, warp, *on, *to, *bytes, line) } else { Ok(0) }
         }
         Work::Move { from, to, bytes, on } => {
-            race::shared_range(cx.block, warp, *from, *bytes, false, line)?;
-            race::bulk_issue(cx.block, warp, *on, *to, *bytes, line)
+            race::shared_range(cx.block, warp, cluster::split(*from).1, *bytes, false, line)?;
+            if own { race::bulk_issue(cx.block, warp, *on, *to, *bytes, line) } else { Ok(0) }
         }
         Work::LoadTile { map, at, to, on } => {
             rows(cx, map, *at, Effect::Load)?;
-            race::bulk_issue(cx.block, warp, *on, *to, map.tile_bytes(), line)
+            if own { race::bulk_issue(cx.block, warp, *on, *to, map.tile_bytes(), line) } else { Ok(0) }
         }
         Work::Store { from, to, bytes, reduction } => {
             check::bulk(cx, *to, *bytes, written(reduction))?;

@@ -1,5 +1,5 @@
 //! Bulk copies and their groups (PTX ISA 9.0, sections 9.7.9.25.4 and 5): `cp.async.bulk`, `cp.async.bulk.tensor`,
-//! `cp.reduce.async.bulk`, between shared and global memory.
+//! `cp.reduce.async.bulk`, between shared and global memory; and `st.async` (9.7.9.12), which completes as they do.
 
 mod issue;
 mod reduce;
@@ -11,11 +11,12 @@ use crate::code::{Class, Flow, Op};
 use crate::isa::async_copy::immediate;
 use crate::isa::mbarrier;
 use crate::isa::pointer::{self, Into};
-use crate::isa::tensor_map::{ATOM, MAX_RANK, Swizzle, TensorMap};
+use crate::isa::tensor_map::{ATOM, DataType, MAX_RANK, Swizzle, TensorMap};
 use crate::lower::{Lower, Modifiers, Result};
 use crate::machine::Cx;
 use crate::machine::async_queue::{self, global};
 use crate::machine::block::Block;
+use crate::machine::cluster;
 use crate::machine::fault::{Fault, Kind};
 use crate::machine::grid::Grid;
 use crate::ptx::ast::{Instruction, Operand, Type};
@@ -36,12 +37,19 @@ pub enum Work {
     },
     /// Shared to shared memory.
     Move {
-        /// The offset of the source.
+        /// The address of the source in the cluster.
         from: u64,
         /// The offset of the destination.
         to: u64,
         /// Bytes.
         bytes: u64,
+        /// The mbarrier that it completes on.
+        on: u64,
+    },
+    /// Values of registers to shared memory: the transfer's data.
+    Put {
+        /// The offset in shared memory.
+        to: u64,
         /// The mbarrier that it completes on.
         on: u64,
     },
@@ -102,17 +110,24 @@ impl Transfer {
     /// The mbarrier that it completes on.
     pub fn signals(&self) -> Option<u64> {
         match self.work {
-            Work::Load { on, .. } | Work::Move { on, .. } | Work::LoadTile { on, .. } => Some(on),
+            Work::Load { on, .. } | Work::Move { on, .. } | Work::Put { on, .. } | Work::LoadTile { on, .. } => {
+                Some(on)
+            }
             Work::Store { .. } | Work::StoreTile { .. } => None,
         }
     }
 
     /// Whether it still reads or writes shared memory.
     pub fn uses_shared(&self) -> bool {
-        self.data.is_none()
+        self.data.is_none() || self.signals().is_some()
     }
 
-    /// Reads the source of a store, so that shared memory may be used again.
+    /// Whether it still reads the shared memory of a block of the cluster into that of another.
+    pub fn reads_from(&self, rank: u32) -> bool {
+        matches!(self.work, Work::Move { from, .. } if cluster::split(from).0 == Some(rank)) && self.data.is_none()
+    }
+
+    /// Reads the source in shared memory, so that shared memory may be used again.
     pub fn read(&mut self, block: &mut Block, grid: &Grid<'_>) -> std::result::Result<(), Fault> {
         if self.data.is_some() {
             return Ok(());
@@ -124,6 +139,12 @@ impl Transfer {
                 Some(data)
             }
             Work::StoreTile { map, at, from, .. } => Some(gather_tile(block, grid, map, *at, *from)?),
+            Work::Move { from, bytes, .. } => {
+                let mut data = vec![0; *bytes as usize];
+                let (source, from) = block.at(*from)?;
+                read_shared(source, grid, from, &mut data)?;
+                Some(data)
+            }
             _ => return Ok(()),
         };
         Ok(())
@@ -153,15 +174,22 @@ impl Transfer {
                 block.shared.mark_init(*to, *bytes);
                 mbarrier::complete_tx(block, *on, *bytes)
             }
-            Work::Move { from, to, bytes, on } => {
-                let mut moved = vec![0; *bytes as usize];
-                read_shared(block, grid, *from, &mut moved)?;
+            Work::Move { to, bytes, on, .. } => {
                 let Some(target) = block.shared.get_mut(*to, *bytes) else {
                     return Err(block.shared.outside(*to, *bytes));
                 };
-                target.copy_from_slice(&moved);
+                target.copy_from_slice(data);
                 block.shared.mark_init(*to, *bytes);
                 mbarrier::complete_tx(block, *on, *bytes)
+            }
+            Work::Put { to, on } => {
+                let bytes = data.len() as u64;
+                let Some(target) = block.shared.get_mut(*to, bytes) else {
+                    return Err(block.shared.outside(*to, bytes));
+                };
+                target.copy_from_slice(data);
+                block.shared.mark_init(*to, bytes);
+                mbarrier::complete_tx(block, *on, bytes)
             }
             Work::LoadTile { map, at, to, on } => {
                 scatter_tile(block, grid, map, *at, *to)?;
@@ -218,6 +246,15 @@ fn pieces(swizzle: Swizzle, from: u64, length: u64) -> impl Iterator<Item = (u64
     })
 }
 
+/// Rounds an f32 to the nearest tf32, ties to even. How the hardware rounds ties is not documented.
+fn round_to_tf32(bytes: &mut [u8]) {
+    let bits = bytes.iter().rev().fold(0, |bits: u32, &byte| bits << 8 | u32::from(byte));
+    if bits & 0x7f80_0000 != 0x7f80_0000 {
+        let rounded = (bits + 0xfff + (bits >> 13 & 1)) & 0xffff_e000;
+        bytes.copy_from_slice(&rounded.to_le_bytes());
+    }
+}
+
 /// Copies a tile of a tensor to shared memory.
 fn scatter_tile(
     block: &mut Block,
@@ -238,6 +275,9 @@ fn scatter_tile(
             let target = line[start as usize..end as usize].as_mut_ptr();
             // SAFETY: `global` found the range in a live allocation; `target` has as many bytes.
             unsafe { std::ptr::copy_nonoverlapping(source.cast_const(), target, (end - start) as usize) };
+            if map.data_type == DataType::TF32 {
+                line[start as usize..end as usize].chunks_exact_mut(4).for_each(round_to_tf32);
+            }
         }
         for (address, range) in pieces(map.swizzle, to + row.offset, bytes) {
             let length = range.len() as u64;
@@ -271,6 +311,9 @@ fn gather_tile(
 
 /// Lowers the bulk copies.
 pub fn lower(cx: &mut Lower, i: &Instruction) -> Option<Result<()>> {
+    if i.opcode == "st" && i.modifiers.first().is_some_and(|m| m == "async") {
+        return Some(issue::lower_put(cx, i));
+    }
     let names: Vec<&str> = i.modifiers.iter().take(3).map(String::as_str).collect();
     let (reduce, tensor) = match (i.opcode.as_str(), names.as_slice()) {
         ("cp", ["async", "bulk", rest @ ..]) => (false, rest.first() == Some(&"tensor")),

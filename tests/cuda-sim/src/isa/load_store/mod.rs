@@ -12,11 +12,11 @@ use crate::machine::simd::choose;
 use crate::machine::{Cx, LANES};
 use crate::ptx::ast::{Instruction, Operand, Space, Type};
 
-/// Lowers loads, stores and what only hints at them.
+/// Lowers loads, stores and what only hints at them; `st.async` belongs to the asynchronous operations.
 pub fn lower(cx: &mut Lower, i: &Instruction) -> Option<Result<()>> {
     match i.opcode.as_str() {
         "ld" | "ldu" => Some(load(cx, i)),
-        "st" => Some(store(cx, i)),
+        "st" if i.modifiers.first().is_none_or(|m| m != "async") => Some(store(cx, i)),
         "prefetch" | "prefetchu" if i.modifiers.iter().all(|m| m != "tensormap") => Some(prefetch(cx, i)),
         "createpolicy" => Some(policy(cx, i)),
         _ => None,
@@ -47,6 +47,7 @@ const SPACES: &[(&str, Space)] = &[
     ("global", Space::Global),
     ("shared", Space::Shared),
     ("shared::cta", Space::Shared),
+    ("shared::cluster", Space::Shared),
     ("local", Space::Local),
     ("const", Space::Const),
     ("param", Space::Param),

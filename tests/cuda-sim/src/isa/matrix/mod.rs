@@ -1,11 +1,14 @@
-//! Matrix instructions of a warp (PTX ISA 9.0, section 9.7.14.5): `mma.sync`, `ldmatrix`, `stmatrix`, `movmatrix`.
+//! Matrix instructions of a warp (PTX ISA 9.0, sections 9.7.14.4 and 5): `mma.sync`, `wmma`, `ldmatrix`, `stmatrix`,
+//! `movmatrix`.
 
 mod exchange;
+mod fragment;
 pub mod mma;
 pub mod number;
 pub mod product;
 #[cfg(test)]
 pub(super) mod tests;
+mod wmma;
 
 use crate::code::{Flow, Src};
 use crate::lower::{Lower, Result};
@@ -16,7 +19,8 @@ use crate::ptx::ast::{Instruction, Operand, Type};
 /// Lowers the matrix instructions.
 pub fn lower(cx: &mut Lower, i: &Instruction) -> Option<Result<()>> {
     match i.opcode.as_str() {
-        "mma" => Some(mma::lower(cx, i)),
+        "mma" => Some(wmma::lower_mma(cx, i).unwrap_or_else(|| mma::lower(cx, i))),
+        "wmma" => Some(wmma::lower(cx, i)),
         "ldmatrix" | "stmatrix" => Some(exchange::lower(cx, i)),
         "movmatrix" => Some(exchange::lower_move(cx, i)),
         _ => None,

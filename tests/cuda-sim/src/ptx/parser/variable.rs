@@ -63,6 +63,7 @@ impl Parser<'_> {
                 "align" => shape.align = Some(self.alignment()?),
                 "v2" => shape.vector = 2,
                 "v4" => shape.vector = 4,
+                "attribute" if space == Space::Global => self.attributes()?,
                 "ptr" if space == Space::Param => self.pointer()?,
                 _ => match (Type::parse(name), ty) {
                     (Some(found), None) => ty = Some(found),
@@ -78,6 +79,15 @@ impl Parser<'_> {
             }
             None => self.unexpected(self.peek(), "a type"),
         }
+    }
+
+    /// `.attribute(.managed)`: the host's own access to managed memory is not the simulator's, the device's is as to any.
+    fn attributes(&mut self) -> Result<()> {
+        self.expect("(")?;
+        if !self.take_dotted("managed") {
+            return self.unexpected(self.peek(), "`.managed`");
+        }
+        self.expect(")")
     }
 
     pub(super) fn alignment(&mut self) -> Result<u32> {
