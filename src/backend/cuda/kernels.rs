@@ -1,0 +1,306 @@
+//! The compiled kernels, their parameters and their launch.
+
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::sync::{Arc, Mutex};
+
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys::{self, CUfunction_attribute as Attribute};
+
+use super::abi;
+use super::device::{Device, count_one, lock};
+use super::memory::{Allocation, Buffer};
+use crate::backend::Error;
+
+// What the build script compiled: `ARCHITECTURES`, `ALL`, and a `Fatbin` for each kernels/*.cu, in capitals.
+include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+
+/// Dynamic shared memory that a block may use without asking.
+const SHARED: usize = 48 << 10;
+/// Bytes of the workspace at first.
+const WORKSPACE: usize = 4 << 20;
+const WORKSPACE_NAME: &str = "the workspace of the kernels";
+
+/// One kernels/*.cu, compiled for every architecture.
+pub struct Fatbin {
+    /// Its name, without the suffix.
+    pub name: &'static str,
+    image: &'static Aligned<[u8]>,
+}
+
+/// The driver reads a fatbin's header as 64-bit words.
+#[repr(C, align(16))]
+struct Aligned<T: ?Sized>(T);
+
+/// Blocks of a launch, threads of a block and its dynamic shared memory in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Grid {
+    /// Blocks in x, y, z; a launch without blocks does nothing.
+    pub(super) blocks: [usize; 3],
+    /// Threads of a block.
+    pub(super) threads: usize,
+    /// Dynamic shared memory of a block.
+    pub(super) shared: usize,
+}
+
+impl Grid {
+    /// A row of blocks without dynamic shared memory.
+    pub(super) fn of(blocks: usize, threads: usize) -> Grid {
+        Grid { blocks: [blocks, 1, 1], threads, shared: 0 }
+    }
+}
+
+/// The parameters of a launch.
+#[derive(Default)]
+pub(super) struct Args {
+    /// Their bytes; each begins at a word.
+    words: Vec<u64>,
+    /// For each, its first word and its bytes.
+    places: Vec<(usize, usize)>,
+    /// Memory that they point to.
+    memory: Vec<Arc<Allocation>>,
+}
+
+impl Args {
+    fn value<T: Copy>(&mut self, value: &T) {
+        let (first, bytes) = (self.words.len(), size_of::<T>());
+        self.words.resize(first + bytes.div_ceil(8), 0);
+        self.places.push((first, bytes));
+        // SAFETY: there is room for a `T`; it is read byte by byte, by the driver.
+        unsafe { self.words[first..].as_mut_ptr().cast::<T>().write_unaligned(*value) };
+    }
+
+    fn pointers(&mut self) -> Vec<*mut c_void> {
+        let words = self.words.as_mut_ptr();
+        // SAFETY: each place is inside the words.
+        self.places.iter().map(|&(first, _)| unsafe { words.add(first) }.cast()).collect()
+    }
+
+    /// A launch with other parameters than the kernel's is a bug of this crate: found at the kernel's first launch.
+    fn check(&self, function: sys::CUfunction, name: &str) {
+        for (index, &(_, bytes)) in self.places.iter().enumerate() {
+            let (mut offset, mut size) = (0, 0);
+            // SAFETY: the function is loaded; the driver writes two integers.
+            let found = unsafe { sys::cuFuncGetParamInfo(function, index, &mut offset, &mut size) }.result();
+            assert!(found.is_ok(), "{name} has fewer than {} parameters", self.places.len());
+            assert_eq!(size, bytes, "parameter {index} of {name} has {size} bytes");
+        }
+        let (mut offset, mut size) = (0, 0);
+        // SAFETY: as above.
+        let more = unsafe { sys::cuFuncGetParamInfo(function, self.places.len(), &mut offset, &mut size) }.result();
+        assert!(more.is_err(), "{name} has more than {} parameters", self.places.len());
+    }
+}
+
+/// What can be a parameter of a kernel.
+pub(super) trait Arg {
+    /// Appends it.
+    fn push(&self, args: &mut Args);
+}
+
+macro_rules! values {
+    ($($name:ty),*) => { $(impl Arg for $name {
+        fn push(&self, args: &mut Args) {
+            args.value(self);
+        }
+    })* };
+}
+values!(u32, i32, f32, u64, i64, sys::CUtensorMap);
+
+/// A pointer to it.
+impl<T> Arg for Buffer<T> {
+    fn push(&self, args: &mut Args) {
+        args.value(&self.address());
+        args.memory.push(self.allocation().clone());
+    }
+}
+
+/// A pointer, null for none.
+impl<T> Arg for Option<&Buffer<T>> {
+    fn push(&self, args: &mut Args) {
+        match self {
+            Some(buffer) => buffer.push(args),
+            None => args.value(&0u64),
+        }
+    }
+}
+
+/// A struct of include/kernel_abi.h, and the memory that it points to.
+pub(super) struct Held<'a, T> {
+    /// The struct.
+    pub(super) value: T,
+    /// What it points to.
+    pub(super) memory: Option<&'a Arc<Allocation>>,
+}
+
+impl Arg for Held<'_, abi::WeftStep> {
+    fn push(&self, args: &mut Args) {
+        args.value(&self.value);
+        args.memory.extend(self.memory.cloned());
+    }
+}
+
+impl Arg for Held<'_, abi::WeftRows> {
+    fn push(&self, args: &mut Args) {
+        args.value(&self.value);
+        args.memory.extend(self.memory.cloned());
+    }
+}
+
+/// The parameters of a launch, in the kernel's order: buffers, numbers, `x.rows.arg()`, `step.arg()`.
+macro_rules! args {
+    ($($arg:expr),* $(,)?) => {{
+        let mut args = $crate::backend::cuda::kernels::Args::default();
+        $($crate::backend::cuda::kernels::Arg::push(&$arg, &mut args);)*
+        args
+    }};
+}
+pub(super) use args;
+
+/// A loaded fatbin.
+struct Module {
+    handle: sys::CUmodule,
+    device: Arc<Device>,
+}
+
+// SAFETY: handles of the driver API may be used by any thread; each use makes the context current first.
+unsafe impl Send for Module {}
+
+impl Drop for Module {
+    fn drop(&mut self) {
+        // SAFETY: the module is this object's; nothing queued uses its kernels once the stream was waited for.
+        let _ = self.device.synchronize();
+        let _ = self.device.bind().and_then(|()| unsafe { result::module::unload(self.handle) });
+    }
+}
+
+/// A kernel, and the dynamic shared memory that it was allowed.
+struct Function {
+    handle: sys::CUfunction,
+    shared: usize,
+}
+
+// SAFETY: as for a module.
+unsafe impl Send for Function {}
+
+/// What a recording will need as long as its graph lives.
+#[derive(Default)]
+pub(super) struct Recording {
+    /// Memory that its kernels use.
+    pub(super) memory: Vec<Arc<Allocation>>,
+    /// Workspace that was wanted and not there: what was recorded is of no use.
+    pub(super) missing: usize,
+}
+
+/// Loads and launches kernels.
+pub(super) struct Launcher {
+    device: Arc<Device>,
+    functions: Mutex<HashMap<(&'static str, &'static str), Function>>,
+    modules: Mutex<HashMap<&'static str, Module>>,
+    workspace: Mutex<Arc<Allocation>>,
+    /// Set while a step is recorded.
+    pub(super) recording: Mutex<Option<Recording>>,
+}
+
+impl Launcher {
+    /// Loads one fatbin: a driver that takes it takes all.
+    pub(super) fn new(device: Arc<Device>) -> Result<Launcher, Error> {
+        let workspace = Allocation::new(&device, WORKSPACE, WORKSPACE_NAME)?;
+        let launcher = Launcher {
+            device,
+            functions: Mutex::default(),
+            modules: Mutex::default(),
+            workspace: Mutex::new(Arc::new(workspace)),
+            recording: Mutex::default(),
+        };
+        if let Some(first) = ALL.first() {
+            launcher.module(first).map_err(|e| launcher.device.refused(e))?;
+        }
+        Ok(launcher)
+    }
+
+    /// Queues a kernel. What goes wrong is reported by the next call that returns an error; a launch without blocks
+    /// does nothing.
+    ///
+    /// # Safety
+    /// `args` mean what the kernel's parameters say, and the memory behind them is as large as the kernel, in this grid,
+    /// takes it to be.
+    pub(super) unsafe fn launch(&self, fatbin: &'static Fatbin, name: &'static str, grid: Grid, mut args: Args) {
+        if grid.blocks.contains(&0) || self.device.failed() {
+            return;
+        }
+        let function = self.device.bind().and_then(|()| self.function(fatbin, name, grid.shared, &args));
+        let [x, y, z] = grid.blocks.map(|n| n as u32);
+        // SAFETY: the function is of a module that lives as long as this; the parameters are as the caller says. Freeing
+        // their memory waits for the work, or for the graph that records it.
+        let launched = function.and_then(|function| unsafe {
+            let (threads, shared, stream) = ((grid.threads as u32, 1, 1), grid.shared as u32, self.device.stream());
+            result::launch_kernel(function, (x, y, z), threads, shared, stream, &mut args.pointers())
+        });
+        if let Err(e) = launched {
+            self.device.failed_with(self.device.error(e, &format!("launching {name}")));
+            return;
+        }
+        count_one(&self.device.counters.launches);
+        if let Some(recording) = &mut *lock(&self.recording) {
+            recording.memory.append(&mut args.memory);
+        }
+    }
+
+    /// A kernel that may use so much dynamic shared memory.
+    fn function(
+        &self,
+        fatbin: &'static Fatbin,
+        name: &'static str,
+        shared: usize,
+        args: &Args,
+    ) -> Result<sys::CUfunction, DriverError> {
+        let mut functions = lock(&self.functions);
+        if !functions.contains_key(&(fatbin.name, name)) {
+            let text = CString::new(name).expect("kernels have names of C");
+            // SAFETY: the module is loaded and lives as long as this.
+            let handle = unsafe { result::module::get_function(self.module(fatbin)?, text) }?;
+            args.check(handle, name);
+            functions.insert((fatbin.name, name), Function { handle, shared: SHARED });
+        }
+        let function = functions.get_mut(&(fatbin.name, name)).expect("it was inserted");
+        if shared > function.shared {
+            let attribute = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the function is of a loaded module.
+            unsafe { result::function::set_function_attribute(function.handle, attribute, shared as i32) }?;
+            function.shared = shared;
+        }
+        Ok(function.handle)
+    }
+
+    fn module(&self, fatbin: &'static Fatbin) -> Result<sys::CUmodule, DriverError> {
+        let mut modules = lock(&self.modules);
+        if let Some(module) = modules.get(fatbin.name) {
+            return Ok(module.handle);
+        }
+        self.device.bind()?;
+        // SAFETY: the image is a whole fatbin, as nvcc wrote it.
+        let handle = unsafe { result::module::load_data(fatbin.image.0.as_ptr().cast()) }?;
+        modules.insert(fatbin.name, Module { handle, device: self.device.clone() });
+        Ok(handle)
+    }
+
+    /// Memory for what a kernel leaves to the next kernel of the same op: whoever asks next gets the same. Its values
+    /// are undefined.
+    pub(super) fn workspace<T>(&self, len: usize) -> Buffer<T> {
+        let bytes = len * size_of::<T>();
+        let mut workspace = lock(&self.workspace);
+        if workspace.bytes() < bytes {
+            match &mut *lock(&self.recording) {
+                // Nothing is allocated in a recording; it is made again when there is room.
+                Some(recording) => recording.missing = recording.missing.max(bytes),
+                None => match Allocation::new(&self.device, bytes, WORKSPACE_NAME) {
+                    Ok(larger) => *workspace = Arc::new(larger),
+                    // What is launched from now on does nothing.
+                    Err(error) => drop(self.device.failed_with(error)),
+                },
+            }
+        }
+        Buffer::within(workspace.clone(), len)
+    }
+}

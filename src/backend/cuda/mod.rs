@@ -1,0 +1,289 @@
+//! The CUDA backend: kernels of `kernels/`, launched on one stream, recorded into one graph per size of step.
+//!
+//! Memory is allocated when weights, tensors, caches and steps are made, never in between; a step crosses to the
+//! device in one copy, runs as one graph, and comes back as a few words.
+
+mod abi;
+mod device;
+mod graph;
+mod kernels;
+mod kv;
+mod memory;
+mod ops;
+mod step;
+
+pub use device::{Device, Traffic, count};
+pub use kernels::{ALL, ARCHITECTURES, Fatbin};
+pub use kv::KvPool;
+pub use memory::Buffer;
+pub use ops::draw::Canvas;
+pub use ops::linear::Weight;
+pub use step::DeviceStep;
+
+use super::{
+    AttentionShape, Backend, Capacity, Drawn, Embedding, Epilogue, Error, GroupNorm, Grouping, Phase, Rotary, Step,
+};
+use half::bf16;
+use kernels::{Args, Grid, Held, Launcher};
+use std::borrow::Cow;
+use std::sync::Arc;
+use step::{Count, Limits};
+
+/// Runs the network on a CUDA device.
+pub struct CudaBackend {
+    device: Arc<Device>,
+    launcher: Launcher,
+}
+
+/// `[rows, cols]` f32.
+pub struct Tensor {
+    data: Buffer<f32>,
+    rows: Rows,
+    cols: usize,
+    max_rows: usize,
+}
+
+/// How many rows of a tensor are in use.
+#[derive(Clone)]
+enum Rows {
+    /// So many.
+    Fixed(usize),
+    /// As many as a step says, in device memory.
+    Counted {
+        /// The step's counts.
+        counts: Buffer<abi::WeftCounts>,
+        /// Which of them.
+        which: Count,
+        /// What the step's lists are padded to.
+        limits: Arc<Limits>,
+    },
+}
+
+impl Rows {
+    /// As many as the step has of these.
+    fn of(step: &DeviceStep, which: Count) -> Rows {
+        Rows::Counted { counts: step.counts().clone(), which, limits: step.limits().clone() }
+    }
+
+    /// No more rows than this: what a grid is made for.
+    fn most(&self) -> usize {
+        match self {
+            Rows::Fixed(rows) => *rows,
+            Rows::Counted { which, limits, .. } => limits.get(*which),
+        }
+    }
+
+    /// The kernel's parameter, a `WeftRows`.
+    fn arg(&self) -> Held<'_, abi::WeftRows> {
+        let max = self.most() as u32;
+        match self {
+            Rows::Fixed(_) => Held { value: abi::WeftRows { count: std::ptr::null(), max }, memory: None },
+            Rows::Counted { counts, which, .. } => {
+                let count = (counts.address() + 4 * *which as u64) as *const u32;
+                Held { value: abi::WeftRows { count, max }, memory: Some(counts.allocation()) }
+            }
+        }
+    }
+}
+
+impl Tensor {
+    /// Makes this a tensor of so many rows, whose values an op is about to write.
+    fn take_rows(&mut self, rows: Rows, cols: usize) {
+        assert_eq!(self.cols, cols, "tensor has {} columns where {cols} are written", self.cols);
+        assert!(rows.most() <= self.max_rows, "{} rows in a tensor with room for {}", rows.most(), self.max_rows);
+        self.rows = rows;
+    }
+}
+
+/// `[n]` f32.
+pub struct Vector(Buffer<f32>);
+
+impl CudaBackend {
+    /// The device with this number.
+    pub fn new(ordinal: usize) -> Result<Self, Error> {
+        let device = Device::open(ordinal)?;
+        Ok(Self { launcher: Launcher::new(device.clone())?, device })
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
+    /// Queues a kernel: see [`Launcher::launch`].
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn launch(&self, fatbin: &'static Fatbin, name: &'static str, grid: Grid, args: Args) {
+        // SAFETY: the caller's promise.
+        unsafe { self.launcher.launch(fatbin, name, grid, args) }
+    }
+
+    /// Memory that an op uses between its kernels: see [`Launcher::workspace`].
+    fn workspace<T>(&self, len: usize) -> Buffer<T> {
+        self.launcher.workspace(len)
+    }
+}
+
+impl Backend for CudaBackend {
+    type Tensor = Tensor;
+    type Weight = Weight;
+    type Vector = Vector;
+    type KvPool = KvPool;
+    type Step = DeviceStep;
+    type Canvas = Canvas;
+
+    fn name(&self) -> String {
+        self.device.name()
+    }
+
+    fn weight(&self, data: &[bf16], n: usize, k: usize) -> Result<Weight, Error> {
+        self.op_weight(data, n, k)
+    }
+
+    fn vector(&self, data: &[bf16]) -> Result<Vector, Error> {
+        let wide: Vec<f32> = data.iter().map(|v| v.to_f32()).collect();
+        Ok(Vector(Buffer::copied(&self.device, &wide, "a vector of weights")?))
+    }
+
+    fn tensor(&self, max_rows: usize, cols: usize) -> Result<Tensor, Error> {
+        let data = Buffer::zeroed(&self.device, max_rows * cols, "activations")?;
+        Ok(Tensor { data, rows: Rows::Fixed(0), cols, max_rows })
+    }
+
+    fn kv_pool(&self, layers: usize, pages: usize, shape: AttentionShape) -> Result<KvPool, Error> {
+        KvPool::new(&self.device, layers, pages, shape)
+    }
+
+    fn kv_bytes(&self, layers: usize, pages: usize, shape: AttentionShape) -> u64 {
+        KvPool::bytes(layers, pages, shape)
+    }
+
+    fn step(&self, capacity: Capacity) -> Result<DeviceStep, Error> {
+        DeviceStep::new(&self.device, capacity)
+    }
+
+    fn canvas(&self, images: usize, positions: usize, vocab: usize, proposals: bool) -> Result<Canvas, Error> {
+        Canvas::new(&self.device, images, positions, vocab, proposals)
+    }
+
+    fn upload(&self, data: &[f32], out: &mut Tensor) {
+        assert!(data.len().is_multiple_of(out.cols), "{} values in rows of {}", data.len(), out.cols);
+        out.take_rows(Rows::Fixed(data.len() / out.cols), out.cols);
+        out.data.upload(data);
+    }
+
+    fn read<'a>(&self, x: &'a Tensor) -> Result<Cow<'a, [f32]>, Error> {
+        let rows = match &x.rows {
+            Rows::Fixed(rows) => *rows,
+            Rows::Counted { counts, which, .. } => which.of(&counts.download(1)?[0]),
+        };
+        Ok(Cow::Owned(x.data.download(rows * x.cols)?))
+    }
+
+    fn set_step(&self, host: Step, step: &mut DeviceStep) -> Result<(), Error> {
+        step.set(&self.device, host)
+    }
+
+    fn run(&self, step: &mut DeviceStep, ops: &mut dyn FnMut(&Self, &DeviceStep)) {
+        self.run_step(step, ops);
+    }
+
+    fn linear(
+        &self,
+        x: &Tensor,
+        w: &Weight,
+        out: &mut Tensor,
+        epilogue: Epilogue,
+        groups: Grouping<'_, DeviceStep>,
+    ) {
+        self.op_linear(x, w, out, epilogue, groups);
+    }
+
+    fn swiglu(&self, x: &Tensor, gate: &Weight, up: &Weight, out: &mut Tensor, groups: Grouping<'_, DeviceStep>) {
+        self.op_swiglu(x, gate, up, out, groups);
+    }
+
+    fn rms_norm(&self, x: &Tensor, weight: &Vector, eps: f32, out: &mut Tensor, groups: Grouping<'_, DeviceStep>) {
+        self.op_rms_norm(x, weight, eps, out, groups);
+    }
+
+    fn rotate_and_store(
+        &self,
+        qkv: &mut Tensor,
+        qk_norm: Option<(&Vector, &Vector, f32)>,
+        rotary: Rotary,
+        step: &DeviceStep,
+        layer: usize,
+        kv: &mut KvPool,
+    ) {
+        self.op_rotate_and_store(qkv, qk_norm, rotary, step, layer, kv);
+    }
+
+    fn attention(&self, qkv: &Tensor, step: &DeviceStep, layer: usize, kv: &KvPool, out: &mut Tensor) {
+        self.op_attention(qkv, step, layer, kv, out);
+    }
+
+    fn copy_page(&self, kv: &mut KvPool, from: u32, to: u32) {
+        self.op_copy_page(kv, from, to);
+    }
+
+    fn add(&self, x: &mut Tensor, y: &Tensor) {
+        self.op_add(x, y);
+    }
+
+    fn embed(&self, step: &DeviceStep, tables: Embedding<'_, Tensor>, canvas: &Canvas, out: &mut Tensor) {
+        self.op_embed(step, tables, canvas, out);
+    }
+
+    fn keep_states(&self, step: &DeviceStep, x: &Tensor, states: &mut Tensor) {
+        self.op_keep_states(step, x, states);
+    }
+
+    fn select(&self, step: &DeviceStep, x: &Tensor, out: &mut Tensor) {
+        self.op_select(step, x, out);
+    }
+
+    fn gather_sources(
+        &self,
+        step: &DeviceStep,
+        states: &Tensor,
+        tokens: &Tensor,
+        canvas: &Canvas,
+        out: &mut Tensor,
+    ) {
+        self.op_gather_sources(step, states, tokens, canvas, out);
+    }
+
+    fn copy_rows(&self, step: &DeviceStep, logits: &mut Tensor) {
+        self.op_copy_rows(step, logits);
+    }
+
+    fn draw(&self, step: &DeviceStep, phase: Phase, logits: &Tensor, canvas: &mut Canvas) {
+        self.op_draw(step, phase, logits, canvas);
+    }
+
+    fn drawn(&self, step: &DeviceStep, canvas: &Canvas) -> Result<Vec<Drawn>, Error> {
+        self.op_drawn(step, canvas)
+    }
+
+    fn tokens(&self, canvas: &Canvas, image: usize) -> Result<Vec<u32>, Error> {
+        self.op_tokens(canvas, image)
+    }
+
+    fn set_tokens(&self, canvas: &mut Canvas, image: usize, tokens: &[u32]) -> Result<(), Error> {
+        self.op_set_tokens(canvas, image, tokens)
+    }
+
+    fn conv3x3(&self, x: &Tensor, size: (usize, usize), stride: usize, w: &Weight, bias: &Vector, out: &mut Tensor) {
+        self.op_conv3x3(x, size, stride, w, bias, out);
+    }
+
+    fn group_norm(&self, x: &Tensor, pixels: usize, norm: GroupNorm, weight: &Vector, bias: &Vector, out: &mut Tensor) {
+        self.op_group_norm(x, pixels, norm, weight, bias, out);
+    }
+
+    fn upsample(&self, x: &Tensor, size: (usize, usize), out: &mut Tensor) {
+        self.op_upsample(x, size, out);
+    }
+}

@@ -1,0 +1,11 @@
+//! The ops of the contract: what each checks, and which kernels it launches.
+
+mod attention;
+mod conv;
+pub(super) mod draw;
+mod elementwise;
+mod group_norm;
+pub(super) mod linear;
+mod norm;
+mod rotate;
+mod rows;
