@@ -1,5 +1,9 @@
 //! Project chores: `cargo xtask test` does what a change must pass.
 
+<<<<<<< HEAD
+=======
+mod abi;
+>>>>>>> bedff38 (Generate the Rust side of the kernels' structs, compile kernels in the build script)
 mod nvcc;
 mod toolkit;
 
@@ -7,14 +11,17 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 
 const USAGE: &str = "\
-usage: cargo xtask test       check the format, lint, run every test, compare the compiled kernels with their sources
-       cargo xtask toolkit    find nvcc, or install it; print its path on the last line";
+usage: cargo xtask test           check the format, lint, run every test, compare what is generated with its sources
+       cargo xtask toolkit        find nvcc, or install it; print its path on the last line
+       cargo xtask abi [--check]  make src/backend/cuda/abi.rs from include/kernel_abi.h, or see that it is up to date";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["test"] => test(),
         ["toolkit"] => toolkit::nvcc().map(|nvcc| println!("{}", nvcc.display())),
+        ["abi"] => abi::write(),
+        ["abi", "--check"] => abi::check(),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);
