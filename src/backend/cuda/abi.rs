@@ -5,7 +5,7 @@
 
 pub const WEFT_PAGE: u32 = 16;
 pub const WEFT_ATTENTION_SPLIT: u32 = 256;
-pub const WEFT_ATTENTION_ROWS: u32 = 16;
+pub const WEFT_ATTENTION_ROWS: u32 = 64;
 pub const WEFT_SCRATCH: u32 = 128;
 pub const WEFT_NONE: u32 = 4294967295;
 pub const WEFT_SLOT_PREFIX: WeftSlot = 0;
@@ -121,15 +121,19 @@ pub struct WeftTile {
     pub first: u32,
     pub rows: u32,
     pub end: u32,
+    pub prefix: u32,
+    pub scratch: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of WeftTile"][::core::mem::size_of::<WeftTile>() - 16usize];
+    ["Size of WeftTile"][::core::mem::size_of::<WeftTile>() - 24usize];
     ["Alignment of WeftTile"][::core::mem::align_of::<WeftTile>() - 4usize];
     ["Offset of field: WeftTile::sequence"][::core::mem::offset_of!(WeftTile, sequence) - 0usize];
     ["Offset of field: WeftTile::first"][::core::mem::offset_of!(WeftTile, first) - 4usize];
     ["Offset of field: WeftTile::rows"][::core::mem::offset_of!(WeftTile, rows) - 8usize];
     ["Offset of field: WeftTile::end"][::core::mem::offset_of!(WeftTile, end) - 12usize];
+    ["Offset of field: WeftTile::prefix"][::core::mem::offset_of!(WeftTile, prefix) - 16usize];
+    ["Offset of field: WeftTile::scratch"][::core::mem::offset_of!(WeftTile, scratch) - 20usize];
 };
 impl Default for WeftTile {
     fn default() -> Self {

@@ -1,12 +1,13 @@
 //! A CUDA device: its context, the one stream of all work, and errors that wait to be reported.
 
 use std::ffi::{CStr, c_int};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
 
+use super::gate::{Entered, Gate};
 use super::kernels;
 use crate::backend::Error;
 
@@ -27,6 +28,9 @@ pub struct Device {
     shared: usize,
     /// What failed first; the device is of no use after that.
     failure: Mutex<Option<Error>>,
+    gate: Gate,
+    /// Whether the thread that is inside the gate records a step.
+    recording: AtomicBool,
     pub(super) counters: Counters,
 }
 
@@ -99,10 +103,12 @@ impl Device {
             multiprocessors,
             shared,
             failure: Mutex::default(),
+            gate: Gate::default(),
+            recording: AtomicBool::new(false),
             counters: Counters::default(),
         };
-        opened.bind().map_err(none)?;
-        opened.stream = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(none)?;
+        let kind = result::stream::StreamKind::NonBlocking;
+        opened.stream = opened.call(|| result::stream::create(kind)).map_err(none)?;
         Ok(Arc::new(opened))
     }
 
@@ -128,7 +134,7 @@ impl Device {
 
     /// Bytes of memory: free, and in all.
     pub fn memory(&self) -> Result<(u64, u64), Error> {
-        let read = self.bind().and_then(|()| result::mem_get_info());
+        let read = self.call(result::mem_get_info);
         read.map(|(free, total)| (free as u64, total as u64)).map_err(|e| self.error(e, "asking for free memory"))
     }
 
@@ -146,13 +152,30 @@ impl Device {
         }
     }
 
-    /// Makes the calling thread use this device.
-    pub(super) fn bind(&self) -> Result<(), DriverError> {
+    /// Keeps other threads out: what is queued until the end belongs together.
+    pub(super) fn enter(&self) -> Entered<'_> {
+        self.gate.enter()
+    }
+
+    /// Makes a call to the driver, for this device.
+    pub(super) fn call<T>(&self, call: impl FnOnce() -> Result<T, DriverError>) -> Result<T, DriverError> {
+        let _inside = self.enter();
         if result::ctx::get_current()? != Some(self.context) {
             // SAFETY: the context is retained as long as the device lives.
             unsafe { result::ctx::set_current(self.context) }?;
         }
-        Ok(())
+        call()
+    }
+
+    /// Whether the calling thread records a step.
+    pub(super) fn is_recording(&self) -> bool {
+        let _inside = self.enter();
+        self.recording.load(Ordering::Relaxed)
+    }
+
+    /// Says whether a step is recorded, by the thread that is inside.
+    pub(super) fn set_recording(&self, recording: bool) {
+        self.recording.store(recording, Ordering::Relaxed);
     }
 
     /// The stream of all work.
@@ -164,7 +187,7 @@ impl Device {
     pub(super) fn synchronize(&self) -> Result<(), Error> {
         self.check()?;
         // SAFETY: the stream lives as long as the device.
-        let outcome = self.bind().and_then(|()| unsafe { result::stream::synchronize(self.stream) });
+        let outcome = self.call(|| unsafe { result::stream::synchronize(self.stream) });
         outcome.map_err(|e| self.failed_with(self.error(e, "running kernels")))
     }
 
@@ -218,12 +241,11 @@ impl Device {
 impl Drop for Device {
     fn drop(&mut self) {
         // What fails here cannot be reported, and what a dead context holds is lost.
-        let _ = self.bind();
         // SAFETY: the stream is this device's, and nothing uses it any more: memory, modules and graphs hold the device.
         unsafe {
             if !self.stream.is_null() {
-                let _ = result::stream::synchronize(self.stream);
-                let _ = result::stream::destroy(self.stream);
+                let _ = self.call(|| result::stream::synchronize(self.stream));
+                let _ = self.call(|| result::stream::destroy(self.stream));
             }
             let _ = result::primary_ctx::release(self.device);
         }

@@ -9,6 +9,7 @@ use cudarc::driver::sys::{self, CUfunction_attribute as Attribute};
 
 use super::abi;
 use super::device::{Device, count_one, lock};
+use super::gate::Entered;
 use super::memory::{Allocation, Buffer};
 use crate::backend::Error;
 
@@ -170,7 +171,7 @@ impl Drop for Module {
     fn drop(&mut self) {
         // SAFETY: the module is this object's; nothing queued uses its kernels once the stream was waited for.
         let _ = self.device.synchronize();
-        let _ = self.device.bind().and_then(|()| unsafe { result::module::unload(self.handle) });
+        let _ = self.device.call(|| unsafe { result::module::unload(self.handle) });
     }
 }
 
@@ -214,7 +215,7 @@ impl Launcher {
             recording: Mutex::default(),
         };
         if let Some(first) = ALL.first() {
-            launcher.module(first).map_err(|e| launcher.device.refused(e))?;
+            launcher.device.call(|| launcher.module(first)).map_err(|e| launcher.device.refused(e))?;
         }
         Ok(launcher)
     }
@@ -229,13 +230,13 @@ impl Launcher {
         if grid.blocks.contains(&0) || self.device.failed() {
             return;
         }
-        let function = self.device.bind().and_then(|()| self.function(fatbin, name, grid.shared, &args));
         let [x, y, z] = grid.blocks.map(|n| n as u32);
-        // SAFETY: the function is of a module that lives as long as this; the parameters are as the caller says. Freeing
-        // their memory waits for the work, or for the graph that records it.
-        let launched = function.and_then(|function| unsafe {
+        let launched = self.device.call(|| {
+            let function = self.function(fatbin, name, grid.shared, &args)?;
             let (threads, shared, stream) = ((grid.threads as u32, 1, 1), grid.shared as u32, self.device.stream());
-            result::launch_kernel(function, (x, y, z), threads, shared, stream, &mut args.pointers())
+            // SAFETY: the function is of a module that lives as long as this; the parameters are as the caller says.
+            // Freeing their memory waits for the work, or for the graph that records it.
+            unsafe { result::launch_kernel(function, (x, y, z), threads, shared, stream, &mut args.pointers()) }
         });
         if let Err(e) = launched {
             self.device.failed_with(self.device.error(e, &format!("launching {name}")));
@@ -258,8 +259,9 @@ impl Launcher {
         let mut functions = lock(&self.functions);
         if !functions.contains_key(&(fatbin.name, name)) {
             let text = CString::new(name).expect("kernels have names of C");
+            let module = self.module(fatbin)?;
             // SAFETY: the module is loaded and lives as long as this.
-            let handle = unsafe { result::module::get_function(self.module(fatbin)?, text) }?;
+            let handle = unsafe { result::module::get_function(module, text) }?;
             args.check(handle, name);
             functions.insert((fatbin.name, name), Function { handle, shared: SHARED });
         }
@@ -278,7 +280,6 @@ impl Launcher {
         if let Some(module) = modules.get(fatbin.name) {
             return Ok(module.handle);
         }
-        self.device.bind()?;
         // SAFETY: the image is a whole fatbin, as nvcc wrote it.
         let handle = unsafe { result::module::load_data(fatbin.image.0.as_ptr().cast()) }?;
         modules.insert(fatbin.name, Module { handle, device: self.device.clone() });
@@ -287,7 +288,8 @@ impl Launcher {
 
     /// Memory for what a kernel leaves to the next kernel of the same op: whoever asks next gets the same. Its values
     /// are undefined.
-    pub(super) fn workspace<T>(&self, len: usize) -> Buffer<T> {
+    pub(super) fn workspace<T>(&self, len: usize) -> Workspace<'_, T> {
+        let inside = self.device.enter();
         let bytes = len * size_of::<T>();
         let mut workspace = lock(&self.workspace);
         if workspace.bytes() < bytes {
@@ -301,6 +303,26 @@ impl Launcher {
                 },
             }
         }
-        Buffer::within(workspace.clone(), len)
+        Workspace { buffer: Buffer::within(workspace.clone(), len), _inside: inside }
+    }
+}
+
+/// Memory of an op; while it lives, no other thread queues work.
+pub(super) struct Workspace<'a, T> {
+    buffer: Buffer<T>,
+    _inside: Entered<'a>,
+}
+
+impl<T> std::ops::Deref for Workspace<'_, T> {
+    type Target = Buffer<T>;
+
+    fn deref(&self) -> &Buffer<T> {
+        &self.buffer
+    }
+}
+
+impl<T> Arg for Workspace<'_, T> {
+    fn push(&self, args: &mut Args) {
+        self.buffer.push(args);
     }
 }

@@ -23,10 +23,11 @@ impl Allocation {
     /// Memory whose values are undefined.
     pub(super) fn new(device: &Arc<Device>, bytes: usize, what: &str) -> Result<Allocation, Error> {
         device.check()?;
+        assert!(!device.is_recording(), "{what}: allocated inside a step");
         count_one(&device.counters.allocations);
         // Nothing is an allocation too: it has an address.
         // SAFETY: what the driver gives is freed once, on drop.
-        let allocated = device.bind().and_then(|()| unsafe { result::malloc_sync(bytes.max(16)) });
+        let allocated = device.call(|| unsafe { result::malloc_sync(bytes.max(16)) });
         match allocated {
             Ok(address) => Ok(Allocation { device: device.clone(), address, bytes }),
             Err(e) => Err(refused(device, e, bytes, what)),
@@ -43,7 +44,7 @@ impl Drop for Allocation {
     fn drop(&mut self) {
         // Freeing waits for the work that uses the memory. With a dead context it fails, and the memory is gone with it.
         // SAFETY: the address is an allocation's, and nobody else frees it.
-        let _ = self.device.bind().and_then(|()| unsafe { result::free_sync(self.address) });
+        let _ = self.device.call(|| unsafe { result::free_sync(self.address) });
     }
 }
 
@@ -142,9 +143,8 @@ impl<T> Buffer<T> {
             return;
         }
         // SAFETY: the range is inside the allocation, which outlives the queued work: freeing waits for it.
-        let outcome = device
-            .bind()
-            .and_then(|()| unsafe { result::memset_d8_async(self.address(), 0, self.bytes(), device.stream()) });
+        let outcome =
+            device.call(|| unsafe { result::memset_d8_async(self.address(), 0, self.bytes(), device.stream()) });
         if let Err(e) = outcome {
             device.failed_with(device.error(e, "clearing memory"));
         }
@@ -157,13 +157,13 @@ impl<T> Buffer<T> {
     {
         assert!(data.len() <= self.len, "{} values in a buffer of {}", data.len(), self.len);
         let device = self.device();
+        assert!(!device.is_recording(), "values of the host are copied inside a step");
         if data.is_empty() || device.failed() {
             return;
         }
         count_one(&device.counters.uploads);
         // SAFETY: the range is inside the allocation. Memory that is not pinned is read before the call returns.
-        let outcome =
-            device.bind().and_then(|()| unsafe { result::memcpy_htod_async(self.address(), data, device.stream()) });
+        let outcome = device.call(|| unsafe { result::memcpy_htod_async(self.address(), data, device.stream()) });
         if let Err(e) = outcome {
             device.failed_with(device.error(e, "copying to the device"));
         }
@@ -176,14 +176,14 @@ impl<T> Buffer<T> {
     {
         assert!(len <= self.len, "{len} values of a buffer of {}", self.len);
         let device = self.device();
+        assert!(!device.is_recording(), "values are read inside a step");
         device.check()?;
         let mut data = vec![T::zeroed(); len];
         if len > 0 {
             count_one(&device.counters.downloads);
             // SAFETY: the range is inside the allocation; the copy is waited for before `data` is used or dropped.
-            let outcome = device
-                .bind()
-                .and_then(|()| unsafe { result::memcpy_dtoh_async(&mut data, self.address(), device.stream()) });
+            let outcome =
+                device.call(|| unsafe { result::memcpy_dtoh_async(&mut data, self.address(), device.stream()) });
             // Whatever it says, what was queued may still write: wait for it.
             let waited = device.synchronize();
             outcome.map_err(|e| device.failed_with(device.error(e, "copying to the host")))?;
@@ -217,7 +217,7 @@ impl Pinned {
         count_one(&device.counters.allocations);
         let bytes = bytes.max(16);
         // SAFETY: what the driver gives is freed once, on drop.
-        let allocated = device.bind().and_then(|()| unsafe { result::malloc_host(bytes, 0) });
+        let allocated = device.call(|| unsafe { result::malloc_host(bytes, 0) });
         let pointer = allocated.map_err(|e| refused(device, e, bytes, what))?.cast::<u8>();
         let pointer = NonNull::new(pointer).ok_or_else(|| too_large(device, what))?;
         // SAFETY: the allocation has so many bytes.
@@ -243,7 +243,7 @@ impl Pinned {
         }
         count_one(&device.counters.uploads);
         // SAFETY: both ranges are inside their allocations; the caller lets the source be.
-        let outcome = device.bind().and_then(|()| unsafe {
+        let outcome = device.call(|| unsafe {
             let source = std::slice::from_raw_parts(self.pointer.as_ptr(), bytes);
             result::memcpy_htod_async(to.address(), source, device.stream())
         });
@@ -258,6 +258,51 @@ impl Drop for Pinned {
         // A copy from it may be in flight.
         let _ = self.device.synchronize();
         // SAFETY: the memory is an allocation of `malloc_host`, and nobody else frees it.
-        let _ = self.device.bind().and_then(|()| unsafe { result::free_host(self.pointer.as_ptr().cast::<c_void>()) });
+        let _ = self.device.call(|| unsafe { result::free_host(self.pointer.as_ptr().cast::<c_void>()) });
+    }
+}
+
+/// A point in the stream that the host can wait for.
+pub(super) struct Event {
+    device: Arc<Device>,
+    handle: sys::CUevent,
+}
+
+// SAFETY: handles of the driver API may be used by any thread; each use makes the context current first.
+unsafe impl Send for Event {}
+// SAFETY: as above.
+unsafe impl Sync for Event {}
+
+impl Event {
+    /// A point that has passed.
+    pub(super) fn new(device: &Arc<Device>) -> Result<Event, Error> {
+        let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
+        let made = device.call(|| result::event::create(flags));
+        let handle = made.map_err(|e| device.failed_with(device.error(e, "making an event")))?;
+        Ok(Event { device: device.clone(), handle })
+    }
+
+    /// Moves it behind all queued work.
+    pub(super) fn record(&self) {
+        // SAFETY: event and stream live as long as this.
+        let outcome = self.device.call(|| unsafe { result::event::record(self.handle, self.device.stream()) });
+        if let Err(e) = outcome {
+            self.device.failed_with(self.device.error(e, "recording an event"));
+        }
+    }
+
+    /// Waits until it has passed.
+    pub(super) fn wait(&self) -> Result<(), Error> {
+        self.device.check()?;
+        // SAFETY: the event lives as long as this.
+        let outcome = self.device.call(|| unsafe { result::event::synchronize(self.handle) });
+        outcome.map_err(|e| self.device.failed_with(self.device.error(e, "waiting for an event")))
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: the event is this object's; the driver keeps it for what waits.
+        let _ = self.device.call(|| unsafe { result::event::destroy(self.handle) });
     }
 }

@@ -5,9 +5,11 @@
 
 mod abi;
 mod device;
+mod gate;
 mod graph;
 mod kernels;
 mod kv;
+mod lists;
 mod memory;
 mod ops;
 mod step;
@@ -24,15 +26,16 @@ use super::{
     AttentionShape, Backend, Capacity, Drawn, Embedding, Epilogue, Error, GroupNorm, Grouping, Phase, Rotary, Step,
 };
 use half::bf16;
-use kernels::{Args, Grid, Held, Launcher};
+use kernels::{Args, Grid, Held, Launcher, Workspace};
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use step::{Count, Limits};
 
 /// Runs the network on a CUDA device.
 pub struct CudaBackend {
     device: Arc<Device>,
-    launcher: Launcher,
+    launcher: Arc<Launcher>,
 }
 
 /// `[rows, cols]` f32.
@@ -69,7 +72,7 @@ impl Rows {
     fn most(&self) -> usize {
         match self {
             Rows::Fixed(rows) => *rows,
-            Rows::Counted { which, limits, .. } => limits.get(*which),
+            Rows::Counted { which, limits, .. } => limits[*which as usize].load(Ordering::Relaxed),
         }
     }
 
@@ -102,7 +105,7 @@ impl CudaBackend {
     /// The device with this number.
     pub fn new(ordinal: usize) -> Result<Self, Error> {
         let device = Device::open(ordinal)?;
-        Ok(Self { launcher: Launcher::new(device.clone())?, device })
+        Ok(Self { launcher: Arc::new(Launcher::new(device.clone())?), device })
     }
 
     /// The device.
@@ -120,7 +123,7 @@ impl CudaBackend {
     }
 
     /// Memory that an op uses between its kernels: see [`Launcher::workspace`].
-    fn workspace<T>(&self, len: usize) -> Buffer<T> {
+    fn workspace<T>(&self, len: usize) -> Workspace<'_, T> {
         self.launcher.workspace(len)
     }
 }

@@ -1,13 +1,17 @@
-//! A step in device memory.
+//! A step in device memory: what varies from step to step, sent there in one copy.
+//!
+//! The lists of a step follow each other in one region. Where each begins depends on the step's [`Bucket`] alone, so a
+//! graph recorded for a bucket finds them in every step of that bucket.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::abi::{self, WeftCounts, WeftStep};
+use super::abi::{WeftCounts, WeftStep};
 use super::device::Device;
 use super::graph::Graphs;
 use super::kernels::Held;
-use super::memory::{Buffer, Pinned};
+use super::lists::Lists;
+use super::memory::{Buffer, Event, Pinned};
 use crate::backend::{Capacity, Error, Step};
 
 /// A list of a step whose length the kernels read from device memory, by its place in `WeftCounts`.
@@ -34,42 +38,138 @@ pub(super) enum Count {
 impl Count {
     /// Its value.
     pub(super) fn of(self, counts: &WeftCounts) -> usize {
-        use Count::*;
-        let value = match self {
-            Rows => counts.rows,
-            Sequences => counts.sequences,
-            Tiles => counts.tiles,
-            Sources => counts.sources,
-            Predictions => counts.predictions,
-            Drafts => counts.drafts,
-            Verdicts => counts.verdicts,
-            Copies => counts.copies,
-        };
-        value as usize
+        bytemuck::cast_ref::<WeftCounts, [u32; 8]>(counts)[self as usize] as usize
     }
 }
 
-/// The lengths that grids are made for: those of the current step, rounded up so that few graphs serve all steps.
-#[derive(Debug, Default)]
-pub(super) struct Limits([AtomicUsize; 8]);
+/// What the entries of a step index, and a step cannot know by itself: an op that is run with the step says how large it
+/// is, and steps that reach further are refused from then on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Bound {
+    /// Pages of the cache.
+    Pages = 0,
+    /// Tokens of the canvas, of all images.
+    Tokens = 1,
+    /// Rows of the kept states.
+    States = 2,
+    /// Rows of the logits that drafts are drawn from.
+    DraftLogits = 3,
+    /// Rows of the logits that verdicts are drawn from.
+    VerdictLogits = 4,
+    /// Rows of the logits that copies are made in.
+    CopyLogits = 5,
+    /// Images of the canvas.
+    Images = 6,
+    /// Positions of an image of the canvas.
+    Positions = 7,
+}
 
-impl Limits {
-    /// No more than this of these.
-    pub(super) fn get(&self, which: Count) -> usize {
-        self.0[which as usize].load(Ordering::Relaxed)
-    }
+/// Names of the bounds, in their order.
+const BOUNDS: [&str; 8] =
+    ["page", "token", "state", "row of drafts", "row of verdicts", "row to copy", "image", "position"];
+
+/// The lengths that grids are made for: those of the current step, rounded up so that few graphs serve all steps.
+pub(super) type Limits = [AtomicUsize; 8];
+
+/// What a step's lists are padded to: steps of one bucket have their lists at the same addresses and run the same graph.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Bucket {
+    /// By [`Count`].
+    pub(super) counts: [usize; 8],
+    /// Entries of the page tables.
+    pub(super) pages: usize,
+    /// Frontiers.
+    pub(super) frontiers: usize,
+    /// Groups of sources, and one.
+    pub(super) groups: usize,
+    /// Images.
+    pub(super) images: usize,
 }
 
 /// Room for a step on the device, what it was last set to, and the graphs recorded for it.
 pub struct DeviceStep {
+    capacity: Capacity,
+    host: Step,
+    bucket: Bucket,
     memory: Buffer<u8>,
     counts: Buffer<WeftCounts>,
-    limits: Arc<Limits>,
     pointers: WeftStep,
+    limits: Arc<Limits>,
+    /// What may be indexed, by [`Bound`], and what the current step indexes.
+    bounds: [AtomicUsize; 8],
+    reach: [usize; 8],
+    /// Two, so that the host writes one while the other is copied.
+    staging: [Staging; 2],
+    turn: usize,
     pub(super) graphs: Graphs,
 }
 
+// SAFETY: the pointers are addresses of the device, which no thread follows.
+unsafe impl Send for DeviceStep {}
+// SAFETY: as above.
+unsafe impl Sync for DeviceStep {}
+
+/// Pinned memory and the end of the copy from it.
+struct Staging {
+    memory: Pinned,
+    sent: Event,
+}
+
 impl DeviceStep {
+    /// An empty step, with room for any up to the capacity.
+    pub(super) fn new(device: &Arc<Device>, capacity: Capacity) -> Result<DeviceStep, Error> {
+        let bytes = Bucket::largest(capacity).region().end;
+        let what = "a step";
+        let memory: Buffer<u8> = Buffer::zeroed(device, bytes, what)?;
+        let staging = || Ok(Staging { memory: Pinned::new(device, bytes, what)?, sent: Event::new(device)? });
+        let bucket = Bucket::default();
+        Ok(DeviceStep {
+            capacity,
+            host: Step::default(),
+            bucket,
+            counts: memory.part(0, 1),
+            pointers: bucket.region().pointers(memory.address()),
+            memory,
+            limits: Arc::default(),
+            bounds: std::array::from_fn(|_| AtomicUsize::new(usize::MAX)),
+            reach: [0; 8],
+            staging: [staging()?, staging()?],
+            turn: 0,
+            graphs: Graphs::default(),
+        })
+    }
+
+    /// Replaces the step.
+    ///
+    /// # Panics
+    /// If it exceeds the capacity, or something in it points to nowhere.
+    pub(super) fn set(&mut self, device: &Device, host: Step) -> Result<(), Error> {
+        device.check()?;
+        let lists = Lists::of(&host, self.capacity);
+        for (index, (&reach, bound)) in lists.reach.iter().zip(&self.bounds).enumerate() {
+            check(index, reach, bound.load(Ordering::Relaxed));
+        }
+        let bucket = lists.bucket(self.capacity);
+        let region = bucket.region();
+        let staging = &mut self.staging[self.turn];
+        self.turn = 1 - self.turn;
+        // The copy of the step before the last: long done.
+        staging.sent.wait()?;
+        let bytes = lists.write(&region, staging.memory.bytes_mut());
+        // SAFETY: the memory is written again after the wait above.
+        unsafe { staging.memory.send(bytes, &self.memory) };
+        staging.sent.record();
+        device.check()?;
+        for (limit, count) in self.limits.iter().zip(bucket.counts) {
+            limit.store(count, Ordering::Relaxed);
+        }
+        self.pointers = region.pointers(self.memory.address());
+        self.reach = lists.reach;
+        self.bucket = bucket;
+        self.host = host;
+        Ok(())
+    }
+
     /// The kernel's parameter, a `WeftStep`.
     pub(super) fn arg(&self) -> Held<'_, WeftStep> {
         Held { value: self.pointers, memory: Some(self.memory.allocation()) }
@@ -82,6 +182,34 @@ impl DeviceStep {
 
     /// No more than this of these: what a grid is made for.
     pub(super) fn most(&self, which: Count) -> usize {
-        self.limits.get(which)
+        self.bucket.counts[which as usize]
     }
+
+    /// Says how many of these there are.
+    ///
+    /// # Panics
+    /// If the step reaches further.
+    pub(super) fn require(&self, bound: Bound, size: usize) {
+        check(bound as usize, self.reach[bound as usize], size);
+        self.bounds[bound as usize].fetch_min(size, Ordering::Relaxed);
+    }
+
+    /// The step's counts, on the device.
+    pub(super) fn counts(&self) -> &Buffer<WeftCounts> {
+        &self.counts
+    }
+
+    /// What its lists are padded to; it changes with [`DeviceStep::set`].
+    pub(super) fn limits(&self) -> &Arc<Limits> {
+        &self.limits
+    }
+
+    /// The bucket of what it was set to.
+    pub(super) fn bucket(&self) -> Bucket {
+        self.bucket
+    }
+}
+
+fn check(bound: usize, reach: usize, size: usize) {
+    assert!(reach <= size, "the step uses {} {} where there are {size}", BOUNDS[bound], reach.saturating_sub(1));
 }

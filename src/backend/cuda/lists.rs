@@ -1,0 +1,371 @@
+//! From a step of the contract to the lists that kernels read: checked, flattened, laid out in one region.
+
+use std::ops::Range;
+
+use super::abi::{
+    WEFT_ATTENTION_ROWS, WEFT_NONE, WEFT_SCRATCH, WEFT_SLOT_GRID, WEFT_SLOT_PREFIX, WEFT_SLOT_SCRATCH, WeftCopy,
+    WeftCounts, WeftDraw, WeftImage, WeftRow, WeftSequence, WeftSource, WeftStep, WeftTile,
+};
+use super::step::{Bound, Bucket, Count};
+use crate::backend::{Capacity, Draw, Image, Layout, NONE, PAGE, PageTable, RowPlace, Slot, Step};
+
+/// The lists of a step.
+pub(super) struct Lists<'a> {
+    step: &'a Step,
+    rows: Vec<WeftRow>,
+    sequences: Vec<WeftSequence>,
+    tiles: Vec<WeftTile>,
+    pages: Vec<u32>,
+    frontiers: Vec<u32>,
+    /// One past the highest index of each kind that the step uses, by [`Bound`].
+    pub(super) reach: [usize; 8],
+}
+
+impl<'a> Lists<'a> {
+    /// Flattens a step.
+    ///
+    /// # Panics
+    /// If it exceeds the capacity, or something in it points to nowhere.
+    pub(super) fn of(step: &'a Step, capacity: Capacity) -> Self {
+        let mut lists = Lists {
+            step,
+            rows: Vec::with_capacity(step.layout.rows.len()),
+            sequences: Vec::new(),
+            tiles: Vec::new(),
+            pages: Vec::new(),
+            frontiers: Vec::new(),
+            reach: [0; 8],
+        };
+        for sequence in &step.layout.sequences {
+            lists.sequence(sequence);
+        }
+        lists.rows(&step.layout);
+        lists.sources();
+        lists.draws();
+        lists.within(capacity);
+        lists
+    }
+
+    fn reaches(&mut self, bound: Bound, index: u32) {
+        let reach = &mut self.reach[bound as usize];
+        *reach = (*reach).max(index as usize + 1);
+    }
+
+    fn sequence(&mut self, table: &PageTable) {
+        let PageTable { image, prefix, prefix_len, grid, width, frontier, scratch } = table;
+        assert!(*prefix_len <= prefix.len() * PAGE, "{prefix_len} tokens of a prompt in {} pages", prefix.len());
+        assert!(scratch.len() * PAGE <= WEFT_SCRATCH as usize, "{} scratch pages", scratch.len());
+        for (row, &columns) in frontier.iter().enumerate().filter(|(_, columns)| **columns > 0) {
+            assert!(columns as usize <= *width, "frontier {columns} in a grid {width} wide");
+            let last = row * width + columns as usize - 1;
+            assert!(last < grid.len() * PAGE, "position {last} of {} pages is visible", grid.len());
+        }
+        let mut append = |pages: &[u32]| {
+            let first = self.pages.len() as u32;
+            self.pages.extend_from_slice(pages);
+            first
+        };
+        let (prefix_pages, grid_pages, scratch_pages) = (append(prefix), append(grid), append(scratch));
+        for &page in prefix.iter().chain(grid).chain(scratch) {
+            self.reaches(Bound::Pages, page);
+        }
+        self.sequences.push(WeftSequence {
+            image: *image,
+            prefix_len: *prefix_len as u32,
+            width: *width as u32,
+            height: frontier.len() as u32,
+            prefix_pages,
+            grid_pages,
+            scratch_pages,
+            frontier: self.frontiers.len() as u32,
+            highest: 0,
+        });
+        self.frontiers.extend_from_slice(frontier);
+    }
+
+    fn rows(&mut self, layout: &Layout) {
+        let mut before = None;
+        for place in &layout.rows {
+            let index = place.sequence as usize;
+            assert!(index < layout.sequences.len(), "a row of sequence {index} of {}", layout.sequences.len());
+            assert!(before.is_none_or(|before| before <= index), "the rows of sequence {index} are not adjacent");
+            let table = &layout.sequences[index];
+            let row = row(place, table);
+            if before != Some(index) || self.tiles.last().is_some_and(|tile| tile.rows == WEFT_ATTENTION_ROWS) {
+                let first = self.rows.len() as u32;
+                self.tiles.push(WeftTile { sequence: place.sequence, first, ..WeftTile::default() });
+            }
+            before = Some(index);
+            let tile = self.tiles.last_mut().expect("there is one for every row");
+            see(tile, &row, table);
+            let highest = &mut self.sequences[index].highest;
+            *highest = (*highest).max(tile.end);
+            if row.kind == WEFT_SLOT_GRID {
+                self.reaches(Bound::Images, table.image);
+                self.reaches(Bound::Positions, row.at);
+            }
+            self.rows.push(row);
+        }
+    }
+
+    fn sources(&mut self) {
+        let (sources, groups) = (&self.step.sources, &self.step.groups);
+        assert!(groups.is_sorted(), "groups are not sorted: {groups:?}");
+        let (first, last) = (groups.first().copied().unwrap_or(0), groups.last().copied().unwrap_or(0));
+        let grouped = first == 0 && last as usize == sources.len();
+        assert!(groups.is_empty() || grouped, "groups {groups:?} of {} sources", sources.len());
+        for source in sources {
+            self.reaches(Bound::States, source.state);
+            self.reaches(Bound::Tokens, source.token);
+        }
+        for &row in &self.step.predictions {
+            assert!((row as usize) < self.rows.len(), "prediction of row {row} of {}", self.rows.len());
+        }
+        for copy in &self.step.copies {
+            self.reaches(Bound::CopyLogits, copy.from.max(copy.to));
+        }
+    }
+
+    fn draws(&mut self) {
+        let step = self.step;
+        let lists = [(&step.drafts, Bound::DraftLogits), (&step.verdicts, Bound::VerdictLogits)];
+        for (draws, bound) in lists {
+            for draw in draws {
+                assert!((draw.image as usize) < step.images.len(), "image {} of {}", draw.image, step.images.len());
+                assert!(draw.conditional[0] != NONE, "a draw without a distribution");
+                for row in draw.conditional.iter().chain(&draw.unconditional).filter(|row| **row != NONE) {
+                    self.reaches(bound, *row);
+                }
+                self.reaches(Bound::Images, draw.image);
+                self.reaches(Bound::Positions, draw.position);
+            }
+        }
+    }
+
+    fn within(&self, capacity: Capacity) {
+        let step = self.step;
+        for (what, length, room) in [
+            ("rows", self.rows.len(), capacity.rows),
+            ("sequences", self.sequences.len(), capacity.sequences),
+            ("images", step.images.len(), capacity.sequences),
+            ("pages", self.pages.len(), capacity.pages),
+            ("frontiers", self.frontiers.len(), capacity.frontiers),
+            ("sources", step.sources.len(), capacity.sources),
+            ("groups", step.groups.len().saturating_sub(1), capacity.groups),
+            ("predictions", step.predictions.len(), capacity.rows),
+            ("drafts", step.drafts.len(), capacity.sources),
+            ("verdicts", step.verdicts.len(), capacity.rows),
+            ("copies", step.copies.len(), capacity.rows),
+        ] {
+            assert!(length <= room, "a step of {length} {what} where there is room for {room}");
+        }
+    }
+
+    fn counts(&self) -> WeftCounts {
+        let step = self.step;
+        WeftCounts {
+            rows: self.rows.len() as u32,
+            sequences: self.sequences.len() as u32,
+            tiles: self.tiles.len() as u32,
+            sources: step.sources.len() as u32,
+            predictions: step.predictions.len() as u32,
+            drafts: step.drafts.len() as u32,
+            verdicts: step.verdicts.len() as u32,
+            copies: step.copies.len() as u32,
+        }
+    }
+
+    /// The smallest bucket that it fits.
+    pub(super) fn bucket(&self, capacity: Capacity) -> Bucket {
+        let exact = Bucket {
+            counts: bytemuck::cast::<WeftCounts, [u32; 8]>(self.counts()).map(|n| n as usize),
+            pages: self.pages.len(),
+            frontiers: self.frontiers.len(),
+            groups: self.step.groups.len(),
+            images: self.step.images.len(),
+        };
+        exact.padded(&Bucket::largest(capacity))
+    }
+
+    /// Writes the lists where the region says; returns how many bytes are of use.
+    pub(super) fn write(&self, region: &Region, to: &mut [u8]) -> usize {
+        let step = self.step;
+        let images: Vec<WeftImage> = (0..step.images.len()).map(|i| self.image(i, &step.images[i])).collect();
+        let sources: Vec<_> = step.sources.iter().map(|s| WeftSource { state: s.state, token: s.token }).collect();
+        let copies: Vec<_> = step.copies.iter().map(|c| WeftCopy { from: c.from, to: c.to }).collect();
+        let (drafts, verdicts): (Vec<_>, Vec<_>) =
+            (step.drafts.iter().map(draw).collect(), step.verdicts.iter().map(draw).collect());
+        let counts = self.counts();
+        let bytes: [&[u8]; LISTS] = [
+            bytemuck::bytes_of(&counts),
+            bytemuck::cast_slice(&images),
+            bytemuck::cast_slice(&self.sequences),
+            bytemuck::cast_slice(&self.tiles),
+            bytemuck::cast_slice(&self.rows),
+            bytemuck::cast_slice(&step.predictions),
+            bytemuck::cast_slice(&step.groups),
+            bytemuck::cast_slice(&sources),
+            bytemuck::cast_slice(&drafts),
+            bytemuck::cast_slice(&verdicts),
+            bytemuck::cast_slice(&copies),
+            bytemuck::cast_slice(&self.frontiers),
+            bytemuck::cast_slice(&self.pages),
+        ];
+        let mut end = 0;
+        for (bytes, &first) in bytes.iter().zip(&region.firsts) {
+            to[first..][..bytes.len()].copy_from_slice(bytes);
+            if !bytes.is_empty() {
+                end = first + bytes.len();
+            }
+        }
+        end
+    }
+
+    fn image(&self, index: usize, image: &Image) -> WeftImage {
+        let of = self.step.layout.sequences.iter().find(|s| s.image as usize == index);
+        let Image { stream, sampling } = image;
+        WeftImage {
+            seed_low: stream.seed as u32,
+            seed_high: (stream.seed >> 32) as u32,
+            stream: stream.image,
+            cfg: sampling.cfg,
+            temperature: sampling.temperature,
+            top_k: u32::try_from(sampling.top_k).unwrap_or(u32::MAX),
+            top_p: sampling.top_p,
+            positions: of.map_or(0, |s| (s.width * s.frontier.len()) as u32),
+        }
+    }
+}
+
+fn row(place: &RowPlace, table: &PageTable) -> WeftRow {
+    let sequence = place.sequence;
+    let positions = table.width * table.frontier.len();
+    let new = |kind, slot, at| WeftRow { sequence, kind, slot, at, ancestors: [0; 4] };
+    match place.slot {
+        Slot::Prefix(i) => {
+            assert!((i as usize) < table.prefix_len, "prefix slot {i} of {}", table.prefix_len);
+            new(WEFT_SLOT_PREFIX, i, 0)
+        }
+        Slot::Grid(p) => {
+            assert!((p as usize) < positions.min(table.grid.len() * PAGE), "grid slot {p} of {positions}");
+            new(WEFT_SLOT_GRID, p, p)
+        }
+        Slot::Scratch { slot, at, ancestors } => {
+            let slots = table.scratch.len() * PAGE;
+            assert!((slot as usize) < slots, "scratch slot {slot} of {slots}");
+            assert!((at as usize) < positions, "a draft of position {at} of {positions}");
+            assert!(ancestors >> slot & 1 == 1, "scratch slot {slot} does not see itself");
+            assert!(slots == 128 || ancestors >> slots == 0, "ancestors beyond {slots} scratch slots");
+            let words = std::array::from_fn(|word| (ancestors >> (32 * word)) as u32);
+            WeftRow { ancestors: words, ..new(WEFT_SLOT_SCRATCH, slot, at) }
+        }
+    }
+}
+
+/// Appends a row to a tile: what it sees, the tile sees.
+fn see(tile: &mut WeftTile, row: &WeftRow, table: &PageTable) {
+    tile.rows += 1;
+    let whole = table.prefix_len as u32;
+    let (prefix, end, scratch) = match row.kind {
+        WEFT_SLOT_PREFIX => (row.slot + 1, 0, 0),
+        WEFT_SLOT_GRID => (whole, row.slot + 1, 0),
+        _ => {
+            let seen: u128 = (0..4).map(|word| u128::from(row.ancestors[word]) << (32 * word)).sum();
+            (whole, row.at, 128 - seen.leading_zeros())
+        }
+    };
+    tile.prefix = tile.prefix.max(prefix);
+    tile.end = tile.end.max(end);
+    tile.scratch = tile.scratch.max(scratch);
+}
+
+fn draw(draw: &Draw) -> WeftDraw {
+    let Draw { image, position, rule, round, conditional, unconditional } = *draw;
+    // NONE is the same number on both sides.
+    const { assert!(NONE == WEFT_NONE) };
+    WeftDraw { image, position, rule: rule as u32, round, conditional, unconditional }
+}
+
+/// The lists of a region.
+const LISTS: usize = 13;
+
+/// Where the lists of a bucket are: byte offsets, in the order counts, images, sequences, tiles, rows, predictions,
+/// groups, sources, drafts, verdicts, copies, frontiers, pages.
+pub(super) struct Region {
+    firsts: [usize; LISTS],
+    /// Bytes of it all.
+    pub(super) end: usize,
+}
+
+impl Bucket {
+    /// Of steps as large as they may become.
+    pub(super) fn largest(capacity: Capacity) -> Bucket {
+        let Capacity { rows, sequences, pages, frontiers, sources, groups } = capacity;
+        let tiles = rows.div_ceil(WEFT_ATTENTION_ROWS as usize) + sequences;
+        // As in `Count`.
+        let counts = [rows, sequences, tiles, sources, rows, sources, rows, rows];
+        Bucket { counts, pages, frontiers, groups: groups + 1, images: sequences }
+    }
+
+    /// With every length rounded up to a power of two, or to the largest.
+    fn padded(mut self, largest: &Bucket) -> Bucket {
+        let pad = |n: &mut usize, most: usize| *n = if *n == 0 { 0 } else { n.next_power_of_two().min(most) };
+        for (n, &most) in self.counts.iter_mut().zip(&largest.counts) {
+            pad(n, most);
+        }
+        pad(&mut self.pages, largest.pages);
+        pad(&mut self.frontiers, largest.frontiers);
+        pad(&mut self.groups, largest.groups);
+        pad(&mut self.images, largest.images);
+        self
+    }
+
+    /// Where its lists are. The counts are always at the beginning.
+    pub(super) fn region(&self) -> Region {
+        let of = |count: Count| self.counts[count as usize];
+        let bytes: [usize; LISTS] = [
+            size_of::<WeftCounts>(),
+            self.images * size_of::<WeftImage>(),
+            of(Count::Sequences) * size_of::<WeftSequence>(),
+            of(Count::Tiles) * size_of::<WeftTile>(),
+            of(Count::Rows) * size_of::<WeftRow>(),
+            of(Count::Predictions) * size_of::<u32>(),
+            self.groups * size_of::<u32>(),
+            of(Count::Sources) * size_of::<WeftSource>(),
+            of(Count::Drafts) * size_of::<WeftDraw>(),
+            of(Count::Verdicts) * size_of::<WeftDraw>(),
+            of(Count::Copies) * size_of::<WeftCopy>(),
+            self.frontiers * size_of::<u32>(),
+            self.pages * size_of::<u32>(),
+        ];
+        let mut end = 0;
+        let firsts = bytes.map(|bytes| {
+            let Range { start, end: next } = end..end + bytes.next_multiple_of(16);
+            end = next;
+            start
+        });
+        Region { firsts, end }
+    }
+}
+
+impl Region {
+    /// The addresses of the lists in a region that begins here.
+    pub(super) fn pointers(&self, base: u64) -> WeftStep {
+        let at = self.firsts.map(|first| base + first as u64);
+        WeftStep {
+            counts: at[0] as *const _,
+            images: at[1] as *const _,
+            sequences: at[2] as *const _,
+            tiles: at[3] as *const _,
+            rows: at[4] as *const _,
+            predictions: at[5] as *const _,
+            groups: at[6] as *const _,
+            sources: at[7] as *const _,
+            drafts: at[8] as *const _,
+            verdicts: at[9] as *const _,
+            copies: at[10] as *const _,
+            frontiers: at[11] as *const _,
+            pages: at[12] as *const _,
+        }
+    }
+}
