@@ -75,7 +75,8 @@ impl Compiler {
         let architectures = gencode(architectures)?;
         let mut common = DefaultHasher::new();
         (version.stdout, FLAGS, &architectures).hash(&mut common);
-        for header in files("kernels", "cuh").and_then(|a| Ok([a, files("include", "h")?].concat())).unwrap_or_default() {
+        let headers = files("kernels", "cuh").and_then(|shared| Ok([shared, files("include", "h")?].concat()));
+        for header in headers.map_err(|e| e.to_string())? {
             (&header, fs::read(&header).map_err(|e| format!("{}: {e}", header.display()))?).hash(&mut common);
         }
         fs::create_dir_all(&cache).map_err(|e| format!("{}: {e}", cache.display()))?;
@@ -112,8 +113,9 @@ impl Compiler {
         }
         // Moved when it is whole: a build that is stopped, or another at the same time, leaves no half of it.
         let partial = self.cache.join(format!("{stem}-{:016x}.{}", hasher.finish(), std::process::id()));
-        let output = Command::new(&self.nvcc).args(FLAGS).args(&self.architectures).arg(source).arg("-o").arg(&partial);
-        let output = output.output().map_err(|e| format!("{}: {e}", self.nvcc.display()))?;
+        let mut nvcc = Command::new(&self.nvcc);
+        nvcc.args(FLAGS).args(&self.architectures).arg(source).arg("-o").arg(&partial);
+        let output = nvcc.output().map_err(|e| format!("{}: {e}", self.nvcc.display()))?;
         let messages = String::from_utf8_lossy(&output.stderr);
         if !output.status.success() {
             let _ = fs::remove_file(&partial);
@@ -133,7 +135,9 @@ fn gencode(list: &str) -> Result<Vec<String>, String> {
     for name in list.split(',').map(str::trim).filter(|name| !name.is_empty()) {
         let version = name.strip_prefix("sm_").or_else(|| name.strip_prefix("compute_"));
         let Some(version) = version.filter(|v| v.starts_with(|c: char| c.is_ascii_digit())) else {
-            return Err(format!("WEFT_CUDA_ARCHS: {name} is neither sm_.. nor compute_..; the default is {ARCHITECTURES}"));
+            return Err(format!(
+                "WEFT_CUDA_ARCHS: {name} is neither sm_.. nor compute_..; the default is {ARCHITECTURES}"
+            ));
         };
         match versions.iter_mut().find(|(v, _)| *v == version) {
             Some((_, codes)) => codes.push(name),
@@ -148,7 +152,10 @@ fn gencode(list: &str) -> Result<Vec<String>, String> {
 
 /// The files of a folder with a suffix, sorted.
 fn files(folder: &str, suffix: &str) -> io::Result<Vec<PathBuf>> {
-    let entries = fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
+    let entries = match fs::read_dir(folder) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?,
+    };
     let mut files: Vec<_> = entries.into_iter().filter(|path| path.extension().is_some_and(|e| e == suffix)).collect();
     files.sort();
     Ok(files)

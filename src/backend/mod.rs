@@ -16,6 +16,8 @@
 //! replay them.
 
 pub mod cpu;
+#[cfg(weft_cuda)]
+pub mod cuda;
 #[cfg(test)]
 pub(crate) mod reference;
 mod step;

@@ -50,7 +50,6 @@ fn generate(_: &[&str]) -> Result<Option<String>, String> {
         .raw_line("//! Made from include/kernel_abi.h by `cargo xtask abi`: not to be edited.")
         .raw_line("#![allow(missing_docs, dead_code, non_camel_case_types, non_upper_case_globals)]")
         .allowlist_file(".*kernel_abi\\.h")
-        .blocklist_type("u?int(8|16|32|64)_t")
         .default_enum_style(bindgen::EnumVariation::Consts)
         .prepend_enum_name(false)
         .generate_comments(true)

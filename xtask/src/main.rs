@@ -1,9 +1,6 @@
 //! Project chores: `cargo xtask test` does what a change must pass.
 
-<<<<<<< HEAD
-=======
 mod abi;
->>>>>>> bedff38 (Generate the Rust side of the kernels' structs, compile kernels in the build script)
 mod nvcc;
 mod toolkit;
 

@@ -8,13 +8,10 @@ use std::process::Command;
 /// The folder, below the target directory, that `cargo xtask toolkit` installs into.
 pub const HOME: &str = "cuda-13.0";
 
-<<<<<<< HEAD
-=======
 /// The folder of what shows the machine code of kernels.
 #[allow(dead_code, reason = "a build script includes this file for nvcc alone")]
 pub const DISASSEMBLER: &str = "cuda-disassembler-13.5";
 
->>>>>>> bedff38 (Generate the Rust side of the kernels' structs, compile kernels in the build script)
 /// Where nvcc is in that folder.
 pub const NVCC: &str = "nvidia/cu13/bin/nvcc";
 
@@ -29,8 +26,6 @@ pub fn find(target: &Path) -> Result<Option<PathBuf>, String> {
     Ok(candidates(target).into_iter().find(|path| works(path)))
 }
 
-<<<<<<< HEAD
-=======
 /// A file that changes when `cargo xtask toolkit` has installed nvcc: what a build script that found none waits for. It is
 /// made if it is not there.
 pub fn awaited(target: &Path) -> Result<PathBuf, String> {
@@ -39,7 +34,6 @@ pub fn awaited(target: &Path) -> Result<PathBuf, String> {
     made.map(|_| path.clone()).map_err(|e| format!("{}: {e}", path.display()))
 }
 
->>>>>>> bedff38 (Generate the Rust side of the kernels' structs, compile kernels in the build script)
 /// Where nvcc may be.
 fn candidates(target: &Path) -> Vec<PathBuf> {
     let home = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(env::var_os).map(|p| PathBuf::from(p).join("bin"));

@@ -1,9 +1,5 @@
-<<<<<<< HEAD
-//! nvcc: the one that is there, or else the pinned packages that contain it, installed.
-=======
 //! Tools that are not Rust: those that are there, or else pinned packages that contain them, installed below the target
 //! directory.
->>>>>>> bedff38 (Generate the Rust side of the kernels' structs, compile kernels in the build script)
 
 use std::env;
 use std::fs;
@@ -12,8 +8,6 @@ use std::process::Command;
 
 use crate::nvcc;
 
-<<<<<<< HEAD
-=======
 /// Packages that belong together.
 struct Set {
     /// What messages call it.
@@ -28,7 +22,6 @@ struct Set {
     hint: &'static str,
 }
 
->>>>>>> bedff38 (Generate the Rust side of the kernels' structs, compile kernels in the build script)
 /// All five, pinned: the dependencies of `nvidia-cuda-nvcc` are not, and a newer NVVM writes PTX that its ptxas refuses.
 /// 13.0, because a driver takes no PTX that is newer than itself.
 const NVCC: Set = Set {
@@ -45,14 +38,6 @@ const NVCC: Set = Set {
     hint: "install CUDA 13.0 and set WEFT_NVCC to its nvcc, or make PyPI reachable",
 };
 
-<<<<<<< HEAD
-/// A path to a working nvcc.
-pub fn nvcc() -> Result<PathBuf, String> {
-    let target = target_dir();
-    match nvcc::find(&target)? {
-        Some(found) => Ok(found),
-        None => install(&target),
-=======
 /// Show what ptxas made of the kernels. 13.0 had no packages of them; newer ones read older code.
 const DISASSEMBLER: Set = Set {
     what: "cuobjdump and nvdisasm 13.5 (5 MB)",
@@ -97,24 +82,10 @@ pub fn clang() -> Result<PathBuf, String> {
     match env::var_os("LIBCLANG_PATH").filter(|path| !path.is_empty()) {
         Some(path) => Ok(path.into()),
         None => Ok(install(&target_dir(), &CLANG)?.join("clang/native")),
->>>>>>> bedff38 (Generate the Rust side of the kernels' structs, compile kernels in the build script)
     }
 }
 
 /// Installs the packages below the target directory, once.
-<<<<<<< HEAD
-fn install(target: &Path) -> Result<PathBuf, String> {
-    let home = target.join(nvcc::HOME);
-    let nvcc = home.join(nvcc::NVCC);
-    fs::create_dir_all(target).map_err(|e| format!("{}: {e}", target.display()))?;
-    eprintln!("xtask: installing nvcc 13.0 (104 MB) into {}", home.display());
-    // In a folder of this process, moved when it is whole: two runs at once do no harm, and a failed one leaves nothing.
-    let staging = target.join(format!("{}.{}", nvcc::HOME, std::process::id()));
-    let outcome = fill(&staging).and_then(|packages| {
-        // Another run may have been faster; what it made is as good.
-        match fs::rename(&packages, &home) {
-            Err(e) if !nvcc::works(&nvcc) => Err(format!("{}: {e}", home.display())),
-=======
 fn install(target: &Path, set: &Set) -> Result<PathBuf, String> {
     let home = target.join(set.home);
     let whole = || set.files.iter().all(|file| home.join(file).is_file());
@@ -129,21 +100,12 @@ fn install(target: &Path, set: &Set) -> Result<PathBuf, String> {
         // Another run may have been faster; what it made is as good.
         match fs::rename(&packages, &home) {
             Err(e) if !whole() => Err(format!("{}: {e}", home.display())),
->>>>>>> bedff38 (Generate the Rust side of the kernels' structs, compile kernels in the build script)
             _ => Ok(()),
         }
     });
     let _ = fs::remove_dir_all(&staging);
     outcome?;
-<<<<<<< HEAD
-    if nvcc::works(&nvcc) {
-        Ok(nvcc)
-    } else {
-        Err(format!("the packages are installed, but {} does not run", nvcc.display()))
-    }
-=======
     if whole() { Ok(home) } else { Err(format!("{}: the packages lack {:?}", home.display(), set.files)) }
->>>>>>> bedff38 (Generate the Rust side of the kernels' structs, compile kernels in the build script)
 }
 
 /// Downloads the packages into a folder of `staging`.

@@ -17,7 +17,7 @@ pub const WEFT_RULE_DRAFT: WeftRule = 1;
 pub const WEFT_RULE_AUTO_CORRECT: WeftRule = 2;
 pub type WeftRule = ::core::ffi::c_uint;
 #[repr(C)]
-#[derive(bytemuck :: Pod, bytemuck :: Zeroable)]
+#[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct WeftCounts {
     pub rows: u32,
     pub sequences: u32,
@@ -41,17 +41,8 @@ const _: () = {
     ["Offset of field: WeftCounts::verdicts"][::core::mem::offset_of!(WeftCounts, verdicts) - 24usize];
     ["Offset of field: WeftCounts::copies"][::core::mem::offset_of!(WeftCounts, copies) - 28usize];
 };
-impl Default for WeftCounts {
-    fn default() -> Self {
-        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
-        unsafe {
-            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
-            s.assume_init()
-        }
-    }
-}
 #[repr(C)]
-#[derive(bytemuck :: Pod, bytemuck :: Zeroable)]
+#[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct WeftRow {
     pub sequence: u32,
     pub kind: u32,
@@ -69,17 +60,8 @@ const _: () = {
     ["Offset of field: WeftRow::at"][::core::mem::offset_of!(WeftRow, at) - 12usize];
     ["Offset of field: WeftRow::ancestors"][::core::mem::offset_of!(WeftRow, ancestors) - 16usize];
 };
-impl Default for WeftRow {
-    fn default() -> Self {
-        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
-        unsafe {
-            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
-            s.assume_init()
-        }
-    }
-}
 #[repr(C)]
-#[derive(bytemuck :: Pod, bytemuck :: Zeroable)]
+#[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct WeftSequence {
     pub image: u32,
     pub prefix_len: u32,
@@ -105,17 +87,8 @@ const _: () = {
     ["Offset of field: WeftSequence::frontier"][::core::mem::offset_of!(WeftSequence, frontier) - 28usize];
     ["Offset of field: WeftSequence::highest"][::core::mem::offset_of!(WeftSequence, highest) - 32usize];
 };
-impl Default for WeftSequence {
-    fn default() -> Self {
-        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
-        unsafe {
-            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
-            s.assume_init()
-        }
-    }
-}
 #[repr(C)]
-#[derive(bytemuck :: Pod, bytemuck :: Zeroable)]
+#[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct WeftTile {
     pub sequence: u32,
     pub first: u32,
@@ -135,17 +108,8 @@ const _: () = {
     ["Offset of field: WeftTile::prefix"][::core::mem::offset_of!(WeftTile, prefix) - 16usize];
     ["Offset of field: WeftTile::scratch"][::core::mem::offset_of!(WeftTile, scratch) - 20usize];
 };
-impl Default for WeftTile {
-    fn default() -> Self {
-        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
-        unsafe {
-            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
-            s.assume_init()
-        }
-    }
-}
 #[repr(C)]
-#[derive(bytemuck :: Pod, bytemuck :: Zeroable)]
+#[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct WeftSource {
     pub state: u32,
     pub token: u32,
@@ -157,17 +121,8 @@ const _: () = {
     ["Offset of field: WeftSource::state"][::core::mem::offset_of!(WeftSource, state) - 0usize];
     ["Offset of field: WeftSource::token"][::core::mem::offset_of!(WeftSource, token) - 4usize];
 };
-impl Default for WeftSource {
-    fn default() -> Self {
-        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
-        unsafe {
-            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
-            s.assume_init()
-        }
-    }
-}
 #[repr(C)]
-#[derive(bytemuck :: Pod, bytemuck :: Zeroable)]
+#[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct WeftDraw {
     pub image: u32,
     pub position: u32,
@@ -187,17 +142,8 @@ const _: () = {
     ["Offset of field: WeftDraw::conditional"][::core::mem::offset_of!(WeftDraw, conditional) - 16usize];
     ["Offset of field: WeftDraw::unconditional"][::core::mem::offset_of!(WeftDraw, unconditional) - 24usize];
 };
-impl Default for WeftDraw {
-    fn default() -> Self {
-        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
-        unsafe {
-            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
-            s.assume_init()
-        }
-    }
-}
 #[repr(C)]
-#[derive(bytemuck :: Pod, bytemuck :: Zeroable)]
+#[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct WeftDrawn {
     pub before: u32,
     pub after: u32,
@@ -209,17 +155,8 @@ const _: () = {
     ["Offset of field: WeftDrawn::before"][::core::mem::offset_of!(WeftDrawn, before) - 0usize];
     ["Offset of field: WeftDrawn::after"][::core::mem::offset_of!(WeftDrawn, after) - 4usize];
 };
-impl Default for WeftDrawn {
-    fn default() -> Self {
-        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
-        unsafe {
-            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
-            s.assume_init()
-        }
-    }
-}
 #[repr(C)]
-#[derive(bytemuck :: Pod, bytemuck :: Zeroable)]
+#[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct WeftImage {
     pub seed_low: u32,
     pub seed_high: u32,
@@ -243,17 +180,8 @@ const _: () = {
     ["Offset of field: WeftImage::top_p"][::core::mem::offset_of!(WeftImage, top_p) - 24usize];
     ["Offset of field: WeftImage::positions"][::core::mem::offset_of!(WeftImage, positions) - 28usize];
 };
-impl Default for WeftImage {
-    fn default() -> Self {
-        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
-        unsafe {
-            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
-            s.assume_init()
-        }
-    }
-}
 #[repr(C)]
-#[derive(bytemuck :: Pod, bytemuck :: Zeroable)]
+#[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct WeftCopy {
     pub from: u32,
     pub to: u32,
@@ -265,15 +193,6 @@ const _: () = {
     ["Offset of field: WeftCopy::from"][::core::mem::offset_of!(WeftCopy, from) - 0usize];
     ["Offset of field: WeftCopy::to"][::core::mem::offset_of!(WeftCopy, to) - 4usize];
 };
-impl Default for WeftCopy {
-    fn default() -> Self {
-        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
-        unsafe {
-            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
-            s.assume_init()
-        }
-    }
-}
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct WeftStep {
@@ -319,6 +238,7 @@ impl Default for WeftStep {
     }
 }
 #[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
 pub struct WeftRows {
     pub count: *const u32,
     pub max: u32,

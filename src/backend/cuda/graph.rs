@@ -5,11 +5,11 @@ use std::sync::Arc;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUgraphInstantiate_flags, CUstreamCaptureMode};
 
+use super::CudaBackend;
 use super::device::{Device, count_one, lock};
 use super::kernels::{Launcher, Recording};
 use super::memory::Allocation;
 use super::step::{Bucket, DeviceStep};
-use super::CudaBackend;
 
 /// Graphs of a step at most; the one that was used longest ago goes first.
 const GRAPHS: usize = 64;

@@ -192,14 +192,7 @@ impl Backend for CudaBackend {
         self.run_step(step, ops);
     }
 
-    fn linear(
-        &self,
-        x: &Tensor,
-        w: &Weight,
-        out: &mut Tensor,
-        epilogue: Epilogue,
-        groups: Grouping<'_, DeviceStep>,
-    ) {
+    fn linear(&self, x: &Tensor, w: &Weight, out: &mut Tensor, epilogue: Epilogue, groups: Grouping<'_, DeviceStep>) {
         self.op_linear(x, w, out, epilogue, groups);
     }
 
@@ -239,22 +232,15 @@ impl Backend for CudaBackend {
         self.op_embed(step, tables, canvas, out);
     }
 
-    fn keep_states(&self, step: &DeviceStep, x: &Tensor, states: &mut Tensor) {
-        self.op_keep_states(step, x, states);
+    fn keep_states(&self, step: &DeviceStep, x: &Tensor, positions: usize, states: &mut Tensor) {
+        self.op_keep_states(step, x, positions, states);
     }
 
     fn select(&self, step: &DeviceStep, x: &Tensor, out: &mut Tensor) {
         self.op_select(step, x, out);
     }
 
-    fn gather_sources(
-        &self,
-        step: &DeviceStep,
-        states: &Tensor,
-        tokens: &Tensor,
-        canvas: &Canvas,
-        out: &mut Tensor,
-    ) {
+    fn gather_sources(&self, step: &DeviceStep, states: &Tensor, tokens: &Tensor, canvas: &Canvas, out: &mut Tensor) {
         self.op_gather_sources(step, states, tokens, canvas, out);
     }
 

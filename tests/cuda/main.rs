@@ -1,0 +1,5 @@
+//! The CUDA backend against the CPU's, op by op, on the simulator or (`WEFT_GPU=1`) on a GPU.
+
+#![cfg(weft_cuda)]
+
+mod support;
