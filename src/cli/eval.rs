@@ -1,9 +1,9 @@
 //! `weft eval`: the table of the README.
 
 use super::Failure;
+use super::device::{self, OnBackend};
 use super::options::{ModelOptions, SamplingOptions};
 use crate::backend::Backend;
-use crate::backend::cpu::CpuBackend;
 use crate::decode::methods::{DECODERS, Method};
 use crate::engine::{Generator, Picture};
 use crate::eval::{Estimate, Judge, Report};
@@ -34,9 +34,20 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args) -> Result<(), Failure> {
+    methods(&args.decoders)?;
+    device::on(args.model.device, args)
+}
+
+impl OnBackend for Args {
+    fn run<B: Backend>(&self, backend: B) -> Result<(), Failure> {
+        eval(self, backend)
+    }
+}
+
+fn eval<B: Backend>(args: &Args, backend: B) -> Result<(), Failure> {
     let methods = methods(&args.decoders)?;
     let files = args.model.files()?;
-    let generator = Generator::load(CpuBackend::new(), &files)?;
+    let generator = Generator::load(backend, &files)?;
     let judge = Judge::load(&generator, &files)?;
     let sampling = args.sampling.resolve(&generator)?;
     let style = ProgressStyle::with_template("{msg:<10} {bar:40} {pos}/{len} pictures {elapsed}");

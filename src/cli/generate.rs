@@ -1,9 +1,9 @@
 //! `weft generate`: pictures from a prompt.
 
 use super::Failure;
+use super::device::{self, OnBackend};
 use super::options::{ModelOptions, SamplingOptions};
 use crate::backend::Backend;
-use crate::backend::cpu::CpuBackend;
 use crate::checkpoint::Files;
 use crate::decode::methods::Method;
 use crate::engine::{Generator, Output, Picture, Request};
@@ -58,8 +58,18 @@ pub const DEFAULT_DECODER: &str = "exact";
 /// Runs the command.
 pub fn run(args: &Args) -> Result<(), Failure> {
     check_output(&args.output)?;
+    device::on(args.model.device, args)
+}
+
+impl OnBackend for Args {
+    fn run<B: Backend>(&self, backend: B) -> Result<(), Failure> {
+        generate(self, backend)
+    }
+}
+
+fn generate<B: Backend>(args: &Args, backend: B) -> Result<(), Failure> {
     let files = args.model.files()?;
-    let generator = Generator::load(CpuBackend::new(), &files)?;
+    let generator = Generator::load(backend, &files)?;
     let request = request(args, &generator)?;
     warn_about_words(&generator, &request.prompt)?;
     let bar = progress_bar(u64::from(args.n) * generator.model.grid().len() as u64);
@@ -107,7 +117,7 @@ fn texts(request: &Request, files: &Files) -> Vec<(&'static str, String)> {
     ]
 }
 
-fn request(args: &Args, generator: &Generator<CpuBackend>) -> Result<Request, Failure> {
+fn request<B: Backend>(args: &Args, generator: &Generator<B>) -> Result<Request, Failure> {
     let mut method = if args.exact { Method::EXACT } else { args.decoder };
     if let Some(rounds) = args.rounds {
         method = method.with_knob("rounds", &rounds.to_string())?;
@@ -134,7 +144,7 @@ fn check_output(path: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-fn warn_about_words(generator: &Generator<CpuBackend>, text: &str) -> Result<(), Failure> {
+fn warn_about_words<B: Backend>(generator: &Generator<B>, text: &str) -> Result<(), Failure> {
     let prompt = generator.prompt(text)?;
     if !prompt.unknown.is_empty() {
         eprintln!("weft: warning: the model never saw these words and ignores them: {}", prompt.unknown.join(", "));
@@ -161,9 +171,9 @@ fn progress_bar(tokens: u64) -> ProgressBar {
     ProgressBar::new(tokens).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
-fn json(
+fn json<B: Backend>(
     args: &Args,
-    generator: &Generator<CpuBackend>,
+    generator: &Generator<B>,
     request: &Request,
     path: &Path,
     output: &Output,

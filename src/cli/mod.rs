@@ -1,6 +1,7 @@
 //! The `weft` command.
 
 mod decoders;
+mod device;
 mod eval;
 mod generate;
 mod inspect;

@@ -1,19 +1,23 @@
 //! Options that several commands share.
 
 use super::Failure;
-use crate::backend::cpu::CpuBackend;
+use super::device::Device;
+use crate::backend::Backend;
 use crate::checkpoint::Files;
 use crate::engine::Generator;
 use crate::models::embedded;
 use crate::sampling::Sampling;
 use std::path::PathBuf;
 
-/// Which model.
+/// Which model, and where.
 #[derive(clap::Args)]
 pub struct ModelOptions {
     /// Directory of a model; the embedded one when absent
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
+    /// Where to run: auto (the first GPU, else the processor), cpu, cuda or cuda:N
+    #[arg(long, default_value_t)]
+    pub device: Device,
 }
 
 /// How logits become a distribution; the model's defaults where absent.
@@ -46,7 +50,7 @@ impl ModelOptions {
 
 impl SamplingOptions {
     /// The settings, with the model's defaults where none are given.
-    pub fn resolve(&self, generator: &Generator<CpuBackend>) -> Result<Sampling, Failure> {
+    pub fn resolve<B: Backend>(&self, generator: &Generator<B>) -> Result<Sampling, Failure> {
         let defaults = generator.default_sampling();
         let sampling = Sampling {
             cfg: self.cfg.unwrap_or(defaults.cfg),
