@@ -252,10 +252,15 @@ impl Drop for Device {
     }
 }
 
+/// Whether a driver is installed, working or not.
+pub fn is_driver_present() -> bool {
+    // SAFETY: it loads the library, runs its initialisers and nothing else.
+    unsafe { sys::is_culib_present() }
+}
+
 /// How many devices there are.
 pub fn count() -> Result<usize, Error> {
-    // SAFETY: it loads the library, runs its initialisers and nothing else.
-    if !unsafe { sys::is_culib_present() } {
+    if !is_driver_present() {
         return Err(Error::NoDevice(
             "there is no CUDA driver (libcuda.so.1): install NVIDIA's driver 580 or newer, or use --device cpu".into(),
         ));

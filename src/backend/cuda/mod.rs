@@ -14,7 +14,7 @@ mod memory;
 mod ops;
 mod step;
 
-pub use device::{Device, Traffic, count};
+pub use device::{Device, Traffic, count, is_driver_present};
 pub use kernels::{ALL, ARCHITECTURES, Fatbin};
 pub use kv::KvPool;
 pub use memory::Buffer;
