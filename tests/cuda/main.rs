@@ -2,4 +2,6 @@
 
 #![cfg(weft_cuda)]
 
+mod errors;
+mod graph;
 mod support;

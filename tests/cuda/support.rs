@@ -26,17 +26,17 @@ fn simulator() -> PathBuf {
     folders.find(|path| path.exists()).expect("libcuda_sim.so is built with the tests")
 }
 
-/// Loads the simulator, once, unless a GPU is tested: with every check on and eight schedules for each launch, unless the
-/// environment says otherwise. Its SONAME is the driver's, so that whoever asks for the driver gets it from then on.
-pub fn load_driver() {
+/// Loads the simulator, once, unless a GPU is tested, with these variables unless the environment has them. Its SONAME is
+/// the driver's, so that whoever asks for the driver gets it from then on.
+pub fn load_driver(defaults: &[(&str, &str)]) {
     static LOADED: Once = Once::new();
     LOADED.call_once(|| {
         if on_gpu() {
             return;
         }
-        for (name, value) in [("CUDA_SIM_CHECK", "all"), ("CUDA_SIM_SWEEP", "8")] {
+        for (name, value) in defaults {
             if std::env::var_os(name).is_none() {
-                // SAFETY: the tests read no other variables while this runs; the driver is not loaded yet.
+                // SAFETY: nothing else reads the environment while this runs; the driver is not loaded yet.
                 unsafe { std::env::set_var(name, value) };
             }
         }
@@ -47,11 +47,14 @@ pub fn load_driver() {
     });
 }
 
+/// Every check, and eight schedules for each launch.
+pub const STRICT: [(&str, &str); 2] = [("CUDA_SIM_CHECK", "all"), ("CUDA_SIM_SWEEP", "8")];
+
 /// The backend of this process, for one test at a time.
 pub fn backend() -> MutexGuard<'static, CudaBackend> {
     static BACKEND: OnceLock<Mutex<CudaBackend>> = OnceLock::new();
     let backend = BACKEND.get_or_init(|| {
-        load_driver();
+        load_driver(&STRICT);
         Mutex::new(CudaBackend::new(0).unwrap_or_else(|error| panic!("{error}")))
     });
     backend.lock().unwrap_or_else(PoisonError::into_inner)
@@ -141,4 +144,20 @@ pub fn assert_row_invariant(x: &[f32], cols: usize, batches: &[usize], what: &st
             );
         }
     }
+}
+
+/// What a test printed to stdout and stderr in a process of its own, with these variables and no others of the simulator.
+/// It must have passed.
+pub fn child(test: &str, environment: &[(&str, &str)]) -> (String, Vec<String>) {
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    command.args([test, "--exact", "--ignored", "--nocapture", "--test-threads=1"]);
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("CUDA_SIM_")) {
+        command.env_remove(name);
+    }
+    let output = command.envs(environment.iter().copied()).output().unwrap();
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{test} with {environment:?} failed:\n{stdout}\n{stderr}");
+    assert!(stdout.contains("1 passed"), "there is no test {test}:\n{stdout}");
+    let findings = stderr.lines().filter(|line| line.starts_with("cuda-sim: ")).map(String::from).collect();
+    (stdout.into_owned(), findings)
 }

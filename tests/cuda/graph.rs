@@ -1,0 +1,324 @@
+//! Steps: recorded once for each size and replayed with other lengths, slots, frontiers, images and branches.
+
+use crate::support::{Noise, assert_same, backend};
+use weft::backend::cuda::{CudaBackend, Traffic};
+use weft::backend::{
+    AttentionShape, Axes, Backend, Capacity, Copy, Draw, Drawn, Embedding, Epilogue, Error, Grouping, Image, Layout,
+    NONE, PAGE, PageTable, Pairing, Phase, Rotary, RowPlace, Rule, Slot, Source, Step,
+};
+use weft::rng::Stream;
+use weft::sampling::Sampling;
+
+const GRID: (usize, usize) = (5, 7);
+const POSITIONS: usize = GRID.0 * GRID.1;
+const SEQUENCES: usize = 4;
+const PREFIX: usize = 20;
+const HIDDEN: usize = 64;
+const VOCAB: usize = 48;
+const HEADS: usize = 2;
+const SHAPE: AttentionShape = AttentionShape { heads: 2, kv_heads: 1, head_dim: 64 };
+const PAGES: usize = SEQUENCES * (PREFIX.div_ceil(PAGE) + POSITIONS.div_ceil(PAGE));
+const ROWS: usize = 100;
+
+/// One layer, a head and everything that a step touches.
+pub struct Machine<B: Backend> {
+    tokens: B::Tensor,
+    rows: B::Tensor,
+    cols: B::Tensor,
+    bias: B::Tensor,
+    norm: B::Vector,
+    qkv: B::Weight,
+    out: B::Weight,
+    drafter: B::Weight,
+    head: B::Weight,
+    /// Taken while it runs.
+    step: Option<B::Step>,
+    kv: B::KvPool,
+    canvas: B::Canvas,
+    states: B::Tensor,
+    x: B::Tensor,
+    normed: B::Tensor,
+    projected: B::Tensor,
+    mixed: B::Tensor,
+    selected: B::Tensor,
+    logits: B::Tensor,
+    sources: B::Tensor,
+    drafted: B::Tensor,
+    draft_logits: B::Tensor,
+}
+
+/// What a step leaves behind.
+#[derive(Debug, PartialEq)]
+pub struct Results {
+    logits: Vec<f32>,
+    states: Vec<f32>,
+    drawn: Vec<Drawn>,
+    tokens: Vec<Vec<u32>>,
+}
+
+impl<B: Backend> Machine<B> {
+    pub fn new(backend: &B) -> Result<Self, Error> {
+        let mut noise = Noise(7);
+        let mut table = |rows: usize| -> Result<B::Tensor, Error> {
+            let mut table = backend.tensor(rows, HIDDEN)?;
+            backend.upload(&noise.values(rows * HIDDEN), &mut table);
+            Ok(table)
+        };
+        let (tokens, rows, cols, bias) = (table(VOCAB)?, table(GRID.0)?, table(GRID.1)?, table(SEQUENCES)?);
+        let states = table(SEQUENCES * POSITIONS)?;
+        let mut noise = Noise(8);
+        let mut weight = |n: usize, k: usize| backend.weight(&noise.weights(n * k), n, k);
+        let capacity = Capacity {
+            rows: ROWS,
+            sequences: SEQUENCES,
+            pages: PAGES,
+            frontiers: SEQUENCES * GRID.0,
+            sources: 40,
+            groups: HEADS,
+        };
+        Ok(Machine {
+            tokens,
+            rows,
+            cols,
+            bias,
+            norm: backend.vector(&Noise(9).weights(HIDDEN))?,
+            qkv: weight(SHAPE.qkv(), HIDDEN)?,
+            out: weight(HIDDEN, SHAPE.query())?,
+            drafter: weight(HEADS * HIDDEN, 2 * HIDDEN)?,
+            head: weight(VOCAB, HIDDEN)?,
+            step: Some(backend.step(capacity)?),
+            kv: backend.kv_pool(1, PAGES, SHAPE)?,
+            canvas: backend.canvas(SEQUENCES, POSITIONS, VOCAB, true)?,
+            states,
+            x: backend.tensor(ROWS, HIDDEN)?,
+            normed: backend.tensor(ROWS, HIDDEN)?,
+            projected: backend.tensor(ROWS, SHAPE.qkv())?,
+            mixed: backend.tensor(ROWS, SHAPE.query())?,
+            selected: backend.tensor(ROWS, HIDDEN)?,
+            logits: backend.tensor(ROWS + SEQUENCES, VOCAB)?,
+            sources: backend.tensor(40, 2 * HIDDEN)?,
+            drafted: backend.tensor(40, HIDDEN)?,
+            draft_logits: backend.tensor(40, VOCAB)?,
+        })
+    }
+
+    /// Runs step `index` of the test, recorded or op by op.
+    pub fn step(&mut self, backend: &B, index: usize, recorded: bool) -> Result<(), Error> {
+        let mut step = self.step.take().expect("it is not running");
+        let outcome = backend.set_step(plan(index), &mut step);
+        if outcome.is_ok() {
+            match recorded {
+                true => backend.run(&mut step, &mut |backend, step| self.ops(backend, step)),
+                false => self.ops(backend, &step),
+            }
+        }
+        self.step = Some(step);
+        outcome
+    }
+
+    fn ops(&mut self, backend: &B, step: &B::Step) {
+        // The heads draft.
+        backend.gather_sources(step, &self.states, &self.tokens, &self.canvas, &mut self.sources);
+        backend.linear(&self.sources, &self.drafter, &mut self.drafted, Epilogue::Store, Grouping::By(step));
+        backend.linear(&self.drafted, &self.head, &mut self.draft_logits, Epilogue::Store, Grouping::One);
+        backend.draw(step, Phase::Drafts, &self.draft_logits, &mut self.canvas);
+        // The pass verifies.
+        let tables = Embedding { tokens: &self.tokens, rows: &self.rows, cols: &self.cols, bias: &self.bias };
+        backend.embed(step, tables, &self.canvas, &mut self.x);
+        backend.rms_norm(&self.x, &self.norm, 1e-5, &mut self.normed, Grouping::One);
+        backend.linear(&self.normed, &self.qkv, &mut self.projected, Epilogue::Store, Grouping::One);
+        let rotary = Rotary { theta: 1e4, axes: Axes::Two, pairing: Pairing::Halves };
+        backend.rotate_and_store(&mut self.projected, None, rotary, step, 0, &mut self.kv);
+        backend.attention(&self.projected, step, 0, &self.kv, &mut self.mixed);
+        backend.linear(&self.mixed, &self.out, &mut self.x, Epilogue::Add, Grouping::One);
+        backend.keep_states(step, &self.x, POSITIONS, &mut self.states);
+        backend.select(step, &self.x, &mut self.selected);
+        backend.linear(&self.selected, &self.head, &mut self.logits, Epilogue::Store, Grouping::One);
+        backend.copy_rows(step, &mut self.logits);
+        backend.draw(step, Phase::Verdicts, &self.logits, &mut self.canvas);
+    }
+
+    /// What the last step left.
+    pub fn results(&self, backend: &B) -> Result<Results, Error> {
+        Ok(Results {
+            logits: backend.read(&self.logits)?.into_owned(),
+            states: backend.read(&self.states)?.into_owned(),
+            drawn: backend.drawn(self.step.as_ref().expect("it is not running"), &self.canvas)?,
+            tokens: (0..SEQUENCES).map(|image| backend.tokens(&self.canvas, image)).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+/// Step `index`: other sequences, rows, frontiers, sources and draws each time; the first fit one bucket, later ones
+/// others, the last have no drafts, or no rows.
+fn plan(index: usize) -> Step {
+    let mut noise = Noise(1000 + index as u64);
+    let (drafting, feeding) = (index % 7 != 5, index % 7 != 6);
+    let sequences = if feeding { [4, 3, 4, 2, 3, 4, 0][index % 7] } else { 0 };
+    let mut step = Step::default();
+    for image in 0..SEQUENCES as u32 {
+        let sampling = Sampling { cfg: 1.0, temperature: 0.9, top_k: 20, top_p: 0.95 };
+        step.images.push(Image { stream: Stream { seed: (42 + u64::from(image)) << 30, image }, sampling });
+    }
+    step.layout = layout(&mut noise, sequences, [6, 5, 8, 7, 25, 9, 0][index % 7]);
+    let rows = step.layout.rows.len() as u32;
+    step.predictions = (0..rows).filter(|row| row % 3 != 1).collect();
+    for (logit, &row) in step.predictions.iter().enumerate() {
+        let place = step.layout.rows[row as usize];
+        let Slot::Grid(position) = place.slot else { unreachable!("rows of the grid") };
+        let image = step.layout.sequences[place.sequence as usize].image;
+        let rule = if logit % 2 == 0 { Rule::Coupled } else { Rule::Draft };
+        step.verdicts.push(draw(image, position, rule, index, logit as u32));
+    }
+    if rows > 2 {
+        step.copies = vec![Copy { from: 1, to: ROWS as u32 + (index % SEQUENCES) as u32 }];
+    }
+    step.groups = vec![0; HEADS + 1];
+    if drafting {
+        let per_head = [3 + index % 4, 4 + index % 3];
+        for (head, sources) in per_head.into_iter().enumerate() {
+            for _ in 0..sources {
+                let token = noise.below(SEQUENCES * POSITIONS) as u32;
+                step.sources.push(Source { state: noise.below(SEQUENCES * POSITIONS) as u32, token });
+            }
+            step.groups[head + 1] = step.sources.len() as u32;
+        }
+        for source in 0..step.sources.len() as u32 {
+            let position = (source * 5 + index as u32) % POSITIONS as u32;
+            let rule = if source % 2 == 0 { Rule::Coupled } else { Rule::Draft };
+            step.drafts.push(draw(source % SEQUENCES as u32, position, rule, index, source));
+        }
+    }
+    step
+}
+
+fn draw(image: u32, position: u32, rule: Rule, round: usize, row: u32) -> Draw {
+    Draw { image, position, rule, round: round as u32, conditional: [row, NONE], unconditional: [NONE, NONE] }
+}
+
+/// So many sequences with about so many rows each, at the front of an image that is partly there.
+fn layout(noise: &mut Noise, sequences: usize, rows: usize) -> Layout {
+    let mut layout = Layout::default();
+    let pages_of = |tokens: usize| tokens.div_ceil(PAGE);
+    let each = pages_of(PREFIX) + pages_of(POSITIONS);
+    // Not the same images, prompt lengths and pages from step to step.
+    let shift = noise.below(SEQUENCES);
+    for sequence in 0..sequences {
+        let image = (sequence + shift) % SEQUENCES;
+        let first = (image * each) as u32;
+        let pages: Vec<u32> = (first..first + each as u32).collect();
+        let (prefix, grid) = pages.split_at(pages_of(PREFIX));
+        let count = rows - noise.below(rows.min(4));
+        let start = noise.below(POSITIONS - count + 1);
+        let frontier = (0..GRID.0).map(|row| {
+            let fed = (start + count).saturating_sub(row * GRID.1).min(GRID.1);
+            (fed - noise.below(fed + 1)) as u32
+        });
+        let frontier = frontier.collect();
+        layout.sequences.push(PageTable {
+            image: image as u32,
+            prefix: prefix.to_vec(),
+            prefix_len: PREFIX - noise.below(PREFIX - 1),
+            grid: grid.to_vec(),
+            width: GRID.1,
+            frontier,
+            scratch: Vec::new(),
+        });
+        let slots = (start..start + count).map(|position| Slot::Grid(position as u32));
+        layout.rows.extend(slots.map(|slot| RowPlace { sequence: sequence as u32, slot }));
+    }
+    layout
+}
+
+/// What the device did between two counts.
+fn since(before: Traffic, after: Traffic) -> Traffic {
+    Traffic {
+        launches: after.launches - before.launches,
+        replays: after.replays - before.replays,
+        recordings: after.recordings - before.recordings,
+        allocations: after.allocations - before.allocations,
+        uploads: after.uploads - before.uploads,
+        downloads: after.downloads - before.downloads,
+    }
+}
+
+#[test]
+fn a_recorded_step_is_the_same_as_its_ops_one_by_one() {
+    let backend = &*backend();
+    let (mut recorded, mut eager) = (Machine::new(backend).unwrap(), Machine::new(backend).unwrap());
+    for index in 0..14 {
+        recorded.step(backend, index, true).unwrap();
+        let recorded = recorded.results(backend).unwrap();
+        eager.step(backend, index, false).unwrap();
+        let eager = eager.results(backend).unwrap();
+        assert_same(&recorded.logits, &eager.logits, &format!("logits of step {index}"));
+        assert_same(&recorded.states, &eager.states, &format!("states of step {index}"));
+        assert_eq!((recorded.drawn, recorded.tokens), (eager.drawn, eager.tokens), "step {index}");
+    }
+}
+
+#[test]
+fn a_replayed_step_is_one_copy_one_graph_and_one_answer() {
+    let backend = &*backend();
+    let mut machine: Machine<CudaBackend> = Machine::new(backend).unwrap();
+    let traffic = || backend.device().traffic();
+    let mut recordings = 0;
+    for index in 0..28 {
+        let mut step = machine.step.take().unwrap();
+        let before = traffic();
+        backend.set_step(plan(index), &mut step).unwrap();
+        backend.run(&mut step, &mut |backend, step| machine.ops(backend, step));
+        backend.drawn(&step, &machine.canvas).unwrap();
+        let spent = since(before, traffic());
+        machine.step = Some(step);
+        let downloads = u64::from(!plan(index).verdicts.is_empty());
+        let once = Traffic { replays: 1, uploads: 1, downloads, ..Traffic::default() };
+        if spent.recordings == 0 {
+            assert_eq!(spent, once, "step {index}");
+        } else {
+            recordings += 1;
+            assert!(spent.launches > 0 && spent.launches <= 40, "step {index}: {spent:?}");
+        }
+    }
+    assert!((2..=14).contains(&recordings), "{recordings} of 28 steps were recorded");
+}
+
+#[test]
+#[should_panic(expected = "rows where there is room for")]
+fn a_step_beyond_the_capacity_is_refused() {
+    let backend = &*backend();
+    let mut step = backend.step(Capacity { rows: 3, ..Capacity::default() }).unwrap();
+    let layout = layout(&mut Noise(1), 1, 9);
+    let _ = backend.set_step(Step { layout, ..Step::default() }, &mut step);
+}
+
+#[test]
+fn what_points_to_nowhere_is_refused() {
+    let backend = &*backend();
+    let capacity = Capacity { rows: 9, sequences: 2, pages: 40, frontiers: 20, sources: 4, groups: 2 };
+    let mut step = backend.step(capacity).unwrap();
+    let whole =
+        || Step { layout: layout(&mut Noise(1), 1, 9), images: plan(0).images[..1].to_vec(), ..Step::default() };
+    backend.set_step(whole(), &mut step).unwrap();
+    let broken: [(&str, fn(&mut Step)); 9] = [
+        ("grid slot", |s| s.layout.rows[0].slot = Slot::Grid(POSITIONS as u32)),
+        ("prefix slot", |s| s.layout.rows[0].slot = Slot::Prefix(PREFIX as u32)),
+        ("scratch slot", |s| s.layout.rows[0].slot = Slot::Scratch { slot: 0, at: 3, ancestors: 1 }),
+        ("a row of sequence", |s| s.layout.rows[0].sequence = 1),
+        ("frontier", |s| s.layout.sequences[0].frontier[1] = GRID.1 as u32 + 1),
+        ("is visible", |s| s.layout.sequences[0].grid.truncate(0)),
+        ("of a prompt", |s| s.layout.sequences[0].prefix.truncate(0)),
+        ("prediction of row", |s| s.predictions = vec![99]),
+        ("image 1 of 1", |s| s.verdicts = vec![draw(1, 0, Rule::Coupled, 0, 0)]),
+    ];
+    for (message, breaking) in broken {
+        let mut host = whole();
+        breaking(&mut host);
+        let refused = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| backend.set_step(host, &mut step)));
+        let payload = refused.expect_err(message);
+        let text = payload.downcast_ref::<String>().map_or("", String::as_str);
+        assert!(text.contains(message), "{message}: {text}");
+    }
+    // It is as it was.
+    backend.set_step(whole(), &mut step).unwrap();
+}
