@@ -1,0 +1,102 @@
+// Rows that are looked up, kept, selected and copied: what a step says is read where it lies in device memory.
+//
+// One block per row of the output; rows beyond the count have no work. Columns are moved N at a time: 4 when they are a
+// multiple of 4, else 1 (the entries named _ragged).
+#include "floats.cuh"
+
+template <int N>
+__device__ __forceinline__ void copy_row(const float *from, float *to, uint32_t cols) {
+  const Floats<N> *source = reinterpret_cast<const Floats<N> *>(from);
+  Floats<N> *target = reinterpret_cast<Floats<N> *>(to);
+  for (uint32_t at = threadIdx.x; at < cols / N; at += blockDim.x) target[at] = source[at];
+}
+
+// out[m] = tokens[canvas] + row_table[row] + col_table[col] + bias[sequence], summed in this order.
+template <int N>
+__device__ __forceinline__ void embed_row(const WeftStep &step, const float *__restrict__ tokens,
+                                          const float *__restrict__ row_table, const float *__restrict__ col_table,
+                                          const float *__restrict__ bias, const uint32_t *__restrict__ canvas,
+                                          float *__restrict__ out, uint32_t cols) {
+  if (blockIdx.x >= step.counts->rows) return;
+  const WeftRow row = step.rows[blockIdx.x];
+  const WeftSequence sequence = step.sequences[row.sequence];
+  const uint32_t token = canvas[sequence.image * step.images[sequence.image].positions + row.at];
+  const Floats<N> *a = reinterpret_cast<const Floats<N> *>(tokens + (size_t)token * cols);
+  const Floats<N> *b = reinterpret_cast<const Floats<N> *>(row_table + (size_t)(row.at / sequence.width) * cols);
+  const Floats<N> *c = reinterpret_cast<const Floats<N> *>(col_table + (size_t)(row.at % sequence.width) * cols);
+  const Floats<N> *d = reinterpret_cast<const Floats<N> *>(bias + (size_t)row.sequence * cols);
+  Floats<N> *to = reinterpret_cast<Floats<N> *>(out + (size_t)blockIdx.x * cols);
+  for (uint32_t at = threadIdx.x; at < cols / N; at += blockDim.x) {
+    const Floats<N> va = a[at], vb = b[at], vc = c[at], vd = d[at];
+    Floats<N> sum;
+#pragma unroll
+    for (int j = 0; j < N; ++j) sum.v[j] = va.v[j] + vb.v[j] + vc.v[j] + vd.v[j];
+    to[at] = sum;
+  }
+}
+
+// Row m of x predicts the position after it.
+template <int N>
+__device__ __forceinline__ void keep_state(const WeftStep &step, const float *__restrict__ x,
+                                           float *__restrict__ states, uint32_t cols) {
+  if (blockIdx.x >= step.counts->rows) return;
+  const WeftRow row = step.rows[blockIdx.x];
+  const WeftSequence sequence = step.sequences[row.sequence];
+  const uint32_t positions = step.images[sequence.image].positions;
+  uint32_t next = row.at + 1;
+  if (row.kind == WEFT_SLOT_PREFIX) {
+    if (row.slot + 1 != sequence.prefix_len) return;
+    next = 0;
+  }
+  if (next >= positions) return;
+  copy_row<N>(x + (size_t)blockIdx.x * cols, states + (size_t)(row.sequence * positions + next) * cols, cols);
+}
+
+// out[i] = x[predictions[i]].
+template <int N>
+__device__ __forceinline__ void select_row(const WeftStep &step, const float *__restrict__ x, float *__restrict__ out,
+                                           uint32_t cols) {
+  if (blockIdx.x >= step.counts->predictions) return;
+  copy_row<N>(x + (size_t)step.predictions[blockIdx.x] * cols, out + (size_t)blockIdx.x * cols, cols);
+}
+
+// out[i] = [states[source.state]; tokens[canvas[source.token]]].
+template <int N>
+__device__ __forceinline__ void gather_source(const WeftStep &step, const float *__restrict__ states,
+                                              const float *__restrict__ tokens, const uint32_t *__restrict__ canvas,
+                                              float *__restrict__ out, uint32_t cols) {
+  if (blockIdx.x >= step.counts->sources) return;
+  const WeftSource source = step.sources[blockIdx.x];
+  float *to = out + (size_t)blockIdx.x * 2 * cols;
+  copy_row<N>(states + (size_t)source.state * cols, to, cols);
+  copy_row<N>(tokens + (size_t)canvas[source.token] * cols, to + cols, cols);
+}
+
+// x[to] = x[from]; targets lie beyond the rows in use, so that no row is both.
+template <int N>
+__device__ __forceinline__ void copy_one(const WeftStep &step, float *x, uint32_t cols) {
+  if (blockIdx.x >= step.counts->copies) return;
+  const WeftCopy copy = step.copies[blockIdx.x];
+  copy_row<N>(x + (size_t)copy.from * cols, x + (size_t)copy.to * cols, cols);
+}
+
+#define WEFT_ROWS(SUFFIX, N)                                                                                          \
+  extern "C" __global__ void embed##SUFFIX(WeftStep step, const float *tokens, const float *row_table,                \
+                                           const float *col_table, const float *bias, const uint32_t *canvas,         \
+                                           float *out, uint32_t cols) {                                               \
+    embed_row<N>(step, tokens, row_table, col_table, bias, canvas, out, cols);                                        \
+  }                                                                                                                   \
+  extern "C" __global__ void keep_states##SUFFIX(WeftStep step, const float *x, float *states, uint32_t cols) {       \
+    keep_state<N>(step, x, states, cols);                                                                             \
+  }                                                                                                                   \
+  extern "C" __global__ void select_rows##SUFFIX(WeftStep step, const float *x, float *out, uint32_t cols) {          \
+    select_row<N>(step, x, out, cols);                                                                                \
+  }                                                                                                                   \
+  extern "C" __global__ void gather_sources##SUFFIX(WeftStep step, const float *states, const float *tokens,          \
+                                                    const uint32_t *canvas, float *out, uint32_t cols) {              \
+    gather_source<N>(step, states, tokens, canvas, out, cols);                                                        \
+  }                                                                                                                   \
+  extern "C" __global__ void copy_rows##SUFFIX(WeftStep step, float *x, uint32_t cols) { copy_one<N>(step, x, cols); }
+
+WEFT_ROWS(, 4)
+WEFT_ROWS(_ragged, 1)
