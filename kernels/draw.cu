@@ -332,14 +332,6 @@ struct Distribution {
   }
 };
 
-// Tokens of the images, and what their rules keep.
-struct Canvas {
-  uint32_t *tokens;      // [images * positions]
-  float *proposals;      // [images * positions, vocab], null if nothing is kept
-  Best *partial;         // [images * positions, blocks of a draw]
-  uint32_t *arrived;     // [images * positions], zero between launches
-};
-
 // Offers weight + noise of a quad's tokens.
 __device__ __forceinline__ void offer_quad(Best &best, uint32_t quad, const Floats<4> &weights, const uint4 &words) {
   best.offer(weights.v[0] + gumbel(words.x), quad * QUAD);
@@ -406,15 +398,17 @@ __device__ __forceinline__ bool merge_blocks(Best &best, Best *partial, uint32_t
   return true;
 }
 
-// A grid of (blocks of a draw, draws). `drawn` is null for drafts: nobody asks what they replaced.
+// A grid of (blocks of a draw, draws), which is at least as large as the phase's list. Tokens are [images, positions];
+// `proposals` is [images, positions, vocab], null without proposals; `partial` has a place for each block of each position and
+// `arrived` one for each position, zero between launches. A phase draws a position at most once.
 extern "C" __global__ void __launch_bounds__(512, 1)
-    draw(const WeftDraw *draws, const uint32_t *count, const WeftImage *images, const float *logits, uint32_t vocab,
-         Canvas canvas, WeftDrawn *drawn) {
+    draw(WeftStep step, uint32_t verdicts, const float *logits, uint32_t vocab, uint32_t positions, uint32_t *tokens,
+         float *proposals, Best *partial, uint32_t *arrived, WeftDrawn *drawn) {
   __shared__ Shared shared;
-  if (blockIdx.y >= *count) return;
-  const WeftDraw draw = draws[blockIdx.y];
-  const WeftImage image = images[draw.image];
-  const uint32_t place = draw.image * image.positions + draw.position;
+  if (blockIdx.y >= (verdicts ? step.counts->verdicts : step.counts->drafts)) return;
+  const WeftDraw draw = (verdicts ? step.verdicts : step.drafts)[blockIdx.y];
+  const WeftImage image = step.images[draw.image];
+  const uint32_t place = draw.image * positions + draw.position;
 
   Distribution law;
   law.vocabulary = {vocab};
@@ -452,18 +446,18 @@ extern "C" __global__ void __launch_bounds__(512, 1)
     const uint32_t begin = blockIdx.x * share, end = min(begin + share, law.vocabulary.quads());
     Best best = coupled(law, numbers(PURPOSE_TOKEN, 0), begin, end, shared);
     if (shared_by_blocks &&
-        !merge_blocks(best, canvas.partial + (size_t)place * gridDim.x, canvas.arrived + place, shared))
+        !merge_blocks(best, partial + (size_t)place * gridDim.x, arrived + place, shared))
       return;
     after = best.token;
   } else {
     const bool correct = draw.rule == WEFT_RULE_AUTO_CORRECT;
     const float uniform = unit(numbers(PURPOSE_ACCEPT, draw.round).block(0).x);
     const Numbers noise = numbers(correct ? PURPOSE_RESIDUAL : PURPOSE_DRAFT, draw.round);
-    float *kept = canvas.proposals + (size_t)place * vocab;
-    after = judged(law, correct, canvas.tokens[place], uniform, noise, kept, shared);
+    float *kept = proposals + (size_t)place * vocab;
+    after = judged(law, correct, tokens[place], uniform, noise, kept, shared);
   }
   if (threadIdx.x == 0) {
-    if (drawn) drawn[blockIdx.y] = {canvas.tokens[place], after};
-    canvas.tokens[place] = after;
+    if (verdicts) drawn[blockIdx.y] = {tokens[place], after};
+    tokens[place] = after;
   }
 }

@@ -16,11 +16,11 @@ template <int N>
 __device__ __forceinline__ void embed_row(const WeftStep &step, const float *__restrict__ tokens,
                                           const float *__restrict__ row_table, const float *__restrict__ col_table,
                                           const float *__restrict__ bias, const uint32_t *__restrict__ canvas,
-                                          float *__restrict__ out, uint32_t cols) {
+                                          uint32_t positions, float *__restrict__ out, uint32_t cols) {
   if (blockIdx.x >= step.counts->rows) return;
   const WeftRow row = step.rows[blockIdx.x];
   const WeftSequence sequence = step.sequences[row.sequence];
-  const uint32_t token = canvas[sequence.image * step.images[sequence.image].positions + row.at];
+  const uint32_t token = canvas[sequence.image * positions + row.at];
   const Floats<N> *a = reinterpret_cast<const Floats<N> *>(tokens + (size_t)token * cols);
   const Floats<N> *b = reinterpret_cast<const Floats<N> *>(row_table + (size_t)(row.at / sequence.width) * cols);
   const Floats<N> *c = reinterpret_cast<const Floats<N> *>(col_table + (size_t)(row.at % sequence.width) * cols);
@@ -35,17 +35,16 @@ __device__ __forceinline__ void embed_row(const WeftStep &step, const float *__r
   }
 }
 
-// Row m of x predicts the position after it.
+// Row m of x predicts the position after it: of the prompt's only the last does, of a draft tree's none is kept.
 template <int N>
-__device__ __forceinline__ void keep_state(const WeftStep &step, const float *__restrict__ x,
+__device__ __forceinline__ void keep_state(const WeftStep &step, const float *__restrict__ x, uint32_t positions,
                                            float *__restrict__ states, uint32_t cols) {
   if (blockIdx.x >= step.counts->rows) return;
   const WeftRow row = step.rows[blockIdx.x];
-  const WeftSequence sequence = step.sequences[row.sequence];
-  const uint32_t positions = step.images[sequence.image].positions;
-  uint32_t next = row.at + 1;
+  uint32_t next = row.slot + 1;
+  if (row.kind == WEFT_SLOT_SCRATCH) return;
   if (row.kind == WEFT_SLOT_PREFIX) {
-    if (row.slot + 1 != sequence.prefix_len) return;
+    if (next != step.sequences[row.sequence].prefix_len) return;
     next = 0;
   }
   if (next >= positions) return;
@@ -83,11 +82,12 @@ __device__ __forceinline__ void copy_one(const WeftStep &step, float *x, uint32_
 #define WEFT_ROWS(SUFFIX, N)                                                                                          \
   extern "C" __global__ void embed##SUFFIX(WeftStep step, const float *tokens, const float *row_table,                \
                                            const float *col_table, const float *bias, const uint32_t *canvas,         \
-                                           float *out, uint32_t cols) {                                               \
-    embed_row<N>(step, tokens, row_table, col_table, bias, canvas, out, cols);                                        \
+                                           uint32_t positions, float *out, uint32_t cols) {                           \
+    embed_row<N>(step, tokens, row_table, col_table, bias, canvas, positions, out, cols);                             \
   }                                                                                                                   \
-  extern "C" __global__ void keep_states##SUFFIX(WeftStep step, const float *x, float *states, uint32_t cols) {       \
-    keep_state<N>(step, x, states, cols);                                                                             \
+  extern "C" __global__ void keep_states##SUFFIX(WeftStep step, const float *x, uint32_t positions, float *states,    \
+                                                 uint32_t cols) {                                                     \
+    keep_state<N>(step, x, positions, states, cols);                                                                  \
   }                                                                                                                   \
   extern "C" __global__ void select_rows##SUFFIX(WeftStep step, const float *x, float *out, uint32_t cols) {          \
     select_row<N>(step, x, out, cols);                                                                                \

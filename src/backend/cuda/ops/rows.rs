@@ -1,32 +1,84 @@
-//! Placeholder.
-use crate::backend::cuda::*;
+//! Ops that move rows: inputs, kept states, selections.
+
+use super::super::kernels::{self, Args, Grid, args};
+use super::super::step::Count;
+use super::super::{Canvas, CudaBackend, DeviceStep, Rows, Tensor};
+use crate::backend::Embedding;
+
 impl CudaBackend {
+    /// See [`Backend::embed`](crate::backend::Backend::embed).
     pub(in crate::backend::cuda) fn op_embed(
         &self,
-        _: &DeviceStep,
-        _: Embedding<'_, Tensor>,
-        _: &Canvas,
-        _: &mut Tensor,
+        step: &DeviceStep,
+        tables: Embedding<'_, Tensor>,
+        canvas: &Canvas,
+        out: &mut Tensor,
     ) {
-        unimplemented!()
+        let Embedding { tokens, rows, cols, bias } = tables;
+        let hidden = tokens.cols;
+        assert_eq!((rows.cols, cols.cols, bias.cols), (hidden, hidden, hidden), "tables of different widths");
+        out.take_rows(Rows::of(step, Count::Rows), hidden);
+        let (canvas, positions) = (canvas.tokens(), canvas.positions() as u32);
+        let args =
+            args![step.arg(), tokens.data, rows.data, cols.data, bias.data, canvas, positions, out.data, hidden as u32];
+        // SAFETY: the kernel's parameters are these; tokens, positions and sequences of a step lie inside of the tables.
+        unsafe { self.rows(["embed", "embed_ragged"], step.most(Count::Rows), hidden, args) };
     }
-    pub(in crate::backend::cuda) fn op_keep_states(&self, _: &DeviceStep, _: &Tensor, _: usize, _: &mut Tensor) {
-        unimplemented!()
+
+    /// See [`Backend::keep_states`](crate::backend::Backend::keep_states).
+    pub(in crate::backend::cuda) fn op_keep_states(
+        &self,
+        step: &DeviceStep,
+        x: &Tensor,
+        positions: usize,
+        states: &mut Tensor,
+    ) {
+        assert_eq!(x.cols, states.cols, "states of another width");
+        let args = args![step.arg(), x.data, positions as u32, states.data, x.cols as u32];
+        // SAFETY: the kernel's parameters are these; there is a row of `states` for each position of each sequence.
+        unsafe { self.rows(["keep_states", "keep_states_ragged"], step.most(Count::Rows), x.cols, args) };
     }
-    pub(in crate::backend::cuda) fn op_select(&self, _: &DeviceStep, _: &Tensor, _: &mut Tensor) {
-        unimplemented!()
+
+    /// See [`Backend::select`](crate::backend::Backend::select).
+    pub(in crate::backend::cuda) fn op_select(&self, step: &DeviceStep, x: &Tensor, out: &mut Tensor) {
+        out.take_rows(Rows::of(step, Count::Predictions), x.cols);
+        let args = args![step.arg(), x.data, out.data, x.cols as u32];
+        // SAFETY: the kernel's parameters are these; predictions are rows of `x`, and `out` has room for all of them.
+        unsafe { self.rows(["select_rows", "select_rows_ragged"], step.most(Count::Predictions), x.cols, args) };
     }
+
+    /// See [`Backend::gather_sources`](crate::backend::Backend::gather_sources).
     pub(in crate::backend::cuda) fn op_gather_sources(
         &self,
-        _: &DeviceStep,
-        _: &Tensor,
-        _: &Tensor,
-        _: &Canvas,
-        _: &mut Tensor,
+        step: &DeviceStep,
+        states: &Tensor,
+        tokens: &Tensor,
+        canvas: &Canvas,
+        out: &mut Tensor,
     ) {
-        unimplemented!()
+        let hidden = states.cols;
+        assert_eq!(hidden, tokens.cols, "states and embeddings of different widths");
+        out.take_rows(Rows::of(step, Count::Sources), 2 * hidden);
+        let args = args![step.arg(), states.data, tokens.data, canvas.tokens(), out.data, hidden as u32];
+        // SAFETY: the kernel's parameters are these; a source names a row of `states` and an index into the canvas.
+        unsafe { self.rows(["gather_sources", "gather_sources_ragged"], step.most(Count::Sources), hidden, args) };
     }
-    pub(in crate::backend::cuda) fn op_copy_rows(&self, _: &DeviceStep, _: &mut Tensor) {
-        unimplemented!()
+
+    /// See [`Backend::copy_rows`](crate::backend::Backend::copy_rows).
+    pub(in crate::backend::cuda) fn op_copy_rows(&self, step: &DeviceStep, logits: &mut Tensor) {
+        let args = args![step.arg(), logits.data, logits.cols as u32];
+        // SAFETY: the kernel's parameters are these; a copy names two rows that the tensor has room for.
+        unsafe { self.rows(["copy_rows", "copy_rows_ragged"], step.most(Count::Copies), logits.cols, args) };
+    }
+
+    /// Launches a block per row, of the first kernel if the columns are a multiple of 4.
+    ///
+    /// # Safety
+    /// As [`launch`](CudaBackend::launch).
+    unsafe fn rows(&self, names: [&'static str; 2], rows: usize, cols: usize, args: Args) {
+        let (name, vectors) = if cols.is_multiple_of(4) { (names[0], cols / 4) } else { (names[1], cols) };
+        let grid = Grid::of(rows, vectors.next_multiple_of(32).clamp(32, 512));
+        // SAFETY: the caller's promise.
+        unsafe { self.launch(&kernels::ROWS, name, grid, args) };
     }
 }
