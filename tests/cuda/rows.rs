@@ -1,0 +1,138 @@
+//! Ops that move rows, and the sum of two tensors: bit for bit what the CPU backend does.
+
+use weft::backend::{Backend, Capacity, Copy, Embedding, Image, Layout, PageTable, RowPlace, Slot, Source, Step};
+use weft::rng::Stream;
+use weft::sampling::Sampling;
+
+use crate::support::{Noise, backend, bits, cpu, upload};
+
+const IMAGES: usize = 2;
+const HEIGHT: usize = 4;
+const WIDTH: usize = 5;
+const POSITIONS: usize = HEIGHT * WIDTH;
+const VOCAB: usize = 40;
+const PREFIX: usize = 3;
+/// Rows of the tensors, more than any step has.
+const ROOM: usize = 80;
+
+const CAPACITY: Capacity = Capacity {
+    rows: ROOM,
+    sequences: 2 * IMAGES,
+    images: IMAGES,
+    pages: 32,
+    frontiers: 32,
+    sources: 16,
+    groups: 4,
+};
+
+/// A step over two branches of each image, whose rows are `slots`.
+fn step(slots: &[Slot]) -> Step {
+    let sampling = Sampling { cfg: 3.0, temperature: 1.0, top_k: 0, top_p: 1.0 };
+    let image = |image| Image { stream: Stream { seed: 7, image }, sampling };
+    let sequence = |index: u32| PageTable {
+        image: index / 2,
+        prefix: vec![4 * index],
+        prefix_len: PREFIX,
+        grid: vec![4 * index + 1, 4 * index + 2],
+        width: WIDTH,
+        frontier: vec![WIDTH as u32; HEIGHT],
+        scratch: Vec::new(),
+    };
+    let sequences = 2 * IMAGES as u32;
+    let places = |sequence| slots.iter().map(move |&slot| RowPlace { sequence, slot });
+    let layout = Layout {
+        sequences: (0..sequences).map(sequence).collect(),
+        rows: (0..sequences).flat_map(places).collect(),
+    };
+    let rows = layout.rows.len() as u32;
+    let sources = [(3, 1), (0, 0), (2 * POSITIONS as u32 + 1, POSITIONS as u32 + 3), (3, 7)];
+    Step {
+        images: (0..IMAGES as u32).map(image).collect(),
+        layout,
+        sources: sources.map(|(state, token)| Source { state, token }).to_vec(),
+        groups: vec![0, 1, 4],
+        predictions: (0..rows).rev().step_by(2).collect(),
+        copies: vec![Copy { from: 1, to: ROOM as u32 - 1 }, Copy { from: 0, to: ROOM as u32 - 3 }],
+        ..Step::default()
+    }
+}
+
+/// What every op of a step leaves, run as one.
+fn results<B: Backend>(b: &B, hidden: usize, steps: &[Step], fed: bool) -> Vec<Vec<f32>> {
+    let mut noise = Noise::new(hidden as u64);
+    let mut table = |rows: usize| upload(b, &noise.values(rows * hidden), hidden);
+    let (tokens, rows, cols, bias) = (table(VOCAB), table(HEIGHT), table(WIDTH), table(2 * IMAGES));
+    let mut logits = table(ROOM);
+    let mut states = table(2 * IMAGES * POSITIONS);
+    let mut canvas = b.canvas(IMAGES, POSITIONS, VOCAB, false).unwrap();
+    for image in 0..IMAGES {
+        let tokens: Vec<u32> = (0..POSITIONS).map(|p| ((p * 7 + image * 11) % VOCAB) as u32).collect();
+        b.set_tokens(&mut canvas, image, &tokens).unwrap();
+    }
+    let x = table(ROOM);
+    let (mut embedded, mut selected) = (b.tensor(ROOM, hidden).unwrap(), b.tensor(ROOM, hidden).unwrap());
+    let mut gathered = b.tensor(16, 2 * hidden).unwrap();
+    let mut device = b.step(CAPACITY).unwrap();
+    let mut all = Vec::new();
+    for step in steps {
+        b.set_step(step.clone(), &mut device).unwrap();
+        b.run(&mut device, &mut |b, step| {
+            b.gather_sources(step, &states, &tokens, &canvas, &mut gathered);
+            if fed {
+                let tables = Embedding { tokens: &tokens, rows: &rows, cols: &cols, bias: &bias };
+                b.embed(step, tables, &canvas, &mut embedded);
+            }
+            b.keep_states(step, &x, POSITIONS, &mut states);
+            b.select(step, &x, &mut selected);
+            b.copy_rows(step, &mut logits);
+        });
+        all.extend([&embedded, &selected, &gathered, &states, &logits].map(|x| b.read(x).unwrap().into_owned()));
+    }
+    all
+}
+
+/// The last and another row of the prompt, the grid from `from` to `to`.
+fn grid(from: u32, to: u32) -> Vec<Slot> {
+    (from..to).map(Slot::Grid).collect()
+}
+
+#[test]
+fn rows_are_gathered_embedded_kept_selected_and_copied() {
+    let (cuda, cpu) = (backend(), cpu());
+    // Steps of several sizes, one of them without rows, as a recorded graph would meet them.
+    let steps: Vec<Step> =
+        [grid(0, 1), grid(3, 9), grid(POSITIONS as u32 - 2, POSITIONS as u32), grid(0, 19)].map(|s| step(&s)).into();
+    for hidden in [192, 30, 2048] {
+        let got = results(&cuda, hidden, &steps, true);
+        let want = results(&cpu, hidden, &steps, true);
+        for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+            let what = ["embedded", "selected", "gathered", "states", "logits"][i % 5];
+            assert_eq!(bits(got), bits(want), "{what} of step {} with {hidden} columns", i / 5);
+        }
+    }
+}
+
+#[test]
+fn only_the_last_row_of_a_prompt_is_kept() {
+    let (cuda, cpu) = (backend(), cpu());
+    let slots: Vec<Slot> = (0..PREFIX as u32).map(Slot::Prefix).chain(grid(0, 2)).collect();
+    for hidden in [192, 7] {
+        let got = results(&cuda, hidden, &[step(&slots)], false);
+        let want = results(&cpu, hidden, &[step(&slots)], false);
+        assert_eq!(bits(&got[3]), bits(&want[3]), "{hidden} columns");
+    }
+}
+
+#[test]
+fn tensors_are_added() {
+    let (cuda, cpu) = (backend(), cpu());
+    fn sum<B: Backend>(b: &B, rows: usize, cols: usize) -> Vec<f32> {
+        let mut noise = Noise::new(5);
+        let (mut x, y) = (upload(b, &noise.values(rows * cols), cols), upload(b, &noise.values(rows * cols), cols));
+        b.add(&mut x, &y);
+        b.read(&x).unwrap().into_owned()
+    }
+    for (rows, cols) in [(1, 1), (3, 192), (5, 7), (300, 64), (4096, 32)] {
+        assert_eq!(bits(&sum(&cuda, rows, cols)), bits(&sum(&cpu, rows, cols)), "{rows} x {cols}");
+    }
+}
