@@ -67,6 +67,14 @@ __device__ __forceinline__ void load_matrices(uint32_t (&r)[4], uint32_t address
                : "memory");
 }
 
+// The same, each matrix transposed.
+__device__ __forceinline__ void load_matrices_transposed(uint32_t (&r)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address)
+               : "memory");
+}
+
 // d[16][8] += a[16][16] b[16][8] of bf16. With g = lane / 4, t = lane % 4: a holds rows g, g + 8, g, g + 8 at columns
 // 2t, 2t, 2t + 8, 2t + 8 (pairs), b holds rows 2t, 2t + 8 (pairs) of column g, d holds columns 2t, 2t + 1 of row g and
 // the same of row g + 8.
