@@ -348,6 +348,16 @@ pub trait Backend: Send + Sync {
         bias: &Self::Vector,
         out: &mut Self::Tensor,
     );
+    /// `out[p] = softmax(q[p] K^T / sqrt(channels)) V` over the pixels of the same image, with one head: the attention of
+    /// published VQ decoders. q, k and v are rounded to bf16; the weights of the softmax may be.
+    fn image_attention(
+        &self,
+        q: &Self::Tensor,
+        k: &Self::Tensor,
+        v: &Self::Tensor,
+        pixels: usize,
+        out: &mut Self::Tensor,
+    );
     /// Nearest-neighbour upsampling by two of NHWC images `[n*h*w, channels]` to `[n*2h*2w, channels]`.
     fn upsample(&self, x: &Self::Tensor, size: (usize, usize), out: &mut Self::Tensor);
 }

@@ -4,7 +4,7 @@ use weft::backend::{Backend, Capacity, Draw, Drawn, Image, NONE, Phase, Rule, St
 use weft::rng::{Purpose, Stream};
 use weft::sampling::Sampling;
 
-use crate::support::{Noise, backend, cpu, upload};
+use crate::support::{Noise, backend, cpu, tensor};
 
 /// How far the noise of CPU and device may lie apart (kernels/philox.cuh), and with it the sum of noise and log-weight,
 /// which each side rounds once more: half an ulp of a sum below 64.
@@ -32,7 +32,7 @@ impl Case {
 
     /// Rows of logits of a draw: two conditional branches, two unconditional ones.
     fn logits(&self, draws: usize, seed: u64) -> Vec<f32> {
-        let mut noise = Noise::new(seed);
+        let mut noise = Noise(seed);
         let value = |x: f32| if self.grain > 0.0 { (6.0 * x / self.grain).round() * self.grain } else { 6.0 * x };
         noise.values(4 * draws * self.vocab).into_iter().map(value).collect()
     }
@@ -73,13 +73,13 @@ struct Easel<B: Backend> {
 
 impl<B: Backend> Easel<B> {
     fn new(b: &B, case: &Case, positions: usize, draws: usize) -> Self {
-        let capacity = Capacity { rows: 4 * draws, images: 1, sources: 4 * draws, ..Capacity::default() };
+        let capacity = Capacity { rows: 4 * draws, sequences: 1, sources: 4 * draws, ..Capacity::default() };
         let mut canvas = b.canvas(1, positions, case.vocab, true).unwrap();
         let tokens: Vec<u32> = (0..positions).map(|p| (p * 13 % case.vocab) as u32).collect();
         b.set_tokens(&mut canvas, 0, &tokens).unwrap();
         // What lies behind the rows in use must not count.
         let room = 4 * draws + 4;
-        let mut logits = upload(b, &vec![f32::NAN; room * case.vocab], case.vocab);
+        let mut logits = tensor(b, &vec![f32::NAN; room * case.vocab], case.vocab);
         b.upload(&[], &mut logits);
         Self { step: b.step(capacity).unwrap(), canvas, logits, sampling: case.sampling }
     }
@@ -118,12 +118,13 @@ fn settings() -> Vec<Sampling> {
 fn compare(case: Case, draws: usize) {
     let (cuda, cpu) = (backend(), cpu());
     let positions = 2 * draws + 1;
-    let (mut device, mut host) = (Easel::new(&cuda, &case, positions, draws), Easel::new(&cpu, &case, positions, draws));
+    let (mut device, mut host) =
+        (Easel::new(&*cuda, &case, positions, draws), Easel::new(&cpu, &case, positions, draws));
     let (first, second) = (case.logits(draws, 1), case.logits(draws, 2));
     let all = |rule, round| (0..draws).map(|i| case.draw(i, 2 * i + 1, rule, round)).collect::<Vec<_>>();
 
     let coupled = all(Rule::Coupled, 3);
-    let got = device.draw(&cuda, Phase::Verdicts, &first, &coupled);
+    let got = device.draw(&*cuda, Phase::Verdicts, &first, &coupled);
     let want = host.draw(&cpu, Phase::Verdicts, &first, &coupled);
     for (i, draw) in coupled.iter().enumerate() {
         assert_eq!(got.0[i].before, want.0[i].before, "{case:?}, draw {i}");
@@ -132,7 +133,7 @@ fn compare(case: Case, draws: usize) {
     }
 
     let drafts = all(Rule::Draft, 0);
-    let got = device.draw(&cuda, Phase::Drafts, &first, &drafts).1;
+    let got = device.draw(&*cuda, Phase::Drafts, &first, &drafts).1;
     let want = host.draw(&cpu, Phase::Drafts, &first, &drafts).1;
     for draw in &drafts {
         let at = draw.position as usize;
@@ -144,10 +145,13 @@ fn compare(case: Case, draws: usize) {
     // In the second round q is the p of the first, in the third p is q: nothing may change.
     for (round, logits) in [&second, &first, &first].into_iter().enumerate() {
         let verdicts = all(Rule::AutoCorrect, round as u32);
-        let got = device.draw(&cuda, Phase::Verdicts, logits, &verdicts);
+        let got = device.draw(&*cuda, Phase::Verdicts, logits, &verdicts);
         assert_eq!(got, host.draw(&cpu, Phase::Verdicts, logits, &verdicts), "{case:?}, round {round}");
         if round == 2 {
-            assert!(got.0.iter().all(|drawn| drawn.before == drawn.after), "{case:?}: a token of law p was corrected to p");
+            assert!(
+                got.0.iter().all(|drawn| drawn.before == drawn.after),
+                "{case:?}: a token of law p was corrected to p"
+            );
         }
     }
 }
@@ -195,12 +199,12 @@ fn large_vocabularies_are_cut() {
 fn a_draw_does_not_depend_on_the_others() {
     let (cuda, case) = (backend(), Case::new(512, Sampling { cfg: 3.0, ..PLAIN }));
     let logits = case.logits(40, 1);
-    let mut easel = Easel::new(&cuda, &case, 40, 40);
+    let mut easel = Easel::new(&*cuda, &case, 40, 40);
     let all: Vec<Draw> = (0..40).map(|i| case.draw(i, i, Rule::Coupled, 0)).collect();
-    let (together, _) = easel.draw(&cuda, Phase::Verdicts, &logits, &all);
+    let (together, _) = easel.draw(&*cuda, Phase::Verdicts, &logits, &all);
     // Fewer draws than the step before had: the rest of the grid has no work.
     for i in [0, 7, 39] {
-        let (alone, tokens) = easel.draw(&cuda, Phase::Verdicts, &logits, &all[i..=i]);
+        let (alone, tokens) = easel.draw(&*cuda, Phase::Verdicts, &logits, &all[i..=i]);
         assert_eq!((alone.len(), alone[0].after), (1, together[i].after));
         let others = tokens.iter().zip(&together).filter(|(token, drawn)| **token == drawn.after);
         assert_eq!(others.count(), 40, "tokens that were not drawn changed");
@@ -214,11 +218,11 @@ fn drafts_follow_q_and_corrections_follow_p() {
     let p = [0.2_f32, 0.1, 0.05, 0.05, 0.05, 0.3, 0.0, 0.15, 0.02, 0.08];
     let cuda = backend();
     let case = Case::new(q.len(), PLAIN);
-    let mut easel = Easel::new(&cuda, &case, DRAWS, 1);
+    let mut easel = Easel::new(&*cuda, &case, DRAWS, 1);
     let mut step = |phase, law: &[f32], rule, round| {
         let logits: Vec<f32> = law.iter().map(|p| p.ln()).collect();
         let draws: Vec<Draw> = (0..DRAWS).map(|i| case.draw(0, i, rule, round)).collect();
-        easel.draw(&cuda, phase, &logits, &draws)
+        easel.draw(&*cuda, phase, &logits, &draws)
     };
     assert_follows(&q, &step(Phase::Drafts, &q, Rule::Draft, 0).1);
     let (drawn, tokens) = step(Phase::Verdicts, &p, Rule::AutoCorrect, 0);
@@ -238,9 +242,8 @@ fn assert_follows(law: &[f32], tokens: &[u32]) {
     let count = |token: usize| tokens.iter().filter(|&&t| t as usize == token).count() as f32;
     let possible = law.iter().enumerate().filter(|(_, p)| **p > 0.0);
     assert!(law.iter().enumerate().all(|(token, p)| *p > 0.0 || count(token) == 0.0), "an impossible token");
-    let statistic: f32 = possible
-        .map(|(token, p)| (count(token) - p * tokens.len() as f32).powi(2) / (p * tokens.len() as f32))
-        .sum();
+    let statistic: f32 =
+        possible.map(|(token, p)| (count(token) - p * tokens.len() as f32).powi(2) / (p * tokens.len() as f32)).sum();
     // Nine degrees of freedom at most.
     assert!(statistic < 44.8, "chi-square {statistic}");
 }

@@ -3,7 +3,7 @@
 use half::bf16;
 use weft::backend::{Backend, GroupNorm};
 
-use crate::support::{Noise, backend, bits, cpu, upload};
+use crate::support::{Noise, assert_near, backend, bits, cpu, tensor};
 
 /// A convolution over `images` images.
 #[derive(Clone, Copy, Debug)]
@@ -56,7 +56,7 @@ fn shapes() -> Vec<Shape> {
 fn convolved<B: Backend>(b: &B, shape: Shape, x: &[f32], weight: &[bf16], bias: &[bf16]) -> Vec<f32> {
     let (w, bias) = (b.weight(weight, shape.cout, shape.depth()).unwrap(), b.vector(bias).unwrap());
     // Behind the images lie NaN.
-    let mut x_tensor = upload(b, &vec![f32::NAN; (shape.inputs() + 3) * shape.cin], shape.cin);
+    let mut x_tensor = tensor(b, &vec![f32::NAN; (shape.inputs() + 3) * shape.cin], shape.cin);
     b.upload(x, &mut x_tensor);
     let mut out = b.tensor(shape.outputs(), shape.cout).unwrap();
     b.conv3x3(&x_tensor, shape.size, shape.stride, &w, &bias, &mut out);
@@ -68,11 +68,13 @@ fn convolved<B: Backend>(b: &B, shape: Shape, x: &[f32], weight: &[bf16], bias: 
 fn convolutions_of_integers_are_exact() {
     let (cuda, cpu) = (backend(), cpu());
     for shape in shapes() {
-        let mut noise = Noise::new(shape.cin as u64);
+        let mut noise = Noise(shape.cin as u64);
         let x: Vec<f32> = noise.values(shape.inputs() * shape.cin).iter().map(|x| (x * 4.0).round()).collect();
-        let mut integers = |n, scale| noise.values(n).iter().map(|x| bf16::from_f32((x * scale).round())).collect();
-        let (weight, bias): (Vec<bf16>, Vec<bf16>) = (integers(shape.cout * shape.depth(), 3.0), integers(shape.cout, 100.0));
-        let got = convolved(&cuda, shape, &x, &weight, &bias);
+        let mut integers = |n: usize, scale: f32| -> Vec<bf16> {
+            noise.values(n).iter().map(|x| bf16::from_f32((x * scale).round())).collect()
+        };
+        let (weight, bias) = (integers(shape.cout * shape.depth(), 3.0), integers(shape.cout, 100.0));
+        let got = convolved(&*cuda, shape, &x, &weight, &bias);
         assert!(got == convolved(&cpu, shape, &x, &weight, &bias), "{shape:?}");
     }
 }
@@ -83,11 +85,13 @@ fn convolutions_of_integers_are_exact() {
 #[test]
 fn convolutions_round_as_the_contract_says() {
     let (cuda, cpu) = (backend(), cpu());
-    for shape in [Shape::square(24, 16, 96), Shape::square(9, 128, 130), Shape { stride: 2, ..Shape::square(11, 3, 33) }] {
-        let mut noise = Noise::new(9);
+    for shape in
+        [Shape::square(24, 16, 96), Shape::square(9, 128, 130), Shape { stride: 2, ..Shape::square(11, 3, 33) }]
+    {
+        let mut noise = Noise(9);
         let x = noise.values(shape.inputs() * shape.cin);
         let (weight, bias) = (noise.weights(shape.cout * shape.depth()), noise.weights(shape.cout));
-        let got = convolved(&cuda, shape, &x, &weight, &bias);
+        let got = convolved(&*cuda, shape, &x, &weight, &bias);
         let want = convolved(&cpu, shape, &x, &weight, &bias);
         let positive = |w: &[bf16]| w.iter().map(|w| bf16::from_f32(w.to_f32().abs())).collect::<Vec<_>>();
         let sizes: Vec<f32> = x.iter().map(|x| x.abs()).collect();
@@ -104,20 +108,27 @@ fn convolutions_round_as_the_contract_says() {
 fn an_image_does_not_depend_on_its_neighbours() {
     let cuda = backend();
     let shape = Shape { images: 3, size: (5, 7), stride: 1, cin: 20, cout: 24 };
-    let mut noise = Noise::new(4);
+    let mut noise = Noise(4);
     let x = noise.values(shape.inputs() * shape.cin);
     let (weight, bias) = (noise.weights(shape.cout * shape.depth()), noise.weights(shape.cout));
-    let together = convolved(&cuda, shape, &x, &weight, &bias);
+    let together = convolved(&*cuda, shape, &x, &weight, &bias);
     let (inputs, outputs) = (x.len() / 3, together.len() / 3);
-    let alone = convolved(&cuda, Shape { images: 1, ..shape }, &x[inputs..2 * inputs], &weight, &bias);
+    let alone = convolved(&*cuda, Shape { images: 1, ..shape }, &x[inputs..2 * inputs], &weight, &bias);
     assert_eq!(bits(&alone), bits(&together[outputs..2 * outputs]));
 }
 
-fn group_normed<B: Backend>(b: &B, x: &[f32], pixels: usize, norm: GroupNorm, weight: &[bf16], bias: &[bf16]) -> Vec<f32> {
+fn group_normed<B: Backend>(
+    b: &B,
+    x: &[f32],
+    pixels: usize,
+    norm: GroupNorm,
+    weight: &[bf16],
+    bias: &[bf16],
+) -> Vec<f32> {
     let channels = weight.len();
     let (weight, bias) = (b.vector(weight).unwrap(), b.vector(bias).unwrap());
     let mut out = b.tensor(x.len() / channels, channels).unwrap();
-    b.group_norm(&upload(b, x, channels), pixels, norm, &weight, &bias, &mut out);
+    b.group_norm(&tensor(b, x, channels), pixels, norm, &weight, &bias, &mut out);
     b.read(&out).unwrap().into_owned()
 }
 
@@ -146,12 +157,12 @@ fn groups_of_channels_are_normalised() {
         (1, 1000, 64, 4, 1000.0),
     ];
     for (images, pixels, channels, groups, offset) in cases {
-        let mut noise = Noise::new(pixels as u64);
+        let mut noise = Noise(pixels as u64);
         let x: Vec<f32> = noise.values(images * pixels * channels).iter().map(|x| x + offset).collect();
         let (weight, bias) = (noise.weights(channels), noise.weights(channels));
         for activate in [false, true] {
             let norm = GroupNorm { groups, eps: 1e-6, activate };
-            let got = group_normed(&cuda, &x, pixels, norm, &weight, &bias);
+            let got = group_normed(&*cuda, &x, pixels, norm, &weight, &bias);
             let want = group_normed(&cpu, &x, pixels, norm, &weight, &bias);
             let largest = x.iter().fold(0.0_f32, |a, b| a.max(b.abs()));
             for (i, (got, want)) in got.iter().zip(&want).enumerate() {
@@ -170,12 +181,37 @@ fn images_are_doubled() {
     let (cuda, cpu) = (backend(), cpu());
     fn doubled<B: Backend>(b: &B, x: &[f32], size: (usize, usize), channels: usize) -> Vec<f32> {
         let mut out = b.tensor(4 * x.len() / channels, channels).unwrap();
-        b.upsample(&upload(b, x, channels), size, &mut out);
+        b.upsample(&tensor(b, x, channels), size, &mut out);
         b.read(&out).unwrap().into_owned()
     }
     for (images, size, channels) in [(1, (24, 24), 96), (2, (3, 5), 8), (3, (2, 1), 3), (1, (64, 64), 128)] {
-        let x = Noise::new(1).values(images * size.0 * size.1 * channels);
-        let (got, want) = (doubled(&cuda, &x, size, channels), doubled(&cpu, &x, size, channels));
+        let x = Noise(1).values(images * size.0 * size.1 * channels);
+        let (got, want) = (doubled(&*cuda, &x, size, channels), doubled(&cpu, &x, size, channels));
         assert_eq!(bits(&got), bits(&want), "{images} x {size:?} x {channels}");
+    }
+}
+
+fn attended<B: Backend>(b: &B, qkv: &[Vec<f32>; 3], pixels: usize, channels: usize) -> Vec<f32> {
+    let [q, k, v] = qkv.each_ref().map(|x| tensor(b, x, channels));
+    let mut out = b.tensor(qkv[0].len() / channels, channels).unwrap();
+    b.image_attention(&q, &k, &v, pixels, &mut out);
+    b.read(&out).unwrap().into_owned()
+}
+
+/// The device rounds each weight of the softmax to bf16, by at most 2^-9 of itself, and so the result by 2^-9 of the largest
+/// value; scores of size at most 3 sqrt(channels) are sums of `channels` products whose order differs: their error of
+/// 2 channels u times that, u = 2^-23, and that of the exponentials, 4 u, come on top, twice because both sums have it.
+#[test]
+fn pixels_attend_to_their_image() {
+    let (cuda, cpu) = (backend(), cpu());
+    for (images, pixels, channels) in [(1, 16, 64), (2, 33, 20), (1, 5, 4), (1, 256, 512), (3, 1, 8), (1, 100, 100)] {
+        let mut noise = Noise(channels as u64);
+        let [q, k, v] = [3.0, 3.0, 1.0]
+            .map(|size| noise.values(images * pixels * channels).iter().map(|x| x * size).collect::<Vec<_>>());
+        let qkv = [q, k, v];
+        let (got, want) = (attended(&*cuda, &qkv, pixels, channels), attended(&cpu, &qkv, pixels, channels));
+        let score = 3.0 * (channels as f32).sqrt() * 2.0 * channels as f32 * 2.0_f32.powi(-23);
+        let bound = 2.0_f32.powi(-9) + 2.0 * (score + 4.0 * 2.0_f32.powi(-23));
+        assert_near(&got, &want, |_| bound, &format!("{images} x {pixels} x {channels}"));
     }
 }

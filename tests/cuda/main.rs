@@ -2,6 +2,10 @@
 
 #![cfg(weft_cuda)]
 
+mod draw;
 mod errors;
 mod graph;
+mod image;
+mod norm;
+mod rows;
 mod support;

@@ -3,7 +3,7 @@
 use half::bf16;
 use weft::backend::{Backend, Capacity, Grouping, Source, Step};
 
-use crate::support::{Noise, backend, bits, cpu, upload};
+use crate::support::{Noise, backend, bits, cpu, tensor};
 
 const EPS: f32 = 1e-5;
 
@@ -11,7 +11,7 @@ const EPS: f32 = 1e-5;
 fn normed<B: Backend>(b: &B, x: &[f32], cols: usize, weight: &[bf16], groups: Option<&[u32]>) -> Vec<f32> {
     let rows = x.len() / cols;
     let weight = b.vector(weight).unwrap();
-    let x = upload(b, x, cols);
+    let x = tensor(b, x, cols);
     let mut out = b.tensor(rows, cols).unwrap();
     match groups {
         None => b.rms_norm(&x, &weight, EPS, &mut out, Grouping::One),
@@ -48,10 +48,10 @@ fn assert_close(got: &[f32], want: &[f32], bound: f32, what: &str) {
 fn rows_of_any_width_are_normalised() {
     let (cuda, cpu) = (backend(), cpu());
     for (rows, cols) in [(3, 192), (1, 4), (5, 30), (2, 7), (9, 2048), (3, 4096), (2, 9000), (1, 20_000)] {
-        let mut noise = Noise::new(cols as u64);
+        let mut noise = Noise(cols as u64);
         let (x, weight) = (noise.values(rows * cols), noise.weights(cols));
         let want = normed(&cpu, &x, cols, &weight, None);
-        assert_close(&normed(&cuda, &x, cols, &weight, None), &want, bound(cols), &format!("{rows} x {cols}"));
+        assert_close(&normed(&*cuda, &x, cols, &weight, None), &want, bound(cols), &format!("{rows} x {cols}"));
     }
 }
 
@@ -60,10 +60,10 @@ fn groups_of_rows_have_weights_of_their_own() {
     let (cuda, cpu) = (backend(), cpu());
     for cols in [192, 34] {
         let groups = [0, 2, 2, 7, 8, 8];
-        let mut noise = Noise::new(1);
+        let mut noise = Noise(1);
         let (x, weight) = (noise.values(8 * cols), noise.weights(5 * cols));
         let want = normed(&cpu, &x, cols, &weight, Some(&groups));
-        assert_close(&normed(&cuda, &x, cols, &weight, Some(&groups)), &want, bound(cols), &format!("{cols} columns"));
+        assert_close(&normed(&*cuda, &x, cols, &weight, Some(&groups)), &want, bound(cols), &format!("{cols} columns"));
     }
 }
 
@@ -71,11 +71,11 @@ fn groups_of_rows_have_weights_of_their_own() {
 fn a_row_does_not_depend_on_its_neighbours() {
     let cuda = backend();
     for (rows, cols) in [(300, 192), (20, 4096), (20, 50)] {
-        let mut noise = Noise::new(2);
+        let mut noise = Noise(2);
         let (x, weight) = (noise.values(rows * cols), noise.weights(cols));
-        let all = normed(&cuda, &x, cols, &weight, None);
+        let all = normed(&*cuda, &x, cols, &weight, None);
         for row in [0, 1, rows / 2, rows - 1] {
-            let alone = normed(&cuda, &x[row * cols..][..cols], cols, &weight, None);
+            let alone = normed(&*cuda, &x[row * cols..][..cols], cols, &weight, None);
             assert_eq!(bits(&alone), bits(&all[row * cols..][..cols]), "row {row} of {rows} x {cols}");
         }
     }
@@ -84,7 +84,7 @@ fn a_row_does_not_depend_on_its_neighbours() {
 #[test]
 fn what_lies_behind_the_rows_in_use_is_not_read() {
     let cuda = backend();
-    let mut noise = Noise::new(3);
+    let mut noise = Noise(3);
     let (x, weight) = (noise.values(3 * 192), cuda.vector(&noise.weights(192)).unwrap());
     let (mut tensor, mut out) = (cuda.tensor(8, 192).unwrap(), cuda.tensor(8, 192).unwrap());
     cuda.upload(&[f32::NAN; 8 * 192], &mut tensor);

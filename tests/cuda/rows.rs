@@ -4,7 +4,7 @@ use weft::backend::{Backend, Capacity, Copy, Embedding, Image, Layout, PageTable
 use weft::rng::Stream;
 use weft::sampling::Sampling;
 
-use crate::support::{Noise, backend, bits, cpu, upload};
+use crate::support::{Noise, backend, bits, cpu, tensor};
 
 const IMAGES: usize = 2;
 const HEIGHT: usize = 4;
@@ -15,15 +15,8 @@ const PREFIX: usize = 3;
 /// Rows of the tensors, more than any step has.
 const ROOM: usize = 80;
 
-const CAPACITY: Capacity = Capacity {
-    rows: ROOM,
-    sequences: 2 * IMAGES,
-    images: IMAGES,
-    pages: 32,
-    frontiers: 32,
-    sources: 16,
-    groups: 4,
-};
+const CAPACITY: Capacity =
+    Capacity { rows: ROOM, sequences: 2 * IMAGES, pages: 32, frontiers: 32, sources: 16, groups: 4 };
 
 /// A step over two branches of each image, whose rows are `slots`.
 fn step(slots: &[Slot]) -> Step {
@@ -40,10 +33,8 @@ fn step(slots: &[Slot]) -> Step {
     };
     let sequences = 2 * IMAGES as u32;
     let places = |sequence| slots.iter().map(move |&slot| RowPlace { sequence, slot });
-    let layout = Layout {
-        sequences: (0..sequences).map(sequence).collect(),
-        rows: (0..sequences).flat_map(places).collect(),
-    };
+    let layout =
+        Layout { sequences: (0..sequences).map(sequence).collect(), rows: (0..sequences).flat_map(places).collect() };
     let rows = layout.rows.len() as u32;
     let sources = [(3, 1), (0, 0), (2 * POSITIONS as u32 + 1, POSITIONS as u32 + 3), (3, 7)];
     Step {
@@ -59,8 +50,8 @@ fn step(slots: &[Slot]) -> Step {
 
 /// What every op of a step leaves, run as one.
 fn results<B: Backend>(b: &B, hidden: usize, steps: &[Step], fed: bool) -> Vec<Vec<f32>> {
-    let mut noise = Noise::new(hidden as u64);
-    let mut table = |rows: usize| upload(b, &noise.values(rows * hidden), hidden);
+    let mut noise = Noise(hidden as u64);
+    let mut table = |rows: usize| tensor(b, &noise.values(rows * hidden), hidden);
     let (tokens, rows, cols, bias) = (table(VOCAB), table(HEIGHT), table(WIDTH), table(2 * IMAGES));
     let mut logits = table(ROOM);
     let mut states = table(2 * IMAGES * POSITIONS);
@@ -103,7 +94,7 @@ fn rows_are_gathered_embedded_kept_selected_and_copied() {
     let steps: Vec<Step> =
         [grid(0, 1), grid(3, 9), grid(POSITIONS as u32 - 2, POSITIONS as u32), grid(0, 19)].map(|s| step(&s)).into();
     for hidden in [192, 30, 2048] {
-        let got = results(&cuda, hidden, &steps, true);
+        let got = results(&*cuda, hidden, &steps, true);
         let want = results(&cpu, hidden, &steps, true);
         for (i, (got, want)) in got.iter().zip(&want).enumerate() {
             let what = ["embedded", "selected", "gathered", "states", "logits"][i % 5];
@@ -117,7 +108,7 @@ fn only_the_last_row_of_a_prompt_is_kept() {
     let (cuda, cpu) = (backend(), cpu());
     let slots: Vec<Slot> = (0..PREFIX as u32).map(Slot::Prefix).chain(grid(0, 2)).collect();
     for hidden in [192, 7] {
-        let got = results(&cuda, hidden, &[step(&slots)], false);
+        let got = results(&*cuda, hidden, &[step(&slots)], false);
         let want = results(&cpu, hidden, &[step(&slots)], false);
         assert_eq!(bits(&got[3]), bits(&want[3]), "{hidden} columns");
     }
@@ -127,12 +118,12 @@ fn only_the_last_row_of_a_prompt_is_kept() {
 fn tensors_are_added() {
     let (cuda, cpu) = (backend(), cpu());
     fn sum<B: Backend>(b: &B, rows: usize, cols: usize) -> Vec<f32> {
-        let mut noise = Noise::new(5);
-        let (mut x, y) = (upload(b, &noise.values(rows * cols), cols), upload(b, &noise.values(rows * cols), cols));
+        let mut noise = Noise(5);
+        let (mut x, y) = (tensor(b, &noise.values(rows * cols), cols), tensor(b, &noise.values(rows * cols), cols));
         b.add(&mut x, &y);
         b.read(&x).unwrap().into_owned()
     }
     for (rows, cols) in [(1, 1), (3, 192), (5, 7), (300, 64), (4096, 32)] {
-        assert_eq!(bits(&sum(&cuda, rows, cols)), bits(&sum(&cpu, rows, cols)), "{rows} x {cols}");
+        assert_eq!(bits(&sum(&*cuda, rows, cols)), bits(&sum(&cpu, rows, cols)), "{rows} x {cols}");
     }
 }

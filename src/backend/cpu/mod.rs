@@ -8,6 +8,7 @@ mod attention;
 mod conv;
 mod draw;
 mod elementwise;
+mod image_attention;
 mod isa;
 mod kv;
 mod lanes;
@@ -308,6 +309,14 @@ impl Backend for CpuBackend {
         assert!(pixels > 0 && x.rows.is_multiple_of(pixels), "{} rows are no images of {pixels}", x.rows);
         let norm = norm::WeightedGroupNorm { form: norm, weight: &weight.0, bias: &bias.0 };
         norm::group_norm(self.level, x.get(), pixels, norm, out.reshape(x.rows, x.cols));
+    }
+
+    fn image_attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, pixels: usize, out: &mut Tensor) {
+        let (rows, cols) = (q.rows, q.cols);
+        assert_eq!([(k.rows, k.cols), (v.rows, v.cols)], [(rows, cols); 2], "queries, keys and values differ in size");
+        assert!(pixels > 0 && rows.is_multiple_of(pixels), "{rows} rows are no images of {pixels}");
+        let out = out.reshape(rows, cols);
+        image_attention::image_attention(self.level, [q.get(), k.get(), v.get()], pixels, cols, out);
     }
 
     fn upsample(&self, x: &Tensor, size: (usize, usize), out: &mut Tensor) {

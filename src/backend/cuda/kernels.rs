@@ -141,6 +141,13 @@ impl Arg for Held<'_, abi::WeftStep> {
     }
 }
 
+impl Arg for Held<'_, *const u32> {
+    fn push(&self, args: &mut Args) {
+        args.value(&self.value);
+        args.memory.extend(self.memory.cloned());
+    }
+}
+
 impl Arg for Held<'_, abi::WeftRows> {
     fn push(&self, args: &mut Args) {
         args.value(&self.value);

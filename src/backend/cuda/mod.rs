@@ -272,6 +272,10 @@ impl Backend for CudaBackend {
         self.op_group_norm(x, pixels, norm, weight, bias, out);
     }
 
+    fn image_attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, pixels: usize, out: &mut Tensor) {
+        self.op_image_attention(q, k, v, pixels, out);
+    }
+
     fn upsample(&self, x: &Tensor, size: (usize, usize), out: &mut Tensor) {
         self.op_upsample(x, size, out);
     }

@@ -175,6 +175,11 @@ impl DeviceStep {
         Held { value: self.pointers, memory: Some(self.memory.allocation()) }
     }
 
+    /// Where its groups of sources begin, as a kernel's parameter.
+    pub(super) fn groups(&self) -> Held<'_, *const u32> {
+        Held { value: self.pointers.groups, memory: Some(self.memory.allocation()) }
+    }
+
     /// What it was set to.
     pub(super) fn host(&self) -> &Step {
         &self.host

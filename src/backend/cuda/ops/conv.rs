@@ -36,8 +36,7 @@ impl CudaBackend {
         let per_channel = (1u64 << 32).div_ceil(cin as u64) as u32;
         let [height, width, stride, pixels] = [size.0, size.1, stride, pixels].map(|n| n as u32);
         let (cin, cout) = (cin as u32, cout as u32);
-        let args =
-            args![x.data, w.packed(), bias.0, out.data, pixels, height, width, stride, cin, cout, per_channel];
+        let args = args![x.data, *w.packed(), bias.0, out.data, pixels, height, width, stride, cin, cout, per_channel];
         // SAFETY: the kernel's parameters are these; `x` holds whole images of this size, the weight is packed for
         // [cout, 9 * cin], and `out` has room for the pixels.
         unsafe { self.launch(&kernels::CONV, name, grid, args) };

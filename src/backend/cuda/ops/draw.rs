@@ -7,7 +7,7 @@ use bytemuck::{Pod, Zeroable};
 use super::super::device::Device;
 use super::super::kernels::{self, Grid, args};
 use super::super::memory::Buffer;
-use super::super::step::Count;
+use super::super::step::{Bound, Count};
 use super::super::{CudaBackend, DeviceStep, Tensor};
 use crate::backend::{Drawn, Error, Phase, Rule};
 
@@ -66,6 +66,11 @@ impl Canvas {
         &self.tokens
     }
 
+    /// Images.
+    pub(super) fn images(&self) -> usize {
+        self.tokens.len() / self.positions.max(1)
+    }
+
     /// Positions of an image.
     pub(super) fn positions(&self) -> usize {
         self.positions
@@ -91,10 +96,13 @@ impl CudaBackend {
         logits: &Tensor,
         canvas: &mut Canvas,
     ) {
-        let (draws, which) = match phase {
-            Phase::Drafts => (&step.host().drafts, Count::Drafts),
-            Phase::Verdicts => (&step.host().verdicts, Count::Verdicts),
+        let (draws, which, rows) = match phase {
+            Phase::Drafts => (&step.host().drafts, Count::Drafts, Bound::DraftLogits),
+            Phase::Verdicts => (&step.host().verdicts, Count::Verdicts, Bound::VerdictLogits),
         };
+        step.require(rows, logits.max_rows);
+        step.require(Bound::Images, canvas.images());
+        step.require(Bound::Positions, canvas.positions);
         assert_eq!(logits.cols, canvas.vocab, "logits of another vocabulary");
         assert!(draws.len() <= canvas.tokens.len(), "a position drawn twice");
         assert!(

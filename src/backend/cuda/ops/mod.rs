@@ -5,6 +5,7 @@ mod conv;
 pub(super) mod draw;
 mod elementwise;
 mod group_norm;
+mod image_attention;
 pub(super) mod linear;
 mod norm;
 mod rotate;

@@ -1,6 +1,6 @@
 //! RMSNorm over rows.
 
-use super::super::kernels::{self, Grid, args};
+use super::super::kernels::{self, Grid, Held, args};
 use super::super::{CudaBackend, DeviceStep, Tensor, Vector};
 use crate::backend::Grouping;
 
@@ -18,11 +18,11 @@ impl CudaBackend {
         let (starts, parts) = match groups {
             Grouping::One => {
                 assert_eq!(cols, len, "norm weight does not fit");
-                (None, 1)
+                (Held { value: std::ptr::null(), memory: None }, 1)
             }
             Grouping::By(step) => {
                 assert!(cols > 0 && len.is_multiple_of(cols), "norm weights of {len} values for {cols} columns");
-                (Some(step), len / cols)
+                (step.groups(), len / cols)
             }
         };
         out.take_rows(x.rows.clone(), cols);
@@ -33,7 +33,7 @@ impl CudaBackend {
         };
         let grid = Grid::of(x.rows.most(), vectors.div_ceil(2).next_multiple_of(32).clamp(32, 1024));
         let (cols, parts) = (cols as u32, parts as u32);
-        let args = args![x.data, weight.0, out.data, x.rows.arg(), cols, eps, starts.map(DeviceStep::groups), parts];
+        let args = args![x.data, weight.0, out.data, x.rows.arg(), cols, eps, starts, parts];
         // SAFETY: the kernel's parameters are these; `out` has room for as many rows as `x` has, the weight has a value
         // per column and part, and the step says where each part's rows begin.
         unsafe { self.launch(&kernels::NORM, name, grid, args) };

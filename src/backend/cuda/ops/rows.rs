@@ -1,7 +1,7 @@
 //! Ops that move rows: inputs, kept states, selections.
 
 use super::super::kernels::{self, Args, Grid, args};
-use super::super::step::Count;
+use super::super::step::{Bound, Count};
 use super::super::{Canvas, CudaBackend, DeviceStep, Rows, Tensor};
 use crate::backend::Embedding;
 
@@ -17,10 +17,21 @@ impl CudaBackend {
         let Embedding { tokens, rows, cols, bias } = tables;
         let hidden = tokens.cols;
         assert_eq!((rows.cols, cols.cols, bias.cols), (hidden, hidden, hidden), "tables of different widths");
+        step.require(Bound::Images, canvas.images());
+        step.require(Bound::Positions, canvas.positions());
         out.take_rows(Rows::of(step, Count::Rows), hidden);
         let (canvas, positions) = (canvas.tokens(), canvas.positions() as u32);
-        let args =
-            args![step.arg(), tokens.data, rows.data, cols.data, bias.data, canvas, positions, out.data, hidden as u32];
+        let args = args![
+            step.arg(),
+            tokens.data,
+            rows.data,
+            cols.data,
+            bias.data,
+            *canvas,
+            positions,
+            out.data,
+            hidden as u32
+        ];
         // SAFETY: the kernel's parameters are these; tokens, positions and sequences of a step lie inside of the tables.
         unsafe { self.rows(["embed", "embed_ragged"], step.most(Count::Rows), hidden, args) };
     }
@@ -34,6 +45,9 @@ impl CudaBackend {
         states: &mut Tensor,
     ) {
         assert_eq!(x.cols, states.cols, "states of another width");
+        step.require(Bound::Positions, positions);
+        let sequences = step.host().layout.sequences.len();
+        assert!(sequences * positions <= states.max_rows, "states of {sequences} sequences in {}", states.max_rows);
         let args = args![step.arg(), x.data, positions as u32, states.data, x.cols as u32];
         // SAFETY: the kernel's parameters are these; there is a row of `states` for each position of each sequence.
         unsafe { self.rows(["keep_states", "keep_states_ragged"], step.most(Count::Rows), x.cols, args) };
@@ -58,14 +72,17 @@ impl CudaBackend {
     ) {
         let hidden = states.cols;
         assert_eq!(hidden, tokens.cols, "states and embeddings of different widths");
+        step.require(Bound::States, states.max_rows);
+        step.require(Bound::Tokens, canvas.tokens().len());
         out.take_rows(Rows::of(step, Count::Sources), 2 * hidden);
-        let args = args![step.arg(), states.data, tokens.data, canvas.tokens(), out.data, hidden as u32];
+        let args = args![step.arg(), states.data, tokens.data, *canvas.tokens(), out.data, hidden as u32];
         // SAFETY: the kernel's parameters are these; a source names a row of `states` and an index into the canvas.
         unsafe { self.rows(["gather_sources", "gather_sources_ragged"], step.most(Count::Sources), hidden, args) };
     }
 
     /// See [`Backend::copy_rows`](crate::backend::Backend::copy_rows).
     pub(in crate::backend::cuda) fn op_copy_rows(&self, step: &DeviceStep, logits: &mut Tensor) {
+        step.require(Bound::CopyLogits, logits.max_rows);
         let args = args![step.arg(), logits.data, logits.cols as u32];
         // SAFETY: the kernel's parameters are these; a copy names two rows that the tensor has room for.
         unsafe { self.rows(["copy_rows", "copy_rows_ragged"], step.most(Count::Copies), logits.cols, args) };
