@@ -35,6 +35,21 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32) -> Vec<f64> {
     out
 }
 
+/// Softmax attention with one head over the `pixels` rows of each image.
+pub fn image_attention(qkv: [&[f32]; 3], pixels: usize, channels: usize) -> Vec<f64> {
+    let [q, k, v] = qkv;
+    let mut out = Vec::new();
+    for (row, q) in q.chunks(channels).enumerate() {
+        let image = row / pixels * pixels * channels;
+        let of = |x: &[f32], pixel: usize, c: usize| rounded(x[image + pixel * channels + c]);
+        let score = |pixel| (0..channels).map(|c| rounded(q[c]) * of(k, pixel, c)).sum::<f64>();
+        let weights: Vec<f64> = (0..pixels).map(|p| (score(p) / (channels as f64).sqrt()).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        out.extend((0..channels).map(|c| (0..pixels).map(|p| weights[p] * of(v, p, c)).sum::<f64>() / total));
+    }
+    out
+}
+
 /// The rotary embedding of one head at a slot of a sequence.
 pub fn rotate(head: &[f64], rotary: Rotary, slot: Slot, table: &PageTable) -> Vec<f64> {
     let at = |p: u32| (p as usize / table.width + 1, p as usize % table.width + 1);

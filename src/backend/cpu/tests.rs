@@ -319,3 +319,18 @@ fn bf16_rounds_as_half_does() {
 }
 
 mod attention;
+
+#[test]
+fn pixels_attend_to_all_of_their_image() {
+    for backend in backends() {
+        for (images, pixels, channels) in [(1, 9, 64), (3, 4, 20), (2, 1, 5), (1, 70, 33)] {
+            let mut noise = Noise(channels as u64);
+            let qkv: [Vec<f32>; 3] = std::array::from_fn(|_| noise.values(images * pixels * channels));
+            let [q, k, v] = qkv.each_ref().map(|x| tensor(&backend, x, channels));
+            let mut out = backend.tensor(images * pixels, channels).unwrap();
+            backend.image_attention(&q, &k, &v, pixels, &mut out);
+            let want = reference::image_attention(qkv.each_ref().map(|x| &x[..]), pixels, channels);
+            assert_near(&backend.read(&out).unwrap(), &want, 1e-5, &format!("{images} x {pixels} x {channels}"));
+        }
+    }
+}
