@@ -17,7 +17,8 @@ use std::sync::Mutex;
 /// Machine code for the architectures that exist, PTX for those to come and for the simulator; `WEFT_CUDA_ARCHS` says
 /// otherwise.
 const ARCHITECTURES: &str = "sm_80,sm_86,sm_89,sm_90a,sm_100a,sm_120,compute_80,compute_90a";
-const FLAGS: [&str; 5] = ["-O3", "-std=c++17", "-lineinfo", "--no-compress", "-fatbin"];
+/// PTX is not compressed: the simulator reads it. ptxas says what each kernel needs: the tests read that.
+const FLAGS: [&str; 6] = ["-O3", "-std=c++17", "-lineinfo", "--no-compress", "-fatbin", "-Xptxas=-v"];
 
 fn main() -> ExitCode {
     println!("cargo:rustc-check-cfg=cfg(weft_cuda)");
@@ -56,6 +57,9 @@ fn build(out: &Path) -> Result<(), String> {
     let fatbins = compiler.all(&sources)?;
     fs::write(out.join("kernels.rs"), list(architectures, &sources, &fatbins)).map_err(|e| e.to_string())?;
     println!("cargo:rustc-cfg=weft_cuda");
+    // For the tests of the machine code.
+    let paths: Vec<_> = fatbins.iter().map(|path| path.to_string_lossy()).collect();
+    println!("cargo:rustc-env=WEFT_FATBINS={}", paths.join(","));
     Ok(())
 }
 
@@ -121,9 +125,11 @@ impl Compiler {
             let _ = fs::remove_file(&partial);
             return Err(format!("nvcc failed on {}:\n{messages}", source.display()));
         }
-        for line in messages.lines().filter(|line| !line.trim().is_empty()) {
+        for line in messages.lines().filter(|line| line.contains("warning")) {
             println!("cargo:warning={line}");
         }
+        let log = fatbin.with_extension("log");
+        fs::write(&log, messages.as_bytes()).map_err(|e| format!("{}: {e}", log.display()))?;
         fs::rename(&partial, &fatbin).map_err(|e| format!("{}: {e}", fatbin.display()))?;
         Ok(fatbin)
     }

@@ -13,5 +13,6 @@ pub mod grid;
 pub mod kv;
 pub mod models;
 pub mod nn;
+pub mod nvtx;
 pub mod rng;
 pub mod sampling;

@@ -35,6 +35,9 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// Runs the command line; 0 on success, 2 on any error.
 pub fn main() -> ExitCode {
+    if let Err(message) = crate::nvtx::listen() {
+        eprintln!("weft: warning: {message}");
+    }
     let result = match Cli::parse().command {
         Command::Generate(args) => generate::run(&args),
         Command::Eval(args) => eval::run(&args),

@@ -1,5 +1,8 @@
 //! One guided image of a model as a [`Target`]: branches, KV cache, hidden states, draws. Tokens, states and
 //! distributions stay on the backend's device; a round sends one [`Step`] and gets back what was drawn.
+//!
+//! Spans for profilers: `prefill`, `step`, and inside `draft`, `pass`, `verify`. A backend that records a step goes
+//! through the inner ones when it records, not when it replays.
 
 use super::{Acceptance, Draft, Round, Source, Target};
 use crate::backend::{
@@ -10,6 +13,7 @@ use crate::kv::Allocator;
 use crate::models::avatar::{Avatar, Condition};
 use crate::nn::spatial_heads::{self, Offset};
 use crate::nn::transformer;
+use tracing::info_span;
 
 /// The state of one image. Branch 0 is conditional, branch 1 (under guidance) unconditional.
 pub struct Session<'m, B: Backend> {
@@ -197,6 +201,7 @@ impl<'m, B: Backend> Session<'m, B> {
 
     /// Feeds the prompt; the distribution of position 0 is kept, and drawn from if `drawn`.
     fn feed_prompt(&mut self, drawn: bool) -> Result<(), Error> {
+        let _span = info_span!("prefill").entered();
         let (model, branches) = (self.model, self.branches());
         let mut step = self.plan_prompt();
         if drawn {
@@ -307,6 +312,7 @@ impl<B: Backend> State<B> {
 
     /// Runs the heads of the step's sources and draws its drafts.
     fn draft(&mut self, model: &Avatar<B>, step: &B::Step) {
+        let _span = info_span!("draft").entered();
         let backend = &model.backend;
         backend.gather_sources(step, &self.states, model.token_table(), &self.canvas, &mut self.source);
         model.heads.predict(backend, step, &self.source, &mut self.heads, &mut self.drafted);
@@ -317,11 +323,14 @@ impl<B: Backend> State<B> {
     /// Runs the step's rows, whose inputs are in `hidden`, and draws its verdicts.
     fn pass(&mut self, model: &Avatar<B>, step: &B::Step) {
         let backend = &model.backend;
+        let span = info_span!("pass").entered();
         model.transformer.forward(backend, &mut self.hidden, step, &mut self.kv, &mut self.transformer);
         backend.keep_states(step, &self.hidden, model.grid().len(), &mut self.states);
         backend.select(step, &self.hidden, &mut self.selected);
         model.transformer.logits(backend, &self.selected, &mut self.transformer.normed, &mut self.logits);
         backend.copy_rows(step, &mut self.logits);
+        drop(span);
+        let _span = info_span!("verify").entered();
         backend.draw(step, Phase::Verdicts, &self.logits, &mut self.canvas);
     }
 }
@@ -341,6 +350,7 @@ impl<B: Backend> Target for Session<'_, B> {
     }
 
     fn round(&mut self, round: &Round) -> Result<Vec<Drawn>, Error> {
+        let _span = info_span!("step").entered();
         let plan = self.plan(round);
         self.execute(plan)?;
         self.model.backend.drawn(&self.step, &self.state.canvas)

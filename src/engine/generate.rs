@@ -66,6 +66,7 @@ impl<B: Backend> Generator<B> {
 
     /// Makes a picture. `progress` is told how many tokens are done.
     pub fn generate(&self, request: &Request, progress: &mut Progress<'_>) -> Result<Output, Error> {
+        let _span = tracing::info_span!("generate").entered();
         let image = Image { stream: Stream { seed: request.seed, image: 0 }, sampling: request.sampling };
         let mut session = self.session(&request.prompt, image, request.method.acceptance())?;
         let mut schedule = request.method.schedule(session.grid(), session.heads());
@@ -79,6 +80,7 @@ impl<B: Backend> Generator<B> {
 
     /// Pixels of a grid of tokens.
     pub fn picture(&self, tokens: &[u32]) -> Result<Picture, Error> {
+        let _span = tracing::info_span!("pixels").entered();
         let (vq, grid) = (&self.model.vq, self.model.grid());
         let rgb = vq.decode(&self.model.backend, tokens, grid)?;
         Ok(Picture { width: grid.width * vq.downscale(), height: grid.height * vq.downscale(), rgb })

@@ -35,28 +35,45 @@ fn main() -> ExitCode {
 
 /// Runs each step, stopping at the first that fails.
 fn test() -> Result<(), String> {
-    let steps: [&[&str]; 3] = [
-        &["fmt", "--all", "--check"],
+    // First: what is not there is not tested.
+    let nvcc = here(toolkit::nvcc())?;
+    let disassembler = here(toolkit::disassembler())?;
+    let clang = here(toolkit::clang())?;
+    let cargo = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO"));
+        command.args(arguments).envs(disassembler.iter().map(|folder| ("WEFT_DISASSEMBLER", folder)));
+        command
+    };
+    for step in [
+        &["fmt", "--all", "--check"][..],
         &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
         &["test", "--workspace"],
-    ];
-    for step in steps {
-        run(Command::new(env!("CARGO")).args(step), &format!("cargo {}", step.join(" ")))?;
+    ] {
+        run(&mut cargo(step), &format!("cargo {}", step.join(" ")))?;
     }
-    kernels()
+    // The simulated device was a Hopper; this one is an Ampere.
+    let mut ampere = cargo(&["test", "--package", "weft", "--test", "cuda"]);
+    run(ampere.env("CUDA_SIM_CC", "8.0"), "cargo test --test cuda, compute capability 8.0")?;
+    if clang.is_some() {
+        abi::check()?;
+    }
+    nvcc.map_or(Ok(()), |nvcc| fixtures(&nvcc))
 }
 
-/// The PTX that the tests run is what the kernels compile to.
-fn kernels() -> Result<(), String> {
-    let nvcc = match toolkit::nvcc() {
-        Ok(nvcc) => nvcc,
-        // A developer without a network loses this step only; CI must not.
+/// A developer without a network loses what needs it; CI must not.
+fn here<T>(outcome: Result<T, String>) -> Result<Option<T>, String> {
+    match outcome {
+        Ok(value) => Ok(Some(value)),
         Err(message) if std::env::var_os("CI").is_none() => {
-            eprintln!("xtask: the kernels are not compiled: {message}");
-            return Ok(());
+            eprintln!("xtask: left out: {message}");
+            Ok(None)
         }
-        Err(message) => return Err(message),
-    };
+        Err(message) => Err(message),
+    }
+}
+
+/// The PTX that the simulator's tests run is what its kernels compile to.
+fn fixtures(nvcc: &Path) -> Result<(), String> {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is in the workspace");
     let script = workspace.join("tests/cuda-sim/fixtures/make.py");
     run(Command::new("python3").arg(script).arg(nvcc).arg("--check"), "make.py --check")
