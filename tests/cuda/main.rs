@@ -2,10 +2,13 @@
 
 #![cfg(weft_cuda)]
 
+mod attention;
 mod draw;
 mod errors;
 mod graph;
 mod image;
+mod layouts;
 mod norm;
+mod rotate;
 mod rows;
 mod support;

@@ -1,17 +1,91 @@
-//! Placeholder.
-use crate::backend::cuda::*;
+//! Attention over the paged cache, and copies of its pages.
+
+use super::super::abi::{WEFT_ATTENTION_ROWS, WEFT_ATTENTION_SPLIT};
+use super::super::kernels::{self, Grid, args};
+use super::super::kv::{COUNTERS, QUERIES};
+use super::super::step::{Bound, Count};
+use super::super::{CudaBackend, DeviceStep, KvPool, Rows, Tensor};
+use std::f64::consts::LOG2_E;
+
+/// Keys that a stage of the kernel's pipeline holds, and its stages.
+const CHUNK: usize = 64;
+const STAGES: usize = 2;
+/// Floats at most that blocks leave for each other; steps that would need more do without.
+const PARTIALS: usize = 4 << 20;
+/// Floats per query and part: the largest score, the sum, the values of the largest head.
+const PARTIAL: usize = 2 + 128;
+
 impl CudaBackend {
     pub(in crate::backend::cuda) fn op_attention(
         &self,
-        _: &Tensor,
-        _: &DeviceStep,
-        _: usize,
-        _: &KvPool,
-        _: &mut Tensor,
+        qkv: &Tensor,
+        step: &DeviceStep,
+        layer: usize,
+        kv: &KvPool,
+        out: &mut Tensor,
     ) {
-        unimplemented!()
+        let shape = kv.shape();
+        assert_eq!(qkv.cols, shape.qkv(), "qkv does not fit the cache");
+        assert_rows(&qkv.rows, step);
+        step.require(Bound::Pages, kv.pages());
+        out.take_rows(qkv.rows.clone(), shape.query());
+
+        let (group, parts) = (shape.heads / shape.kv_heads, kv.most_parts(WEFT_ATTENTION_SPLIT as usize));
+        let rows = step.most(Count::Rows);
+        let partials = if rows * shape.kv_heads <= COUNTERS { rows * shape.heads * parts * PARTIAL + 4 } else { 0 };
+        let partials = self.workspace::<f32>(partials.min(PARTIALS));
+        // Blocks walk the work that the device finds in the step: as many as it runs at a time, twice.
+        let slices = (WEFT_ATTENTION_ROWS as usize).div_ceil(QUERIES / group);
+        let work = step.most(Count::Tiles) * slices * parts;
+        let multiprocessors = self.device.multiprocessors();
+        let blocks = [work.min((4 * multiprocessors).div_ceil(shape.kv_heads)), shape.kv_heads, 1];
+        let line = 2 * shape.head_dim.next_multiple_of(8);
+        let grid = Grid { blocks, threads: 128, shared: (QUERIES + STAGES * 2 * CHUNK) * line };
+        let args = args![
+            qkv.data,
+            step.arg(),
+            kv.layer(layer),
+            out.data,
+            partials,
+            partials.len() as u32,
+            kv.counters,
+            COUNTERS as u32,
+            shape.kv_heads as u32,
+            group as u32,
+            multiprocessors as u32,
+            (LOG2_E / (shape.head_dim as f64).sqrt()) as f32,
+        ];
+        // SAFETY: the kernel's parameters are these; the step's rows are rows of `qkv` and `out`, its pages are of the
+        // cache, and no block leaves more than fits the partials and counters.
+        unsafe { self.launch(&kernels::ATTENTION, kernel(shape.head_dim), grid, args) };
     }
-    pub(in crate::backend::cuda) fn op_copy_page(&self, _: &mut KvPool, _: u32, _: u32) {
-        unimplemented!()
+
+    pub(in crate::backend::cuda) fn op_copy_page(&self, kv: &mut KvPool, from: u32, to: u32) {
+        let pages = kv.pages();
+        assert!((from as usize) < pages && (to as usize) < pages, "pages {from} and {to} of {pages}");
+        let pieces = kv.page_len() / 8;
+        let args = args![kv.data, pages as u32, pieces as u32, from, to];
+        // SAFETY: the kernel's parameters are these, and both pages are of the cache.
+        unsafe { self.launch(&kernels::PAGE, "copy_page", Grid::of(kv.layers(), 256), args) };
+    }
+}
+
+/// Panics unless a tensor has the rows of a step.
+pub(super) fn assert_rows(rows: &Rows, step: &DeviceStep) {
+    let fits = match rows {
+        Rows::Fixed(rows) => *rows == step.host().layout.rows.len(),
+        Rows::Counted { which, .. } => *which == Count::Rows,
+    };
+    assert!(fits, "qkv does not have the {} rows of the step", step.host().layout.rows.len());
+}
+
+fn kernel(head_dim: usize) -> &'static str {
+    match head_dim {
+        64 => "attention_64",
+        80 => "attention_80",
+        96 => "attention_96",
+        100 => "attention_100",
+        128 => "attention_128",
+        _ => unreachable!("a pool has heads of dimensions that there are kernels for"),
     }
 }

@@ -1,0 +1,257 @@
+//! Attention over paged, ragged caches, against the CPU backend.
+
+use weft::backend::{AttentionShape, Axes, Backend, Pairing, Rotary, RowPlace, Slot};
+
+use crate::layouts::{Form, SHAPES, Sequences, set, tree};
+use crate::support::*;
+
+const ROTARY: Rotary = Rotary { theta: 1e4, axes: Axes::Two, pairing: Pairing::Halves };
+
+/// A cache whose slots, draft nodes included, are filled, and the numbers that fill it.
+struct Filled<'a, B: Backend> {
+    backend: &'a B,
+    kv: B::KvPool,
+    sequences: &'a Sequences,
+    shape: AttentionShape,
+}
+
+impl<'a, B: Backend> Filled<'a, B> {
+    /// Layer 1 of 2 gets the keys and values of `qkv`, whose rows are those of `places`.
+    fn with(backend: &'a B, sequences: &'a Sequences, places: &[RowPlace], shape: AttentionShape, qkv: &[f32]) -> Self {
+        let kv = backend.kv_pool(2, sequences.pages, shape).unwrap();
+        let mut filled = Filled { backend, kv, sequences, shape };
+        filled.store(places, qkv);
+        filled
+    }
+
+    fn store(&mut self, places: &[RowPlace], qkv: &[f32]) {
+        let mut x = tensor(self.backend, qkv, self.shape.qkv());
+        let step = set(self.backend, self.sequences.step(places));
+        self.backend.rotate_and_store(&mut x, None, ROTARY, &step, 1, &mut self.kv);
+    }
+
+    /// The attention of these rows, whose queries are given; what stands beside the queries must not matter.
+    fn attend(&self, places: &[RowPlace], queries: &[f32]) -> Vec<f32> {
+        let beside = vec![f32::NAN; 2 * self.shape.key()];
+        let qkv: Vec<f32> = queries.chunks(self.shape.query()).flat_map(|q| [q, &beside].concat()).collect();
+        let x = tensor(self.backend, &qkv, self.shape.qkv());
+        let mut out = self.backend.tensor(places.len(), self.shape.query()).unwrap();
+        let step = set(self.backend, self.sequences.step(places));
+        self.backend.attention(&x, &step, 1, &self.kv, &mut out);
+        read(self.backend, &out)
+    }
+}
+
+/// Values that are whole numbers, so that a mean of them shows each one that is missing.
+fn whole_values(noise: &mut Noise, rows: usize, shape: AttentionShape) -> Vec<f32> {
+    let mut qkv = noise.values(rows * shape.qkv());
+    for row in qkv.chunks_mut(shape.qkv()) {
+        for value in &mut row[shape.query() + shape.key()..] {
+            *value = (*value * 100.0).round();
+        }
+    }
+    qkv
+}
+
+/// How far two results with the same keys may be apart, given the largest |q|, |k| and |v|.
+///
+/// A score is a sum of d exact products; each of the two is off by at most d 2^-23 of sum |q k| (an f32 sum, or a tensor
+/// core's that truncates). Its weight is off by that, by the exponential (2^-22 and 2 ulp), by the scaling (2^-23 of the
+/// score, twice) and, on the device, by the rounding to bf16 (2^-9). Weights off by e each move a mean of values by 2 e max
+/// |v| at most; sums of n weights and products are off by n 2^-23 on either side.
+fn bound(shape: AttentionShape, keys: usize, q: f32, k: f32, v: f32) -> f32 {
+    let d = shape.head_dim as f32;
+    let score = d.sqrt() * q * k;
+    let ulp = 2f32.powi(-23);
+    let weight = 2.0 * score * (d + 2.0) * ulp + 6.0 * ulp + 2f32.powi(-9);
+    v * (2.0 * weight + 2.0 * keys as f32 * ulp)
+}
+
+/// Both backends attend from `rows` over everything in `sequences`.
+fn compare(
+    forms: &[Form<'_>],
+    shape: AttentionShape,
+    trees: impl Fn(usize) -> Vec<Slot>,
+    rows: &[RowPlace],
+    what: &str,
+) {
+    let (gpu, oracle) = (backend(), cpu());
+    let sequences = Sequences::of(forms);
+    let places = sequences.slots(trees);
+    let mut noise = Noise(91);
+    let qkv = whole_values(&mut noise, places.len(), shape);
+    let device = Filled::with(&*gpu, &sequences, &places, shape, &qkv);
+    let host = Filled::with(&oracle, &sequences, &places, shape, &qkv);
+
+    // Without queries all weights are one, and sums of whole numbers are exact: nothing hides a key.
+    let nothing = vec![0.0; rows.len() * shape.query()];
+    let (got, want) = (device.attend(rows, &nothing), host.attend(rows, &nothing));
+    assert_near(&got, &want, |i| 3.0 * f32::EPSILON * want[i].abs(), &format!("{what}: mean of the keys"));
+
+    let queries: Vec<f32> = noise.values(rows.len() * shape.query()).iter().map(|x| 3.0 * x).collect();
+    let (got, want) = (device.attend(rows, &queries), host.attend(rows, &queries));
+    let most = bound(shape, places.len(), 3.0, 1.0, 100.0);
+    assert_near(&got, &want, |_| most, what);
+}
+
+/// Every so many-th row.
+fn some(rows: &[RowPlace], step: usize) -> Vec<RowPlace> {
+    rows.iter().copied().step_by(step).collect()
+}
+
+const FORMS: [Form<'_>; 3] = [(1, 7, &[7; 5]), (37, 7, &[7, 5, 3, 0, 2]), (300, 7, &[7, 7, 0, 4, 0])];
+
+fn trees(sequence: usize) -> Vec<Slot> {
+    tree([32, 20, 31][sequence], [0, 9, 23][sequence])
+}
+
+#[test]
+fn every_slot_of_small_grids_in_all_shapes() {
+    for shape in SHAPES {
+        let rows = Sequences::of(&FORMS).slots(trees);
+        compare(&FORMS, shape, trees, &rows, &format!("{shape:?}"));
+    }
+}
+
+#[test]
+fn wavefronts_of_a_24x24_grid() {
+    let shape = SHAPES[0];
+    let mut frontier = [0; 24];
+    for (r, columns) in frontier.iter_mut().enumerate() {
+        *columns = 24_u32.saturating_sub(5 * (r as u32).saturating_sub(8));
+    }
+    let forms: [Form; 2] = [(40, 24, &frontier), (3, 24, &frontier)];
+    // The four positions ahead of each frontier.
+    let mut rows = Vec::new();
+    for sequence in 0..2 {
+        for (r, &columns) in frontier.iter().enumerate() {
+            let ahead = (columns..24).take(4).map(|c| r as u32 * 24 + c);
+            rows.extend(ahead.map(|p| RowPlace { sequence, slot: Slot::Grid(p) }));
+        }
+    }
+    compare(&forms, shape, |_| Vec::new(), &rows, "wavefront");
+}
+
+#[test]
+fn a_few_rows_of_4096_positions() {
+    let frontier: Vec<u32> = (0..64).map(|r| if r < 40 { 64 } else { 64 - r }).collect();
+    let forms: [Form; 1] = [(20, 64, &frontier)];
+    let rows: Vec<RowPlace> =
+        [4095, 4031, 2600, 2559, 64].map(|p| RowPlace { sequence: 0, slot: Slot::Grid(p) }).to_vec();
+    let shape = AttentionShape { heads: 2, kv_heads: 1, head_dim: 80 };
+    compare(&forms, shape, |_| Vec::new(), &rows, "4096 positions");
+}
+
+#[test]
+fn heads_of_large_models() {
+    for (heads, kv_heads) in [(32, 8), (32, 32)] {
+        let shape = AttentionShape { heads, kv_heads, head_dim: 128 };
+        let forms: [Form; 1] = [(21, 5, &[5, 5, 3, 0, 0, 0, 0])];
+        let rows = some(&Sequences::of(&forms).slots(|_| Vec::new()), 3);
+        compare(&forms, shape, |_| Vec::new(), &rows, &format!("{shape:?}"));
+    }
+}
+
+#[test]
+fn a_row_does_not_depend_on_what_else_is_in_the_launch() {
+    let gpu = backend();
+    for shape in [SHAPES[0], SHAPES[3], SHAPES[4]] {
+        let sequences = Sequences::of(&FORMS);
+        let places = sequences.slots(trees);
+        let mut noise = Noise(7);
+        let qkv = noise.values(places.len() * shape.qkv());
+        let filled = Filled::with(&*gpu, &sequences, &places, shape, &qkv);
+        let cols = shape.query();
+        let queries: Vec<f32> = noise.values(places.len() * cols).iter().map(|x| 3.0 * x).collect();
+        let whole = filled.attend(&places, &queries);
+        // One row, a few rows of a sequence, many rows of all; every row in some batch.
+        for (m, stride) in [(1, 53), (2, 31), (5, 17), (40, 3), (300, 1)] {
+            for start in (0..places.len()).step_by(m * stride) {
+                let chosen: Vec<usize> = (0..m).map(|i| start + i * stride).filter(|i| *i < places.len()).collect();
+                let batch: Vec<RowPlace> = chosen.iter().map(|&i| places[i]).collect();
+                let q: Vec<f32> = chosen.iter().flat_map(|&i| queries[i * cols..][..cols].to_vec()).collect();
+                let got = filled.attend(&batch, &q);
+                for (got, &i) in got.chunks(cols).zip(&chosen) {
+                    let what = format!("{shape:?} {:?} among {m}", places[i]);
+                    assert_same(got, &whole[i * cols..][..cols], &what);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_a_row_does_not_see_does_not_change_a_bit() {
+    let gpu = backend();
+    let shape = SHAPES[1];
+    let sequences = Sequences::of(&FORMS);
+    let places = sequences.slots(trees);
+    let mut noise = Noise(8);
+    let qkv = noise.values(places.len() * shape.qkv());
+    let mut filled = Filled::with(&*gpu, &sequences, &places, shape, &qkv);
+    let q: Vec<f32> = noise.values(shape.query());
+    for place in some(&places, 37) {
+        let before = filled.attend(&[place], &q);
+        let hidden: Vec<RowPlace> = places.iter().copied().filter(|key| !sees(&sequences, place, *key)).collect();
+        filled.store(&hidden, &vec![-1e30; hidden.len() * shape.qkv()]);
+        assert_same(&filled.attend(&[place], &q), &before, &format!("{place:?}"));
+        filled.store(&places, &qkv);
+    }
+}
+
+/// The definition of what a row sees.
+fn sees(sequences: &Sequences, row: RowPlace, key: RowPlace) -> bool {
+    if row.sequence != key.sequence {
+        return false;
+    }
+    let table = &sequences.tables[row.sequence as usize];
+    let committed = |j: u32| j as usize % table.width < table.frontier[j as usize / table.width] as usize;
+    match (row.slot, key.slot) {
+        (Slot::Prefix(i), Slot::Prefix(j)) => j <= i,
+        (Slot::Prefix(_), _) => false,
+        (_, Slot::Prefix(_)) => true,
+        (Slot::Grid(p), Slot::Grid(j)) => {
+            let row = |p: u32| p as usize / table.width;
+            j <= p && (row(j) == row(p) || committed(j))
+        }
+        (Slot::Grid(_), Slot::Scratch { .. }) => false,
+        (Slot::Scratch { at, .. }, Slot::Grid(j)) => j < at && committed(j),
+        (Slot::Scratch { ancestors, .. }, Slot::Scratch { slot, .. }) => ancestors >> slot & 1 == 1,
+    }
+}
+
+#[test]
+fn a_recorded_step_follows_lengths_and_frontiers() {
+    let gpu = backend();
+    let shape = SHAPES[2];
+    let forms: [Form; 2] = [(200, 24, &[24; 24]), (9, 24, &[24; 24])];
+    let mut sequences = Sequences::of(&forms);
+    let places = sequences.slots(|_| Vec::new());
+    let mut noise = Noise(23);
+    let qkv = noise.values(places.len() * shape.qkv());
+    let filled = Filled::with(&*gpu, &sequences, &places, shape, &qkv);
+    let kv = filled.kv;
+    let beside = vec![f32::NAN; 2 * shape.key()];
+    let rows = |at: u32| -> Vec<RowPlace> {
+        (0..4).map(|i| RowPlace { sequence: i / 2, slot: Slot::Grid(at + 24 * (i % 2)) }).collect()
+    };
+    let mut step = set(&*gpu, sequences.step(&rows(0)));
+    let mut x = gpu.tensor(4, shape.qkv()).unwrap();
+    let mut out = gpu.tensor(4, shape.query()).unwrap();
+    for at in [3_u32, 30, 100, 250, 320, 540, 7, 511] {
+        for table in &mut sequences.tables {
+            for (r, columns) in table.frontier.iter_mut().enumerate() {
+                *columns = (at + 30).saturating_sub(24 * r as u32).min(24);
+            }
+        }
+        let queries = noise.values(4 * shape.query());
+        let wide: Vec<f32> = queries.chunks(shape.query()).flat_map(|q| [q, &beside].concat()).collect();
+        gpu.upload(&wide, &mut x);
+        gpu.set_step(sequences.step(&rows(at)), &mut step).unwrap();
+        gpu.run(&mut step, &mut |gpu, step| gpu.attention(&x, step, 1, &kv, &mut out));
+        let replayed = read(&*gpu, &out);
+        let step = set(&*gpu, sequences.step(&rows(at)));
+        gpu.attention(&x, &step, 1, &kv, &mut out);
+        assert_same(&replayed, &read(&*gpu, &out), &format!("at {at}"));
+    }
+}
