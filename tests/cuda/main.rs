@@ -8,6 +8,7 @@ mod errors;
 mod graph;
 mod image;
 mod layouts;
+mod linear;
 mod norm;
 mod rotate;
 mod rows;

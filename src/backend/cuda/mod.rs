@@ -19,7 +19,7 @@ pub use kernels::{ALL, ARCHITECTURES, Fatbin};
 pub use kv::KvPool;
 pub use memory::Buffer;
 pub use ops::draw::Canvas;
-pub use ops::linear::Weight;
+pub use ops::linear::{Fp8, Int4, Weight};
 pub use step::DeviceStep;
 
 use super::{
