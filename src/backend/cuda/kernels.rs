@@ -16,8 +16,6 @@ use crate::backend::Error;
 // What the build script compiled: `ARCHITECTURES`, `ALL`, and a `Fatbin` for each kernels/*.cu, in capitals.
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
-/// Dynamic shared memory that a block may use without asking.
-const SHARED: usize = 48 << 10;
 /// Bytes of the workspace at first.
 const WORKSPACE: usize = 4 << 20;
 const WORKSPACE_NAME: &str = "the workspace of the kernels";
@@ -270,9 +268,10 @@ impl Launcher {
             // SAFETY: the module is loaded and lives as long as this.
             let handle = unsafe { result::module::get_function(module, text) }?;
             args.check(handle, name);
-            functions.insert((fatbin.name, name), Function { handle, shared: SHARED });
+            functions.insert((fatbin.name, name), Function { handle, shared: 0 });
         }
         let function = functions.get_mut(&(fatbin.name, name)).expect("it was inserted");
+        // 48 KiB need no asking, but static shared memory is part of them.
         if shared > function.shared {
             let attribute = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function is of a loaded module.
