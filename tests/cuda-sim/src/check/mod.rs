@@ -80,6 +80,19 @@ pub fn bulk(cx: &mut Cx<'_>, address: u64, length: u64, effect: Effect) -> Resul
     race::global_range(cx.block, cx.grid, cx.warp.id, address, length, effect != Effect::Load, line)
 }
 
+/// Watches a warp give `length` bytes of global memory up, which is a write after which nothing is there.
+pub fn discard(cx: &mut Cx<'_>, address: u64, length: u64) -> Result<(), Fault> {
+    if let Ok(index) = cx.grid.memory.locate(address, length) {
+        let allocation = cx.grid.memory.get(index);
+        if let Some(traffic) = &cx.grid.traffic {
+            traffic.discard(index, allocation, address - allocation.base, length);
+        }
+        allocation.forget_init(address - allocation.base, length);
+    }
+    let line = cx.code.ops[cx.pc as usize].line;
+    race::global_range(cx.block, cx.grid, cx.warp.id, address, length, true, line)
+}
+
 /// Reads must find written bytes; writes make them so.
 fn initialised(cx: &mut Cx<'_>, region: Region, addresses: &Row<u64>, size: u64, effect: Effect) -> Result<(), Fault> {
     for lane in 0..LANES {

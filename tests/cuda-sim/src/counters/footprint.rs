@@ -21,6 +21,12 @@ impl Bits {
         }
     }
 
+    fn remove(&self, word: usize, bits: u64) {
+        if let Some(words) = self.0.get() {
+            words[word].fetch_and(!bits, Ordering::Relaxed);
+        }
+    }
+
     fn word(&self, word: usize) -> u64 {
         self.0.get().map_or(0, |words| words[word].load(Ordering::Relaxed))
     }
@@ -43,6 +49,8 @@ pub struct Footprint {
     written: Bits,
     /// A bit per sector that was read when the launch had not written what was read: memory must deliver it.
     filled: Bits,
+    /// A bit per sector of which a byte was written and not discarded since: memory must take it.
+    dirty: Bits,
 }
 
 /// Distinct bytes and sectors of an allocation.
@@ -60,6 +68,8 @@ pub struct Distinct {
     pub sectors: u64,
     /// Sectors of which a byte was read that the launch had not written before.
     pub filled_sectors: u64,
+    /// Sectors of which a byte was written and not discarded since.
+    pub dirty_sectors: u64,
 }
 
 /// Bytes of a word of a bitmap.
@@ -85,7 +95,16 @@ impl Footprint {
 
     /// Writes a range of an allocation of `size` bytes.
     pub fn write(&self, size: u64, offset: u64, length: u64) {
-        each_word(offset, length, |word, bits| self.written.add(size, word, bits));
+        each_word(offset, length, |word, bits| {
+            self.dirty.add(size.div_ceil(SECTOR), word / 32, halves(bits) << (word % 32 * 2));
+            self.written.add(size, word, bits);
+        });
+    }
+
+    /// Gives the whole sectors of a range up.
+    pub fn discard(&self, offset: u64, length: u64) {
+        let (first, end) = (offset.div_ceil(SECTOR), (offset + length) / SECTOR);
+        each_word(first, end.saturating_sub(first), |word, bits| self.dirty.remove(word, bits));
     }
 
     /// What was touched.
@@ -100,6 +119,7 @@ impl Footprint {
             written_sectors: sectors(&self.written),
             sectors: both.map(|bits| u64::from(bits.count_ones())).sum(),
             filled_sectors: self.filled.count(),
+            dirty_sectors: self.dirty.count(),
         }
     }
 }
@@ -123,6 +143,7 @@ mod tests {
             written_sectors: 1,
             sectors: 4,
             filled_sectors: 3,
+            dirty_sectors: 1,
         };
         assert_eq!(footprint.distinct(), want);
     }

@@ -75,6 +75,18 @@ impl L2 {
         }
     }
 
+    /// Gives the whole lines of a range up: nothing of them is owed to memory.
+    pub fn discard(&self, address: u64, length: u64) {
+        for line in address.div_ceil(LINE)..(address + length) / LINE {
+            let set = self.set(line);
+            let mut shard = lock(&self.shards[(set % SHARDS) as usize]);
+            let first = (set / SHARDS) as usize * WAYS;
+            if let Some(way) = (first..first + WAYS).find(|&way| shard.tags[way] == line + 1) {
+                shard.dirty[way] = 0;
+            }
+        }
+    }
+
     /// A set for a line: spread, so that rows of a matrix whose length is a power of two do not share few sets.
     fn set(&self, line: u64) -> u64 {
         let spread = line.wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -192,6 +204,11 @@ mod tests {
         assert_eq!(l2.moved().read, 0);
         l2.access(96, 4, true, false);
         assert_eq!(l2.moved(), Moved { read: 1, written: 3 });
+        // Given up, it is not owed; the line that is given up in part is.
+        let given_up = L2::new(16 * 128);
+        given_up.access(0, 256, false, true);
+        given_up.discard(0, 255);
+        assert_eq!(given_up.moved(), Moved { read: 0, written: 4 });
         // Replaced once, then written again.
         (2..18).for_each(|line| l2.access(line * 128, 32, true, false));
         l2.access(100, 4, true, true);

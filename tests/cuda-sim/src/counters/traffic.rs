@@ -77,6 +77,16 @@ impl Traffic {
         }
     }
 
+    /// A range inside an allocation whose bytes mean nothing any more: they are not owed to memory.
+    pub fn discard(&self, index: usize, allocation: &Allocation, offset: u64, length: u64) {
+        if let Some(footprint) = self.footprints[index].get() {
+            footprint.discard(offset, length);
+        }
+        if let Some(l2) = &self.l2 {
+            l2.discard(allocation.base + offset, length);
+        }
+    }
+
     /// Adds up what was noted.
     pub fn total<'p>(&self, memory: &View, parts: impl Iterator<Item = &'p [Asked]> + Clone) -> Total {
         let mut total = Total::default();
@@ -96,7 +106,7 @@ impl Traffic {
         total.simulated = total.distinct_sectors * SECTOR > self.l2_bytes;
         total.dram = match &self.l2 {
             Some(l2) if total.simulated => l2.moved(),
-            _ => Moved { read: all(|d| d.filled_sectors), written: all(|d| d.written_sectors) },
+            _ => Moved { read: all(|d| d.filled_sectors), written: all(|d| d.dirty_sectors) },
         };
         total
     }

@@ -13,6 +13,7 @@ mod cluster;
 pub mod compare;
 pub mod convert;
 mod convert_packed;
+mod discard;
 pub mod exact;
 pub mod float;
 pub mod flow;
@@ -60,6 +61,7 @@ pub const FAMILIES: &[Family] = &[
     video::lower,
     moves::lower,
     load_store::lower,
+    discard::lower,
     matrix::lower,
     mbarrier::lower,
     async_copy::lower,

@@ -45,7 +45,7 @@ unsafe impl Sync for Allocation {}
 /// Above this the bytes are left as the system gives them (zero), so that a large pool costs no memory until it is used.
 const POISON_LIMIT: u64 = 64 << 20;
 /// Fresh memory: NaN in every float type.
-const POISON: u8 = 0xff;
+pub const POISON: u8 = 0xff;
 
 impl Allocation {
     pub(super) fn new(base: u64, size: u64, align: u64, origin: Origin, track_init: bool) -> Option<Allocation> {
@@ -137,6 +137,13 @@ impl Allocation {
                     self.init[word].fetch_or(bits, Ordering::Relaxed);
                 }
             });
+        }
+    }
+
+    /// Marks a range as never written.
+    pub fn forget_init(&self, offset: u64, length: u64) {
+        if self.tracks_init() {
+            each_word(offset, length, |word, bits| _ = self.init[word].fetch_and(!bits, Ordering::Relaxed));
         }
     }
 
