@@ -9,12 +9,15 @@ use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
 
 use super::gate::{Entered, Gate};
 use super::kernels;
+use super::memory::refused;
 use crate::backend::Error;
 
 /// The lowest compute capability that the kernels run on.
 const LOWEST: (i32, i32) = (8, 0);
 /// The driver that takes the kernels' PTX.
 const DRIVER: i32 = 13000;
+/// Bytes of the inbox.
+pub(super) const INBOX: usize = 16 << 10;
 
 /// A device and its stream, shared by everything that lives on it.
 pub struct Device {
@@ -29,6 +32,8 @@ pub struct Device {
     /// What failed first; the device is of no use after that.
     failure: Mutex<Option<Error>>,
     gate: Gate,
+    /// Pinned memory of the host for what comes back from a step: [`INBOX`] bytes, used inside the gate.
+    inbox: *mut u8,
     /// Whether the thread that is inside the gate records a step.
     recording: AtomicBool,
     pub(super) counters: Counters,
@@ -104,11 +109,15 @@ impl Device {
             shared,
             failure: Mutex::default(),
             gate: Gate::default(),
+            inbox: std::ptr::null_mut(),
             recording: AtomicBool::new(false),
             counters: Counters::default(),
         };
         let kind = result::stream::StreamKind::NonBlocking;
         opened.stream = opened.call(|| result::stream::create(kind)).map_err(none)?;
+        // SAFETY: it is freed once, on drop.
+        let inbox = opened.call(|| unsafe { result::malloc_host(INBOX, 0) });
+        opened.inbox = inbox.map_err(|e| refused(&opened, e, INBOX, "what comes back from a step"))?.cast();
         Ok(Arc::new(opened))
     }
 
@@ -176,6 +185,11 @@ impl Device {
     /// Says whether a step is recorded, by the thread that is inside.
     pub(super) fn set_recording(&self, recording: bool) {
         self.recording.store(recording, Ordering::Relaxed);
+    }
+
+    /// The pinned memory for what comes back, which is the caller's as long as it is inside the gate.
+    pub(super) fn inbox(&self) -> *mut u8 {
+        self.inbox
     }
 
     /// The stream of all work.
@@ -246,6 +260,9 @@ impl Drop for Device {
             if !self.stream.is_null() {
                 let _ = self.call(|| result::stream::synchronize(self.stream));
                 let _ = self.call(|| result::stream::destroy(self.stream));
+            }
+            if !self.inbox.is_null() {
+                let _ = self.call(|| result::free_host(self.inbox.cast()));
             }
             let _ = result::primary_ctx::release(self.device);
         }

@@ -9,7 +9,7 @@ use bytemuck::{AnyBitPattern, NoUninit};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUresult};
 
-use super::device::{Device, count_one};
+use super::device::{Device, INBOX, count_one};
 use crate::backend::Error;
 
 /// An allocation of the device, freed when nobody holds it: neither a [`Buffer`] nor a recorded graph.
@@ -49,7 +49,7 @@ impl Drop for Allocation {
 }
 
 /// The error for an allocation that failed: what was needed, and what there is.
-fn refused(device: &Device, error: DriverError, bytes: usize, what: &str) -> Error {
+pub(super) fn refused(device: &Device, error: DriverError, bytes: usize, what: &str) -> Error {
     if error.0 != CUresult::CUDA_ERROR_OUT_OF_MEMORY {
         return device.failed_with(device.error(error, &format!("allocating {what}")));
     }
@@ -178,16 +178,29 @@ impl<T> Buffer<T> {
         let device = self.device();
         assert!(!device.is_recording(), "values are read inside a step");
         device.check()?;
+        let bytes = len * size_of::<T>();
         let mut data = vec![T::zeroed(); len];
-        if len > 0 {
-            count_one(&device.counters.downloads);
-            // SAFETY: the range is inside the allocation; the copy is waited for before `data` is used or dropped.
-            let outcome =
-                device.call(|| unsafe { result::memcpy_dtoh_async(&mut data, self.address(), device.stream()) });
-            // Whatever it says, what was queued may still write: wait for it.
-            let waited = device.synchronize();
-            outcome.map_err(|e| device.failed_with(device.error(e, "copying to the host")))?;
-            waited?;
+        if bytes == 0 {
+            return Ok(data);
+        }
+        count_one(&device.counters.downloads);
+        let _inside = device.enter();
+        // What is small comes through pinned memory: the driver would copy it twice otherwise, and wait in between.
+        let small = bytes <= INBOX;
+        let to = if small { device.inbox() } else { data.as_mut_ptr().cast::<u8>() };
+        // SAFETY: both ranges are inside their allocations; the copy is waited for before either is used or dropped, and
+        // nobody else uses the inbox meanwhile.
+        let outcome = device.call(|| unsafe {
+            let to = std::slice::from_raw_parts_mut(to, bytes);
+            result::memcpy_dtoh_async(to, self.address(), device.stream())
+        });
+        // Whatever it says, what was queued may still write: wait for it.
+        let waited = device.synchronize();
+        outcome.map_err(|e| device.failed_with(device.error(e, "copying to the host")))?;
+        waited?;
+        if small {
+            // SAFETY: the inbox holds so many bytes, written by the copy; any bytes are values of `T`.
+            unsafe { std::ptr::copy_nonoverlapping(to, data.as_mut_ptr().cast::<u8>(), bytes) };
         }
         Ok(data)
     }
