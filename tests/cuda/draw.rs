@@ -73,7 +73,7 @@ struct Easel<B: Backend> {
 
 impl<B: Backend> Easel<B> {
     fn new(b: &B, case: &Case, positions: usize, draws: usize) -> Self {
-        let capacity = Capacity { rows: 4 * draws, sequences: 1, sources: 4 * draws, ..Capacity::default() };
+        let capacity = Capacity { rows: positions, sequences: 1, sources: positions, ..Capacity::default() };
         let mut canvas = b.canvas(1, positions, case.vocab, true).unwrap();
         let tokens: Vec<u32> = (0..positions).map(|p| (p * 13 % case.vocab) as u32).collect();
         b.set_tokens(&mut canvas, 0, &tokens).unwrap();
