@@ -20,6 +20,7 @@ struct Chunk {
   __device__ __forceinline__ void sum(uint32_t groups, float *scratch, float *sums, Of of) const {
     const uint32_t channels = vectors * N;
     Floats<N> total = {};
+#pragma unroll 4
     for (uint32_t i = 0; i < mine; ++i) {
       const Floats<N> values = x[(size_t)i * slots * vectors];
 #pragma unroll
@@ -32,6 +33,7 @@ struct Chunk {
     __syncthreads();
     for (uint32_t channel = threadIdx.x; channel < channels; channel += blockDim.x) {
       float column_total = 0.0f;
+#pragma unroll 4
       for (uint32_t slot = 0; slot < slots; ++slot) column_total += scratch[slot * channels + channel];
       scratch[channel] = column_total;  // slot 0 of this channel, which nobody else reads
     }
@@ -39,6 +41,7 @@ struct Chunk {
     const uint32_t size = channels / groups;
     for (uint32_t group = threadIdx.x; group < groups; group += blockDim.x) {
       float group_total = 0.0f;
+#pragma unroll 4
       for (uint32_t i = 0; i < size; ++i) group_total += scratch[group * size + i];
       sums[group] = group_total;
     }
