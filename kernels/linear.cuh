@@ -222,6 +222,94 @@ struct Rounded {
   }
 };
 
+// ---- The end of a block ----
+
+// What becomes of the sums that kThreads threads of a block hold: kNT tiles of 16 outputs by kMT tiles of eight tokens for
+// each warp, as mma leaves them.
+template <class Format, int kThreads, int kNT, int kMT>
+struct Sums {
+  // The threads that hold sums wait for each other: not all of the block where other warps copy.
+  __device__ static __forceinline__ void together() { asm volatile("bar.sync 1, %0;" ::"n"(kThreads) : "memory"); }
+
+  // Leaves the sums of a part; the block that finds all parts there adds them up, in their order. Whether this is it.
+  __device__ static __forceinline__ bool add_parts(const LinearArgs &args, float (&sums)[kNT][kMT][4], uint32_t slot,
+                                                   uint32_t part, uint32_t thread, uint32_t mw, uint32_t rows) {
+    constexpr uint32_t kPart = kNT * kMT * kThreads;
+    float4 *mine = args.partial + size_t(slot) * args.parts * kPart + thread;
+#pragma unroll
+    for (int j = 0; j < kMT; j++)
+      if ((mw * kMT + j) * 8 < rows) {
+#pragma unroll
+        for (int i = 0; i < kNT; i++) {
+          const float(&s)[4] = sums[i][j];
+          __stcg(mine + size_t(part) * kPart + (j * kNT + i) * kThreads, make_float4(s[0], s[1], s[2], s[3]));
+        }
+      }
+    // The ring is free once all are here: a word of it tells them whether they are the last.
+    extern __shared__ __align__(1024) uint8_t storage[];
+    volatile uint32_t *last = reinterpret_cast<uint32_t *>(storage);
+    __threadfence();
+    together();
+    if (thread == 0) {
+      *last = atomicAdd(args.arrived + slot, 1) == args.parts - 1;
+      if (*last) args.arrived[slot] = 0;  // for the next launch
+    }
+    together();
+    if (!*last) return false;
+    __threadfence();
+#pragma unroll 1
+    for (uint32_t p = 0; p < args.parts; p++) {
+#pragma unroll
+      for (int j = 0; j < kMT; j++)
+        if ((mw * kMT + j) * 8 < rows) {
+#pragma unroll
+          for (int i = 0; i < kNT; i++) {
+            const float4 v = __ldcg(mine + size_t(p) * kPart + (j * kNT + i) * kThreads);
+            float(&s)[4] = sums[i][j];
+            s[0] = p == 0 ? v.x : s[0] + v.x;
+            s[1] = p == 0 ? v.y : s[1] + v.y;
+            s[2] = p == 0 ? v.z : s[2] + v.z;
+            s[3] = p == 0 ? v.w : s[3] + v.w;
+          }
+        }
+    }
+    return true;
+  }
+
+  // `column_a` and `column_b` are the outputs of the warp's tiles; a group's first tile may begin before its outputs.
+  __device__ static __forceinline__ void finish(const LinearArgs &args, const float (&sums)[kNT][kMT][4],
+                                                uint32_t column_a, uint32_t column_b, uint32_t begin, uint32_t rows,
+                                                uint32_t first_row, uint32_t mw, uint32_t lane) {
+    const bool swiglu = args.epilogue == LINEAR_SWIGLU;
+#pragma unroll
+    for (int i = 0; i < kNT; i++) {
+      if (swiglu && i == 1) break;
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        const uint32_t column = (i == 0 ? column_a : column_b) + lane / 4 + half * 8;
+        if (column >= args.n) continue;  // or before the first, as an unsigned number
+        const uint32_t row = first_row + column;
+        const float bias = args.bias ? args.bias[row] : 0.0f;
+        uint32_t token = mw * kMT * 8 + lane % 4 * 2;
+        float *out = args.out + size_t(begin + token) * args.n + column;
+#pragma unroll
+        for (int j = 0; j < kMT; j++, token += 8, out += size_t(args.n) * 8)
+#pragma unroll
+          for (int e = 0; e < 2; e++) {
+            if (token + e >= rows) continue;
+            float v = Format::finish(args.scale_a, row, sums[i][j][half * 2 + e]) + bias;
+            if (swiglu) {
+              const float up = Format::finish(args.scale_b, row, sums[kNT - 1][j][half * 2 + e]);
+              v = __fdividef(v, 1.0f + expf(-v)) * up;  // within 2 ulp of the quotient
+            }
+            float *to = out + (e ? args.n : 0);
+            *to = args.epilogue == LINEAR_ADD ? *to + v : v;
+          }
+      }
+    }
+  }
+};
+
 // ---- The kernel ----
 
 template <class Format, template <int, int> class Tokens, int kNW, int kMW, int kNT, int kMT, int kKS, int kStages>
@@ -233,6 +321,7 @@ struct Linear {
   static constexpr int kTileBytes = kUnits * 512;
   static constexpr int kWeightBytes = kTiles * kTileBytes;
   using X = Tokens<kRows, kKS>;
+  using End = Sums<Format, kThreads, kNT, kMT>;
   static constexpr int kStageBytes = kWeightBytes + X::kBytes;
   static constexpr int kChunks = kTileBytes / 16;                 // of a tile in a stage
   static constexpr int kPasses = kTiles * kChunks / kThreads;     // copies of a thread
@@ -284,7 +373,7 @@ struct Linear {
   }
 
   __device__ static __forceinline__ void run(const LinearArgs &args) {
-    extern __shared__ __align__(128) uint8_t storage[];
+    extern __shared__ __align__(1024) uint8_t storage[];
     const uint32_t ring = shared_address(storage);
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const uint32_t nw = warp % kNW, mw = warp / kNW;
@@ -372,9 +461,9 @@ struct Linear {
 
     if (args.parts > 1) {
       const uint32_t slot = (group * (gridDim.x / (args.parts * args.row_blocks)) + column_block) * args.row_blocks + row_block;
-      if (!add_parts(args, sums, slot, part, mw, rows)) return;
+      if (!End::add_parts(args, sums, slot, part, threadIdx.x, mw, rows)) return;
     }
-    finish(args, sums, tile_a * 16 - first_row, tile_b * 16 - first_row, begin, rows, first_row, mw, lane);
+    End::finish(args, sums, tile_a * 16 - first_row, tile_b * 16 - first_row, begin, rows, first_row, mw, lane);
   }
 
   __device__ static __forceinline__ void multiply(float (&sums)[kNT][kMT][4], uint32_t stage, uint32_t nw, uint32_t mw,
@@ -418,92 +507,15 @@ struct Linear {
       }
     }
   }
-
-  // Leaves the sums of a part; the block that finds all parts there adds them up, in their order. Whether this is it.
-  __device__ static __forceinline__ bool add_parts(const LinearArgs &args, float (&sums)[kNT][kMT][4], uint32_t slot,
-                                                   uint32_t part, uint32_t mw, uint32_t rows) {
-    constexpr uint32_t kPart = kNT * kMT * kThreads;
-    float4 *mine = args.partial + size_t(slot) * args.parts * kPart + threadIdx.x;
-#pragma unroll
-    for (int j = 0; j < kMT; j++)
-      if ((mw * kMT + j) * 8 < rows) {
-#pragma unroll
-        for (int i = 0; i < kNT; i++) {
-          const float(&s)[4] = sums[i][j];
-          __stcg(mine + size_t(part) * kPart + (j * kNT + i) * kThreads, make_float4(s[0], s[1], s[2], s[3]));
-        }
-      }
-    // The ring is free once all are here: a word of it tells them whether they are the last.
-    extern __shared__ __align__(128) uint8_t storage[];
-    volatile uint32_t *last = reinterpret_cast<uint32_t *>(storage);
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      *last = atomicAdd(args.arrived + slot, 1) == args.parts - 1;
-      if (*last) args.arrived[slot] = 0;  // for the next launch
-    }
-    __syncthreads();
-    if (!*last) return false;
-    __threadfence();
-#pragma unroll 1
-    for (uint32_t p = 0; p < args.parts; p++) {
-#pragma unroll
-      for (int j = 0; j < kMT; j++)
-        if ((mw * kMT + j) * 8 < rows) {
-#pragma unroll
-          for (int i = 0; i < kNT; i++) {
-            const float4 v = __ldcg(mine + size_t(p) * kPart + (j * kNT + i) * kThreads);
-            float(&s)[4] = sums[i][j];
-            s[0] = p == 0 ? v.x : s[0] + v.x;
-            s[1] = p == 0 ? v.y : s[1] + v.y;
-            s[2] = p == 0 ? v.z : s[2] + v.z;
-            s[3] = p == 0 ? v.w : s[3] + v.w;
-          }
-        }
-    }
-    return true;
-  }
-
-  // `column_a` and `column_b` are the outputs of the warp's tiles; a group's first tile may begin before its outputs.
-  __device__ static __forceinline__ void finish(const LinearArgs &args, const float (&sums)[kNT][kMT][4],
-                                                uint32_t column_a, uint32_t column_b, uint32_t begin, uint32_t rows,
-                                                uint32_t first_row, uint32_t mw, uint32_t lane) {
-    const bool swiglu = args.epilogue == LINEAR_SWIGLU;
-#pragma unroll
-    for (int i = 0; i < kNT; i++) {
-      if (swiglu && i == 1) break;
-#pragma unroll
-      for (int half = 0; half < 2; half++) {
-        const uint32_t column = (i == 0 ? column_a : column_b) + lane / 4 + half * 8;
-        if (column >= args.n) continue;  // or before the first, as an unsigned number
-        const uint32_t row = first_row + column;
-        const float bias = args.bias ? args.bias[row] : 0.0f;
-        uint32_t token = mw * kMT * 8 + lane % 4 * 2;
-        float *out = args.out + size_t(begin + token) * args.n + column;
-#pragma unroll
-        for (int j = 0; j < kMT; j++, token += 8, out += size_t(args.n) * 8)
-#pragma unroll
-          for (int e = 0; e < 2; e++) {
-            if (token + e >= rows) continue;
-            float v = Format::finish(args.scale_a, row, sums[i][j][half * 2 + e]) + bias;
-            if (swiglu) {
-              const float up = Format::finish(args.scale_b, row, sums[kNT - 1][j][half * 2 + e]);
-              v = __fdividef(v, 1.0f + expf(-v)) * up;  // within 2 ulp of the quotient
-            }
-            float *to = out + (e ? args.n : 0);
-            *to = args.epilogue == LINEAR_ADD ? *to + v : v;
-          }
-      }
-    }
-  }
 };
 
 // One entry point: the parameters are those of LinearArgs, in its order.
-#define WEFT_LINEAR(name, min_blocks, ...)                                                                         \
-  extern "C" __global__ void __launch_bounds__((Linear<__VA_ARGS__>::kThreads), min_blocks)                        \
+#define WEFT_LINEAR(name, min_blocks, ...) WEFT_LINEAR_ENTRY(name, min_blocks, Linear<__VA_ARGS__>)
+#define WEFT_LINEAR_ENTRY(name, min_blocks, ...)                                                                   \
+  extern "C" __global__ void __launch_bounds__((__VA_ARGS__::kThreads), min_blocks)                                \
       name(float *out, const void *x, WeftRows rows, const uint32_t *groups, const uint4 *a, const uint4 *b,       \
            const void *scale_a, const void *scale_b, const float *bias, uint32_t n, uint32_t k, uint32_t row_blocks, \
            uint32_t tiles, uint32_t part, uint32_t parts, uint32_t epilogue, float4 *partial, uint32_t *arrived) { \
-    Linear<__VA_ARGS__>::run({out, x, rows, groups, a, b, scale_a, scale_b, bias, n, k, row_blocks, tiles, part,   \
+    __VA_ARGS__::run({out, x, rows, groups, a, b, scale_a, scale_b, bias, n, k, row_blocks, tiles, part,   \
                               parts, epilogue, partial, arrived});                                                 \
   }

@@ -13,7 +13,7 @@ use super::super::{CudaBackend, DeviceStep, Tensor, Vector};
 use crate::backend::{Epilogue, Error, Grouping};
 use half::bf16;
 use variants::Variant;
-use weight::Split;
+use weight::{Format, Split};
 
 /// What the kernels call the epilogues.
 const STORE: u32 = 0;
@@ -31,7 +31,18 @@ struct Product<'a> {
 impl CudaBackend {
     /// See [`Backend::weight`](crate::backend::Backend::weight).
     pub(in crate::backend::cuda) fn op_weight(&self, data: &[bf16], n: usize, k: usize) -> Result<Weight, Error> {
-        Weight::bf16(&self.device, data, n, k)
+        Weight::bf16(&self.device, Format::Bf16, data, n, k)
+    }
+
+    /// A bf16 weight for products with many rows (some hundred in most steps, as when many requests share a step): on
+    /// Hopper they are made by wgmma; elsewhere this is [`Backend::weight`](crate::backend::Backend::weight).
+    ///
+    /// The two kinds may differ in the last bit of a product, so one kind is chosen for a weight and serves all its
+    /// products, whatever their rows. This one rounds the input in a launch of its own even for a single row, and cannot
+    /// be a stack of groups.
+    pub fn weight_for_many_rows(&self, data: &[bf16], n: usize, k: usize) -> Result<Weight, Error> {
+        let format = if self.device.capability().0 == 9 { Format::Bf16Hopper } else { Format::Bf16 };
+        Weight::bf16(&self.device, format, data, n, k)
     }
 
     /// A weight in fp8: half the memory and half the time of a product with few rows.
@@ -87,6 +98,7 @@ impl CudaBackend {
             Grouping::One => (1, Held { value: std::ptr::null(), memory: None }),
             Grouping::By(step) => (w.n() / out.cols, step.groups()),
         };
+        assert!(count == 1 || w.format() != Format::Bf16Hopper, "a weight for many rows is not a stack of groups");
         let n = w.n() / count.max(1);
         assert!(count > 0 && n * count == w.n(), "{} outputs are not groups of {}", w.n(), out.cols);
         match epilogue {

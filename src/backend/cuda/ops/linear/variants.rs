@@ -27,12 +27,15 @@ impl Variant {
     /// does not depend on the choice.
     pub(super) fn choose(format: Format, two: bool, rows: usize) -> &'static Variant {
         let all = match format {
-            Format::Bf16 => &BF16,
-            Format::Fp8 => &FP8,
-            Format::Int4 => &INT4,
+            Format::Bf16 => &BF16[..],
+            Format::Fp8 => &FP8[..],
+            Format::Int4 => &INT4[..],
+            Format::Bf16Hopper => &HOPPER,
         };
-        let fits = |v: &&Variant| (v.sides == 2 || !two) && v.rows >= rows;
-        all.iter().find(fits).unwrap_or(&all[all.len() - 1])
+        let serves = |v: &&Variant| v.sides == 2 || !two;
+        let fits = |v: &&Variant| serves(v) && v.rows >= rows;
+        let largest = || all.iter().rfind(serves);
+        all.iter().find(fits).or_else(largest).unwrap_or(&all[0])
     }
 
     /// Outputs of a block.
@@ -68,6 +71,12 @@ const fn fp8(name: &'static str, rounded: bool, shape: Shape) -> Variant {
 
 const fn int4(name: &'static str, rounded: bool, shape: Shape) -> Variant {
     variant(&kernels::LINEAR_INT4, 64, name, rounded, shape)
+}
+
+/// A variant for Hopper: two warp groups multiply, a third copies; stages of 64 columns, two barriers for each.
+const fn hopper(name: &'static str, sides: usize, rows: usize, stages: usize) -> Variant {
+    let shared = stages * (sides * 8 * 2048 + rows * 128 + 16);
+    Variant { fatbin: &kernels::LINEAR_HOPPER, name, rows, threads: 384, shared, rounded: true, tiles: 8, sides }
 }
 
 // Ascending rows. One weight alone takes narrow blocks while rows are few: more blocks, each with less to wait for.
@@ -106,4 +115,13 @@ static INT4: [Variant; 10] = [
     int4("weft_linear_int4_two_96", true, Shape(4, 2, 2, 6, 64, 5)),
     int4("weft_linear_int4_two_144", true, Shape(4, 2, 2, 9, 64, 4)),
     int4("weft_linear_int4_two_192", true, Shape(4, 2, 2, 12, 64, 3)),
+];
+static HOPPER: [Variant; 7] = [
+    hopper("weft_linear_hopper_8", 1, 8, 8),
+    hopper("weft_linear_hopper_two_8", 2, 8, 6),
+    hopper("weft_linear_hopper_48", 1, 48, 8),
+    hopper("weft_linear_hopper_two_48", 2, 48, 5),
+    hopper("weft_linear_hopper_96", 1, 96, 6),
+    hopper("weft_linear_hopper_two_96", 2, 96, 4),
+    hopper("weft_linear_hopper_144", 1, 144, 6),
 ];

@@ -19,6 +19,8 @@ const ROW_BLOCKS: usize = 8;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
     Bf16,
+    /// The same bytes, for the products of Hopper.
+    Bf16Hopper,
     Fp8,
     Int4,
 }
@@ -27,7 +29,7 @@ impl Format {
     /// Steps of 16 columns in a unit.
     fn steps(self) -> usize {
         match self {
-            Format::Bf16 => 1,
+            Format::Bf16 | Format::Bf16Hopper => 1,
             Format::Fp8 => 2,
             Format::Int4 => 4,
         }
@@ -49,10 +51,16 @@ pub struct Weight {
 }
 
 impl Weight {
-    pub(super) fn bf16(device: &Arc<Device>, data: &[bf16], n: usize, k: usize) -> Result<Weight, Error> {
+    pub(super) fn bf16(
+        device: &Arc<Device>,
+        format: Format,
+        data: &[bf16],
+        n: usize,
+        k: usize,
+    ) -> Result<Weight, Error> {
         assert_eq!(data.len(), n * k, "weight is not [{n}, {k}]");
-        let words = pack(n, k, Format::Bf16, |row, col| u32::from(data[row * k + col].to_bits()));
-        Self::new(device, Format::Bf16, &words, None, n, k)
+        let words = pack(n, k, format, |row, col| u32::from(data[row * k + col].to_bits()));
+        Self::new(device, format, &words, None, n, k)
     }
 
     pub(super) fn fp8(device: &Arc<Device>, weight: &Fp8) -> Result<Weight, Error> {
@@ -147,7 +155,7 @@ fn pack(n: usize, k: usize, format: Format, value: impl Fn(usize, usize) -> u32 
 /// and a mask, leaves them in the two halves of a word.
 fn place(format: Format, step: usize, register: usize, pair: usize) -> (usize, usize) {
     match format {
-        Format::Bf16 => (register, 16 * pair),
+        Format::Bf16 | Format::Bf16Hopper => (register, 16 * pair),
         Format::Fp8 => (2 * step + register / 2, 8 * (register % 2) + 16 * pair),
         Format::Int4 => (step, 4 * register + 16 * pair),
     }
