@@ -124,8 +124,18 @@ impl Snippet {
                 continue;
             }
             let counters = &mut Counters::default();
-            let mut cx =
-                Cx { warp: &mut self.warp, code, mask, pc: pc as u32, block, grid: &grid, counters, fault: None };
+            let mut cx = Cx {
+                warp: &mut self.warp,
+                code,
+                mask,
+                pc: pc as u32,
+                block,
+                grid: &grid,
+                counters,
+                fault: None,
+                turn: None,
+                repeats: Default::default(),
+            };
             // SAFETY: `run` was chosen by `simd::choose` on this machine.
             let flow = unsafe { (op.run)(&mut cx, op) };
             assert_eq!(flow, Flow::Next, "PTX line {}: {:?}", op.line, cx.fault);

@@ -1,7 +1,9 @@
 //! Checks and costly counts: what is looked for beside the results.
 
+mod cells;
 mod clock;
 pub mod race;
+mod runs;
 mod shadow;
 #[cfg(test)]
 mod tests;
@@ -10,12 +12,14 @@ pub mod traffic;
 use crate::code::Flow;
 pub use crate::device::Checks;
 use crate::machine::access::{Access, Effect, Region};
+use crate::machine::async_queue::active;
 use crate::machine::cluster;
 use crate::machine::fault::{Fault, Kind};
-use crate::machine::{Cx, LANES, Row};
+use crate::machine::{Cx, LANES, Repeats, Row};
+use runs::{Runs, lane_of};
 
-/// Watches an access of the executing lanes before it happens: `size` bytes at every address. Those of lanes that do not
-/// execute equal that of one that does.
+/// Watches an access of the executing lanes before it happens: `size` bytes at every address, which are inside memory or
+/// will be refused. Those of lanes that do not execute equal that of one that does.
 #[inline(never)]
 pub fn observe(
     cx: &mut Cx<'_>,
@@ -25,18 +29,82 @@ pub fn observe(
     effect: Effect,
     access: Access,
 ) -> Option<Flow> {
+    if !matches!(region, Region::Global | Region::Shared) {
+        return None;
+    }
     if region == Region::Shared && addresses.iter().any(|&address| cluster::split(address).0.is_some()) {
         return if cx.grid.checks.init { in_cluster(cx, addresses, size, effect).err() } else { None };
     }
     if cx.grid.traffic.is_some() {
         traffic::count(cx, region, addresses, size, effect);
     }
-    if cx.grid.checks.init
-        && let Err(fault) = initialised(cx, region, addresses, size, effect)
-    {
+    let runs = Runs::of(cx.mask, addresses, size);
+    let Checks { init, race, .. } = cx.grid.checks;
+    let mut found = Ok(());
+    if init && effect != Effect::Store {
+        found = initialised(cx, region, &runs, size);
+    }
+    if race && found.is_ok() {
+        found = race::access(cx, region, &runs, addresses, effect, access);
+    }
+    if let Err(mut fault) = found {
+        fault.lane = fault.address.and_then(|at| lane_of(cx.mask, addresses, size, at));
         return Some(cx.fail(fault));
     }
-    if cx.grid.checks.race { race::access(cx, region, addresses, size, effect, access) } else { None }
+    if init && effect != Effect::Load {
+        written(cx, region, &runs);
+    }
+    None
+}
+
+/// Watches a store that is about to happen at checked addresses: `parts` elements of some bytes each, whose bits `bits` gives
+/// by lane and element. `distinct` says that no two lanes write to one place.
+#[inline(never)]
+pub fn stored(
+    cx: &mut Cx<'_>,
+    addresses: &Row<u64>,
+    distinct: bool,
+    (size, parts): (usize, usize),
+    bits: &dyn Fn(usize, usize) -> u64,
+) -> Option<Flow> {
+    if let Repeats::Doubted(fault) = std::mem::take(&mut cx.repeats)
+        && !repeats(cx, addresses, (size, parts), bits)
+    {
+        return Some(cx.fail(*fault));
+    }
+    if distinct {
+        return None;
+    }
+    let same = |a: usize, b: usize| (0..parts).all(|k| bits(a, k) == bits(b, k));
+    let (other, lane) = quarrel(cx.mask, addresses, &same)?;
+    let message = format!("lanes {other} and {lane} of a store write different values to one place");
+    let fault = Fault { address: Some(addresses[lane]), ..Fault::new(Kind::Race, message) };
+    Some(cx.fail(fault.at_lane(lane as u32)))
+}
+
+/// Whether a store to shared memory would change nothing.
+fn repeats(
+    cx: &Cx<'_>,
+    addresses: &Row<u64>,
+    (size, parts): (usize, usize),
+    bits: &dyn Fn(usize, usize) -> u64,
+) -> bool {
+    active(cx.mask).all(|lane| {
+        let there = cx.block.shared.get(addresses[lane], (size * parts) as u64);
+        there.is_some_and(|bytes| {
+            bytes.chunks(size).enumerate().all(|(k, part)| part == &bits(lane, k).to_le_bytes()[..size])
+        })
+    })
+}
+
+/// Two lanes that store different values to one place: which of them stays is left open (PTX ISA, `st`).
+fn quarrel(mask: u32, addresses: &Row<u64>, same: &dyn Fn(usize, usize) -> bool) -> Option<(usize, usize)> {
+    if active(mask).is_sorted_by(|a, b| addresses[*a] < addresses[*b]) {
+        return None;
+    }
+    let mut pairs =
+        active(mask).flat_map(|lane| active(mask).take_while(move |&other| other < lane).map(move |o| (o, lane)));
+    pairs.find(|&(other, lane)| addresses[other] == addresses[lane] && !same(other, lane))
 }
 
 /// The same in the shared memory of other blocks of the cluster, where only uninitialised reads are looked for.
@@ -82,6 +150,9 @@ pub fn bulk(cx: &mut Cx<'_>, address: u64, length: u64, effect: Effect) -> Resul
 
 /// Watches a warp give `length` bytes of global memory up, which is a write after which nothing is there.
 pub fn discard(cx: &mut Cx<'_>, address: u64, length: u64) -> Result<(), Fault> {
+    // First, as it saves what is there if the launch may have to run again.
+    let line = cx.code.ops[cx.pc as usize].line;
+    race::global_range(cx.block, cx.grid, cx.warp.id, address, length, true, line)?;
     if let Ok(index) = cx.grid.memory.locate(address, length) {
         let allocation = cx.grid.memory.get(index);
         if let Some(traffic) = &cx.grid.traffic {
@@ -89,45 +160,46 @@ pub fn discard(cx: &mut Cx<'_>, address: u64, length: u64) -> Result<(), Fault> 
         }
         allocation.forget_init(address - allocation.base, length);
     }
-    let line = cx.code.ops[cx.pc as usize].line;
-    race::global_range(cx.block, cx.grid, cx.warp.id, address, length, true, line)
+    Ok(())
 }
 
-/// Reads must find written bytes; writes make them so.
-fn initialised(cx: &mut Cx<'_>, region: Region, addresses: &Row<u64>, size: u64, effect: Effect) -> Result<(), Fault> {
-    for lane in 0..LANES {
-        if cx.mask >> lane & 1 == 0 {
+/// Reads must find written bytes.
+fn initialised(cx: &mut Cx<'_>, region: Region, runs: &Runs, size: u64) -> Result<(), Fault> {
+    let fault = |at: u64, place: String| {
+        let message = format!("load of {size} bytes that nothing has written");
+        Err(Fault::new(Kind::UninitialisedRead, message).at_address(at, place))
+    };
+    for (address, length) in runs.iter() {
+        if region == Region::Shared {
+            let shared = &cx.block.shared;
+            let inside = address.checked_add(length).is_some_and(|end| end <= u64::from(shared.size()));
+            if inside && let Some(at) = shared.first_uninitialised(address, length) {
+                return fault(at, "shared memory".to_string());
+            }
             continue;
         }
-        let address = addresses[lane];
-        let missing = match region {
-            Region::Shared => {
-                let shared = &mut cx.block.shared;
-                if address + size > u64::from(shared.size()) {
-                    return Ok(());
-                }
-                let missing = (effect != Effect::Store).then(|| shared.first_uninitialised(address, size)).flatten();
-                if effect != Effect::Load {
-                    shared.mark_init(address, size);
-                }
-                missing.map(|at| (at, "shared memory".to_string()))
+        for (index, offset, length) in cx.grid.memory.parts(&mut cx.warp.allocation, address, length) {
+            let found = cx.grid.memory.get(index);
+            if let Some(at) = found.first_uninitialised(offset, length) {
+                return fault(found.base + at, found.describe());
             }
-            Region::Global => {
-                let Ok(index) = cx.grid.memory.locate(address, size) else { return Ok(()) };
-                let found = cx.grid.memory.get(index);
-                let offset = address - found.base;
-                let missing = (effect != Effect::Store).then(|| found.first_uninitialised(offset, size)).flatten();
-                if effect != Effect::Load {
-                    found.mark_init(offset, size);
-                }
-                missing.map(|at| (found.base + at, found.describe()))
-            }
-            _ => None,
-        };
-        if let Some((at, place)) = missing {
-            let message = format!("load of {size} bytes that nothing has written");
-            return Err(Fault::new(Kind::UninitialisedRead, message).at_address(at, place).at_lane(lane as u32));
         }
     }
     Ok(())
+}
+
+/// Writes make bytes initialised.
+fn written(cx: &mut Cx<'_>, region: Region, runs: &Runs) {
+    for (address, length) in runs.iter() {
+        if region == Region::Shared {
+            let shared = &mut cx.block.shared;
+            if address.checked_add(length).is_some_and(|end| end <= u64::from(shared.size())) {
+                shared.mark_init(address, length);
+            }
+            continue;
+        }
+        for (index, offset, length) in cx.grid.memory.parts(&mut cx.warp.allocation, address, length) {
+            cx.grid.memory.get(index).mark_init(offset, length);
+        }
+    }
 }

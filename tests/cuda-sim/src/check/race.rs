@@ -1,21 +1,22 @@
 //! Races: accesses of which one is a write and that nothing orders, by happens-before.
 //!
-//! A warp is one agent: what its own lanes do to each other is not looked at. Asynchronous operations are agents of their
+//! A warp is one agent: what its own lanes do to each other in several instructions is not looked at. Asynchronous operations are agents of their
 //! own, so that what they read or write is in the way until their completion has been waited for. Order comes from
 //! barriers, mbarriers, waits for groups, and from strong accesses (`volatile`, `relaxed`, `acquire`, `release`, atomics)
 //! together with fences. Strong accesses do not race with each other.
 
 use std::collections::HashMap;
 
-use super::clock::{Clock, Foreign, merge};
+use super::cells::{Cells, Clash, Event, Memo, Site, Who};
+use super::clock::{AGENT_BITS, Clock, Foreign, key, merge};
+use super::runs::{Runs, lane_of};
 pub use super::shadow::Global;
-use super::shadow::{Shared, Site, Who};
-use crate::code::Flow;
 use crate::machine::access::{Access, Effect, Order, Region};
 use crate::machine::block::Block;
+use crate::machine::cluster;
 use crate::machine::fault::{Fault, Kind};
 use crate::machine::grid::Grid;
-use crate::machine::{Cx, LANES, Row};
+use crate::machine::{Cx, LANES, Repeats, Row};
 
 /// An engine that works for a warp.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +35,7 @@ const MBARRIERS: usize = 64;
 /// What the check remembers of a block.
 pub struct State {
     warps: u32,
-    shared: Shared,
+    shared: Cells,
     clocks: Vec<Clock>,
     /// What each warp knew at its last fence: what a relaxed write of it publishes.
     fenced: Vec<Clock>,
@@ -51,6 +52,8 @@ pub struct State {
     commits: HashMap<u32, Vec<u32>>,
     /// How many operations each agent that is no warp has begun.
     begun: Vec<u32>,
+    /// Whether other blocks may have learned what it knows.
+    published: bool,
 }
 
 /// What the arrivals of one generation of a barrier know.
@@ -72,7 +75,7 @@ impl State {
         }
         State {
             warps,
-            shared: Shared::new(shared_bytes, warps),
+            shared: Cells::new(shared_bytes as usize),
             clocks,
             fenced: vec![Clock::new(agents); warps as usize],
             seen: vec![Foreign::default(); warps as usize],
@@ -82,22 +85,36 @@ impl State {
             places: HashMap::new(),
             commits: HashMap::new(),
             begun: vec![0; agents],
+            published: false,
+        }
+    }
+
+    /// Forgets reads of shared memory that every warp knows: none can race with them.
+    #[inline(always)]
+    fn tidy(&mut self, block: u64) {
+        if self.shared.crowded() {
+            let State { shared, clocks, .. } = self;
+            shared.tidy(|e| clocks.iter().all(|clock| clock.knows(block, e.agent, e.clock)), |_| false);
         }
     }
 
     /// The fault of an operation of the async proxy that reads what a thread wrote with no proxy fence after it.
-    fn proxy(&self, block: u64, address: u64, size: u64) -> Result<(), Fault> {
+    fn proxy(&self, block: u64, ranges: impl Iterator<Item = (u64, u64)>) -> Result<(), Fault> {
         // The agents are the warps, then their copy engines, which write through the generic proxy too.
-        let who = Who { block, agent: 0, clock: &self.proxied };
-        match self.shared.unfenced(&who, 2 * self.warps, address, size) {
-            None => Ok(()),
-            Some((at, line)) => {
+        let generic = key(block, 0)..key(block, 2 * self.warps);
+        let unfenced = |e: Event| generic.contains(&e.agent) && !self.proxied.knows(block, e.agent, e.clock);
+        let size = self.shared.size() as u64;
+        let mut passed = 0;
+        for (at, length) in ranges.filter(|(at, length)| at.checked_add(*length).is_some_and(|end| end <= size)) {
+            if let Some((at, write)) = self.shared.find_write(at as usize, length as usize, &mut passed, unfenced) {
                 let message = format!(
-                    "the async proxy reads shared memory that PTX line {line} has written: fence.proxy.async is missing"
+                    "the async proxy reads shared memory that PTX line {} has written: fence.proxy.async is missing",
+                    write.line()
                 );
-                Err(Fault::new(Kind::Race, message).at_address(at, "shared memory"))
+                return Err(Fault::new(Kind::Race, message).at_address(at, "shared memory"));
             }
         }
+        Ok(())
     }
 
     fn engine(&self, warp: u32, engine: Engine) -> u32 {
@@ -110,6 +127,28 @@ impl State {
         self.mbarriers.entry(address).or_insert_with(|| (Clock::new(agents), first + next))
     }
 
+    /// The fault of an access to shared memory and an earlier one.
+    fn shared_race(&self, write: bool, block: u64, clash: Clash) -> Fault {
+        let place = format!("shared memory of {} bytes", self.shared.size());
+        Fault { allocation: Some(place), ..self.race(write, block, clash) }
+    }
+
+    /// The fault of an access by this block and an earlier one.
+    fn race(&self, write: bool, block: u64, clash: Clash) -> Fault {
+        let word = |write: bool| if write { "write" } else { "read" };
+        let (other, agent) = (clash.other.agent >> AGENT_BITS, clash.other.agent & ((1 << AGENT_BITS) - 1));
+        let place = if other == block { String::new() } else { format!(" of block {other}") };
+        let warp = agent < u64::from(self.warps);
+        let by = if warp { format!("warp {agent}") } else { "an asynchronous operation".to_string() };
+        let message = format!(
+            "{} races with the {} by {by}{place} at PTX line {}: nothing orders them",
+            word(write),
+            word(clash.write),
+            clash.other.line()
+        );
+        Fault { address: Some(clash.at), ..Fault::new(Kind::Race, message) }
+    }
+
     /// What a warp does from now on is not covered by what it has published.
     fn tick(&mut self, warp: u32) {
         self.clocks[warp as usize].own[warp as usize] += 1;
@@ -120,63 +159,94 @@ impl State {
 pub fn access(
     cx: &mut Cx<'_>,
     region: Region,
+    runs: &Runs,
     addresses: &Row<u64>,
-    size: u64,
     effect: Effect,
     access: Access,
-) -> Option<Flow> {
+) -> Result<(), Fault> {
     let line = cx.code.ops[cx.pc as usize].line;
-    let strong = effect == Effect::Atomic || access.order != Order::Weak;
-    let site = Site { line, strong };
-    let block = cx.block.index;
-    let warp = cx.warp.id;
-    let mask = cx.mask;
-    let state = cx.block.race.as_deref_mut()?;
+    let strong = matches!(effect, Effect::Atomic | Effect::Reduction) || access.order != Order::Weak;
+    let (grid, block, warp) = (cx.grid, cx.block.index, cx.warp.id);
+    let write = effect != Effect::Load;
+    if strong
+        && region == Region::Global
+        && let Some(shadow) = &grid.race
+    {
+        cx.turn = shadow.turn();
+        let hears = matches!(effect, Effect::Load | Effect::Atomic) && shadow.is_shared();
+        let last = &mut cx.warp.allocation;
+        if hears && runs.iter().any(|(at, size)| shadow.has_foreign(&grid.memory, last, block, at, size)) {
+            shadow.would_be_heard();
+            return Err(Fault::new(Kind::Unsupported, "blocks that communicate on several host threads"));
+        }
+    }
+    let Some(state) = cx.block.race.as_deref_mut() else { return Ok(()) };
+    state.tidy(block);
+    let w = warp as usize;
     // A strong access finds what strong reads before it have seen, even without a fence between.
-    let sees = strong && !state.seen[warp as usize].is_empty();
+    let sees = strong && !state.seen[w].is_empty();
     let with_seen = sees.then(|| {
-        let mut clock = state.clocks[warp as usize].clone();
-        clock.learn(block, &state.seen[warp as usize]);
+        let mut clock = state.clocks[w].clone();
+        clock.learn(block, &state.seen[w]);
         clock
     });
-    let clock = with_seen.as_ref().unwrap_or(&state.clocks[warp as usize]);
-    let who = Who { block, agent: warp, clock };
-    let write = effect != Effect::Load;
-    let lanes = (0..LANES).filter(|lane| mask >> lane & 1 != 0);
-    match region {
-        Region::Shared => {
-            for lane in lanes {
-                if let Err(fault) = state.shared.access(&who, addresses[lane], size, write, site) {
-                    return Some(cx.fail(fault.at_lane(lane as u32)));
+    let event = Event::new(key(block, warp), state.clocks[w].own[w], Site { line, strong });
+    let who = Who { block, clock: with_seen.as_ref().unwrap_or(&state.clocks[w]) };
+    match (region, &grid.race) {
+        (Region::Shared, _) => {
+            if let Err(clash) = note(&mut state.shared, who, event, runs.iter(), write) {
+                let fault = |clash| state.shared_race(write, block, clash);
+                if strong || !clash.write || !matches!(cx.repeats, Repeats::Asked) {
+                    return Err(fault(clash));
                 }
+                // If it stores what is there already, only those matter who read in between.
+                let read = runs
+                    .iter()
+                    .find_map(|(at, size)| state.shared.read_unknown(who, event, at as usize, size as usize));
+                if let Some(read) = read {
+                    return Err(fault(read));
+                }
+                cx.repeats = Repeats::Doubted(Box::new(fault(clash)));
+                runs.iter().for_each(|(at, size)| state.shared.add_write(event, at as usize, size as usize));
             }
         }
-        Region::Global => {
-            let shadow = cx.grid.race.as_ref()?;
-            let mut page = shadow.cursor();
-            for lane in lanes {
-                if let Err(mut fault) = page.access(&who, addresses[lane], size, write, site) {
-                    drop(page);
-                    name(&mut fault, cx.grid);
-                    return Some(cx.fail(fault.at_lane(lane as u32)));
-                }
-            }
+        (_, Some(shadow)) => {
+            let last = &mut cx.warp.allocation;
+            let noted = shadow.access(&grid.memory, last, who, event, runs.iter(), write);
+            noted.map_err(|clash| name(state.race(write, block, clash), grid))?;
         }
-        _ => return None,
+        _ => {}
     }
     if strong {
         synchronise(cx, region, addresses, effect, access);
     }
-    None
+    Ok(())
+}
+
+/// Notes accesses to ranges of shared memory. Those that are not inside are left to other checks.
+fn note(
+    shared: &mut Cells,
+    who: Who<'_>,
+    event: Event,
+    ranges: impl Iterator<Item = (u64, u64)>,
+    write: bool,
+) -> Result<(), Clash> {
+    let size = shared.size() as u64;
+    let mut memo = Memo::NEW;
+    for (at, length) in ranges.filter(|(at, length)| at.checked_add(*length).is_some_and(|end| end <= size)) {
+        shared.access(who, event, at as usize, length as usize, write, &mut memo)?;
+    }
+    Ok(())
 }
 
 /// Says which allocation a fault's address is in.
-fn name(fault: &mut Fault, grid: &Grid<'_>) {
+fn name(mut fault: Fault, grid: &Grid<'_>) -> Fault {
     if let Some(address) = fault.address
         && let Ok(index) = grid.memory.locate(address, 1)
     {
         fault.allocation = Some(grid.memory.get(index).describe());
     }
+    fault
 }
 
 /// The order that a strong access makes.
@@ -192,7 +262,7 @@ fn synchronise(cx: &mut Cx<'_>, region: Region, addresses: &Row<u64>, effect: Ef
         (true, true) => state.clocks[w].publish(block),
         (true, false) => state.fenced[w].publish(block),
     };
-    let mut last = None;
+    let (mut last, mut told) = (None, false);
     for lane in (0..LANES).filter(|lane| mask >> lane & 1 != 0) {
         let address = addresses[lane];
         if last == Some(address) {
@@ -200,9 +270,10 @@ fn synchronise(cx: &mut Cx<'_>, region: Region, addresses: &Row<u64>, effect: Ef
         }
         last = Some(address);
         let found = {
-            let exchange = |places: &mut HashMap<u64, Foreign>| {
+            let mut exchange = |places: &mut HashMap<u64, Foreign>| {
                 let found = if reads { places.get(&address).cloned() } else { None };
                 if !published.is_empty() {
+                    told = true;
                     let place = places.entry(address).or_default();
                     *place = merge(place, &published);
                 }
@@ -222,8 +293,18 @@ fn synchronise(cx: &mut Cx<'_>, region: Region, addresses: &Row<u64>, effect: Ef
             }
         }
     }
+    state.published |= told && region == Region::Global;
     if releases {
         state.tick(warp);
+    }
+}
+
+/// A block has ended: unless it has published something, no other block will ever know what it did.
+pub fn finish(block: &Block, grid: &Grid<'_>) {
+    if let (Some(state), Some(shadow)) = (&block.race, &grid.race)
+        && !state.published
+    {
+        shadow.settle(block.index);
     }
 }
 
@@ -259,6 +340,7 @@ pub fn cluster_arrive(cx: &mut Cx<'_>, barrier: u32, generation: u32) {
     let (block, warp) = (cx.block.index, cx.warp.id as usize);
     let Some(state) = cx.block.race.as_deref_mut() else { return };
     let published = state.clocks[warp].publish(block);
+    state.published = true;
     cx.block.others(|peer| {
         let index = peer.index;
         let Some(state) = peer.race.as_deref_mut() else { return };
@@ -306,6 +388,7 @@ pub fn mbarrier_arrive(block: &mut Block, warp: u32, address: u64) {
     let Some(state) = block.race.as_deref_mut() else { return };
     let clock = state.clocks[warp as usize].clone();
     state.tick(warp);
+    state.published |= cluster::split(address).0.is_some();
     let Ok((owner, address)) = block.at(address) else { return };
     let (whose, Some(state)) = (owner.index, owner.race.as_deref_mut()) else { return };
     if whose == index {
@@ -333,7 +416,7 @@ pub fn mbarrier_wait(block: &mut Block, warp: u32, address: u64) {
     state.clocks[warp as usize].join(&clock);
 }
 
-/// A range of shared memory that an operation of a warp reads or writes at once (`ldmatrix`, `stmatrix`).
+/// A range of shared memory that an operation of a warp reads or writes at once.
 pub fn shared_range(
     block: &mut Block,
     warp: u32,
@@ -344,31 +427,44 @@ pub fn shared_range(
 ) -> Result<(), Fault> {
     let index = block.index;
     let Some(state) = block.race.as_deref_mut() else { return Ok(()) };
-    let who = Who { block: index, agent: warp, clock: &state.clocks[warp as usize] };
-    state.shared.access(&who, address, size, write, Site { line, strong: false })
+    state.tidy(index);
+    let clock = &state.clocks[warp as usize];
+    let who = Who { block: index, clock };
+    let event = Event::new(key(index, warp), clock.own[warp as usize], Site { line, strong: false });
+    let noted = note(&mut state.shared, who, event, std::iter::once((address, size)), write);
+    noted.map_err(|clash| state.shared_race(write, index, clash))
 }
 
-/// A range of shared memory that an engine will read or write from now on, until the warp has waited for it.
-pub fn issue(
-    block: &mut Block,
-    warp: u32,
-    engine: Engine,
-    address: u64,
-    size: u64,
-    write: bool,
-    line: u32,
-) -> Result<(), Fault> {
+/// Ranges of shared memory that `cp.async` will write from now on, until the warp has waited for it. The copies of an
+/// engine are not in order: only those that were waited for are known.
+pub fn copy_issue(block: &mut Block, warp: u32, lanes: u32, to: &Row<u64>, size: u64, line: u32) -> Result<(), Fault> {
     let index = block.index;
     let Some(state) = block.race.as_deref_mut() else { return Ok(()) };
-    let agent = state.engine(warp, engine);
+    state.tidy(index);
+    let agent = state.engine(warp, Engine::Copy);
     state.begun[agent as usize] += 1;
-    let at = state.begun[agent as usize];
-    let mut clock = state.clocks[warp as usize].clone();
-    // Writes of one engine to one place are in order only if they were waited for; its reads never conflict.
-    clock.own[agent as usize] = if write { clock.own[agent as usize] } else { at };
-    let who = Who { block: index, agent, clock: &clock };
-    state.shared.access_at(&who, at, address, size, write, Site { line, strong: false })?;
-    if engine == Engine::Bulk { state.proxy(index, address, size) } else { Ok(()) }
+    let event = Event::new(key(index, agent), state.begun[agent as usize], Site { line, strong: false });
+    let who = Who { block: index, clock: &state.clocks[warp as usize] };
+    let noted = note(&mut state.shared, who, event, Runs::of(lanes, to, size).iter(), true);
+    noted.map_err(|clash| {
+        let lane = lane_of(lanes, to, size, clash.at);
+        Fault { lane, ..state.shared_race(true, index, clash) }
+    })
+}
+
+/// A range of shared memory that a bulk copy will read from now on, until the warp has waited for it.
+pub fn store_issue(block: &mut Block, warp: u32, address: u64, size: u64, line: u32) -> Result<(), Fault> {
+    let index = block.index;
+    let Some(state) = block.race.as_deref_mut() else { return Ok(()) };
+    state.tidy(index);
+    let agent = state.engine(warp, Engine::Bulk);
+    state.begun[agent as usize] += 1;
+    let event = Event::new(key(index, agent), state.begun[agent as usize], Site { line, strong: false });
+    let who = Who { block: index, clock: &state.clocks[warp as usize] };
+    let range = std::iter::once((address, size));
+    let noted = note(&mut state.shared, who, event, range.clone(), false);
+    noted.map_err(|clash| state.shared_race(false, index, clash))?;
+    state.proxy(index, range)
 }
 
 /// A group of an engine's operations is committed.
@@ -398,17 +494,14 @@ pub fn wait_groups(block: &mut Block, warp: u32, engine: Engine, keep: usize, al
 pub fn matrix_issue(block: &mut Block, warp: u32, number: u64, addresses: &[u64], line: u32) -> Result<(), Fault> {
     let index = block.index;
     let Some(state) = block.race.as_deref_mut() else { return Ok(()) };
+    state.tidy(index);
     let agent = state.engine(warp & !3, Engine::Matrix);
-    let at = number as u32 + 1;
-    let mut clock = state.clocks[warp as usize].clone();
-    clock.own[agent as usize] = at;
-    let who = Who { block: index, agent, clock: &clock };
-    let site = Site { line, strong: false };
-    for &address in addresses {
-        state.shared.access_at(&who, at, address, 16, false, site)?;
-        state.proxy(index, address, 16)?;
-    }
-    Ok(())
+    let event = Event::new(key(index, agent), number as u32 + 1, Site { line, strong: false });
+    let who = Who { block: index, clock: &state.clocks[warp as usize] };
+    let ranges = addresses.iter().map(|&address| (address, 16));
+    let noted = note(&mut state.shared, who, event, ranges.clone(), false);
+    noted.map_err(|clash| state.shared_race(false, index, clash))?;
+    state.proxy(index, ranges)
 }
 
 /// A warp has waited for the first `end` operations of its warpgroup.
@@ -433,8 +526,11 @@ pub fn bulk_issue(
     let agent = state.mbarrier(mbarrier).1;
     state.begun[agent] += 1;
     let at = state.begun[agent];
-    let who = Who { block: index, agent: agent as u32, clock: &state.clocks[warp as usize] };
-    state.shared.access_at(&who, at, address, size, true, Site { line, strong: false })?;
+    state.tidy(index);
+    let event = Event::new(key(index, agent as u32), at, Site { line, strong: false });
+    let who = Who { block: index, clock: &state.clocks[warp as usize] };
+    let noted = note(&mut state.shared, who, event, std::iter::once((address, size)), true);
+    noted.map_err(|clash| state.shared_race(true, index, clash))?;
     Ok(at)
 }
 
@@ -458,25 +554,10 @@ pub fn global_range(
 ) -> Result<(), Fault> {
     let index = block.index;
     let (Some(state), Some(shadow)) = (block.race.as_deref_mut(), grid.race.as_ref()) else { return Ok(()) };
-    let who = Who { block: index, agent: warp, clock: &state.clocks[warp as usize] };
-    shadow.cursor().access(&who, address, size, write, Site { line, strong: false }).map_err(|mut fault| {
-        name(&mut fault, grid);
-        fault
-    })
-}
-
-/// The fault of two accesses.
-pub(super) fn race(write: bool, other_write: bool, who: &Who<'_>, other: u64, line: u32, address: u64) -> Fault {
-    let word = |write: bool| if write { "write" } else { "read" };
-    let block = other >> super::clock::AGENT_BITS;
-    let agent = other & ((1 << super::clock::AGENT_BITS) - 1);
-    let place = if block == who.block { String::new() } else { format!(" of block {block}") };
-    let warps = who.clock.own.len().saturating_sub(MBARRIERS) / 4;
-    let by = if (agent as usize) < warps { format!("warp {agent}") } else { "an asynchronous operation".to_string() };
-    let message = format!(
-        "{} races with the {} by {by}{place} at PTX line {line}: nothing orders them",
-        word(write),
-        word(other_write)
-    );
-    Fault { address: Some(address), ..Fault::new(Kind::Race, message) }
+    let clock = &state.clocks[warp as usize];
+    let who = Who { block: index, clock };
+    let event = Event::new(key(index, warp), clock.own[warp as usize], Site { line, strong: false });
+    let range = std::iter::once((address, size));
+    let noted = shadow.access(&grid.memory, &mut 0, who, event, range, write);
+    noted.map_err(|clash| name(state.race(write, index, clash), grid))
 }

@@ -1,264 +1,230 @@
-//! Who last read and wrote each word of memory.
+//! The shadow of global memory, which the host threads of a launch share.
+//!
+//! Blocks that hear nothing of each other do the same on several host threads as on one, and what races does not depend on
+//! who comes first. As soon as one block would learn of another, or anything is found, the launch is given up, memory is
+//! put back, and it runs again on one thread: so what is reported never depends on the number of host threads.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 
-use super::clock::{Clock, Foreign, Key, key};
-use super::race::race;
-use crate::machine::fault::Fault;
+use super::cells::{Cells, Clash, Event, Memo, Who};
+use super::clock::{AGENT_BITS, Foreign};
+use crate::memory::{Part, View};
 
-/// Who accesses memory, and what it knows.
-pub struct Who<'a> {
-    /// Its block.
-    pub block: u64,
-    /// Its number in the block.
-    pub agent: u32,
-    /// What it knows.
-    pub clock: &'a Clock,
+/// Bytes of a page.
+const PAGE: u64 = 1 << 14;
+/// Locks among which published clocks are spread.
+const SHARDS: u64 = 64;
+/// Blocks of whose end note is taken.
+const SETTLED: u64 = 1 << 24;
+
+/// What is remembered of a page.
+struct Page {
+    cells: Cells,
+    /// What it held before the launch, once something writes to it.
+    before: Option<Part>,
 }
 
-/// Where an access stands in the program.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Site {
-    /// PTX line.
-    pub line: u32,
-    /// Whether it is strong: strong accesses do not race with each other.
-    pub strong: bool,
-}
-
-/// An access that happened. Clock 0 means none.
-#[derive(Clone, Copy, Default)]
-struct Event {
-    clock: u32,
-    /// The PTX line; the highest bit is set if it was strong.
-    site: u32,
-}
-
-const STRONG: u32 = 1 << 31;
-
-impl Event {
-    fn new(clock: u32, site: Site) -> Event {
-        Event { clock, site: site.line & !STRONG | if site.strong { STRONG } else { 0 } }
-    }
-
-    fn line(self) -> u32 {
-        self.site & !STRONG
-    }
-
-    fn strong(self) -> bool {
-        self.site & STRONG != 0
-    }
-}
-
-/// The last write of a word and the bytes it wrote. Of writes by several agents to different bytes of a word, only the
-/// last is remembered.
-#[derive(Clone, Copy, Default)]
-struct Write {
-    agent: Key,
-    event: Event,
-    bytes: u8,
-}
-
-/// The bytes of a word that a range has: a bit each.
-fn bytes(word: u64, address: u64, size: u64) -> u8 {
-    let (from, to) = (address.max(word * 4), (address + size).min(word * 4 + 4));
-    (((1u32 << (to - from)) - 1) << (from % 4)) as u8
-}
-
-/// The shadow of a block's shared memory.
-pub struct Shared {
-    size: u64,
-    agents: usize,
-    writes: Vec<Write>,
-    /// For every word, the last read of every agent that reads.
-    reads: Vec<Event>,
-}
-
-impl Shared {
-    /// Untouched memory.
-    pub fn new(size: u32, warps: u32) -> Shared {
-        let words = (size as usize).div_ceil(4);
-        // Warps, and the matrix and bulk engines: the copy engine only writes.
-        let agents = warps as usize * 4;
-        Shared {
-            size: u64::from(size),
-            agents,
-            writes: vec![Write::default(); words],
-            reads: vec![Event::default(); words * agents],
-        }
-    }
-
-    /// An access by a warp.
-    pub fn access(&mut self, who: &Who<'_>, address: u64, size: u64, write: bool, site: Site) -> Result<(), Fault> {
-        self.access_at(who, who.clock.own[who.agent as usize], address, size, write, site)
-    }
-
-    /// An access at a given time of its agent.
-    pub fn access_at(
-        &mut self,
-        who: &Who<'_>,
-        clock: u32,
-        address: u64,
-        size: u64,
-        write: bool,
-        site: Site,
-    ) -> Result<(), Fault> {
-        if size == 0 || address.checked_add(size).is_none_or(|end| end > self.size) {
-            return Ok(());
-        }
-        let me = key(who.block, who.agent);
-        let event = Event::new(clock, site);
-        for word in address / 4..=(address + size - 1) / 4 {
-            let touched = bytes(word, address, size);
-            let last = &mut self.writes[word as usize];
-            let foreign = last.agent != me || last.event.clock > clock;
-            if last.event.clock != 0 && last.bytes & touched != 0 && foreign && !(last.event.strong() && site.strong) {
-                let (other, at, line) = (last.agent, last.event.clock, last.event.line());
-                if !who.clock.knows(who.block, other, at) {
-                    return Err(in_shared(race(write, true, who, other, line, word * 4), self.size));
-                }
-            }
-            let reads = &mut self.reads[word as usize * self.agents..][..self.agents];
-            if write {
-                for (agent, read) in reads.iter().enumerate() {
-                    let unknown = who.clock.own[agent] < read.clock && agent != who.agent as usize;
-                    if unknown && !(read.strong() && site.strong) {
-                        let other = key(who.block, agent as u32);
-                        return Err(in_shared(race(true, false, who, other, read.line(), word * 4), self.size));
-                    }
-                }
-                let same = last.agent == me && last.event.clock == clock;
-                let before = if same { last.bytes } else { 0 };
-                *last = Write { agent: me, event, bytes: before | touched };
-            } else if let Some(read) = reads.get_mut(who.agent as usize) {
-                *read = event;
-            }
-        }
-        Ok(())
-    }
-
-    /// The first word of a range that a warp, or a `cp.async` for it, wrote without a proxy fence that knows of it; and the
-    /// line of that write. `generic` is the number of agents that write through the generic proxy.
-    pub fn unfenced(&self, who: &Who<'_>, generic: u32, address: u64, size: u64) -> Option<(u64, u32)> {
-        if size == 0 || address.checked_add(size).is_none_or(|end| end > self.size) {
-            return None;
-        }
-        (address / 4..=(address + size - 1) / 4).find_map(|word| {
-            let last = &self.writes[word as usize];
-            let agent = last.agent.wrapping_sub(key(who.block, 0));
-            let unknown = last.event.clock != 0 && !who.clock.knows(who.block, last.agent, last.event.clock);
-            let found = unknown && agent < u64::from(generic) && last.bytes & bytes(word, address, size) != 0;
-            found.then(|| (word * 4, last.event.line()))
-        })
-    }
-}
-
-fn in_shared(fault: Fault, size: u64) -> Fault {
-    Fault { allocation: Some(format!("shared memory of {size} bytes")), ..fault }
-}
-
-/// Words of a page of global memory.
-const PAGE_WORDS: u64 = 1024;
-/// Locks among which the pages are spread.
-const SHARDS: usize = 64;
-
-/// A word of global memory: its last write, the last read, and the last read by another block than that.
-#[derive(Clone, Copy, Default)]
-struct Cell {
-    write: Write,
-    reads: [(Key, Event); 2],
-}
+type Pages = Box<[OnceLock<Box<Mutex<Page>>>]>;
 
 /// The shadow of global memory.
 pub struct Global {
-    shards: Vec<Mutex<Shard>>,
+    /// The pages of every allocation, as far as they were accessed.
+    areas: Vec<OnceLock<Pages>>,
+    /// What was published at each address.
+    places: Vec<Mutex<HashMap<u64, Foreign>>>,
+    /// A bit for each block that has ended and of which no other block will ever know.
+    settled: Vec<AtomicU64>,
+    /// Whether several host threads run the launch.
+    threaded: bool,
+    /// Held by a strong access: it and what is published with it are one step.
+    turn: Mutex<()>,
+    /// Whether a block would have heard of another one while several host threads ran.
+    heard: AtomicBool,
 }
 
-#[derive(Default)]
-struct Shard {
-    pages: HashMap<u64, Vec<Cell>>,
-    places: HashMap<u64, Foreign>,
-}
-
-impl Default for Global {
-    fn default() -> Self {
-        Global { shards: (0..SHARDS).map(|_| Mutex::default()).collect() }
-    }
+/// A mutex is only poisoned by a panic, which ends the launch anyway.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 impl Global {
-    fn shard(&self, page: u64) -> MutexGuard<'_, Shard> {
-        self.shards[page as usize % SHARDS].lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    /// Nothing was accessed, of `allocations`, by `blocks`.
+    pub fn new(allocations: usize, blocks: u64) -> Global {
+        Global {
+            areas: (0..allocations).map(|_| OnceLock::new()).collect(),
+            places: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            settled: (0..blocks.min(SETTLED).div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
+            threaded: false,
+            turn: Mutex::new(()),
+            heard: AtomicBool::new(false),
+        }
     }
 
-    /// For a few accesses one after the other.
-    pub fn cursor(&self) -> Cursor<'_> {
-        Cursor { global: self, held: None }
+    /// Several host threads will run the launch.
+    pub fn share(&mut self) {
+        self.threaded = true;
+    }
+
+    /// Whether several host threads run the launch.
+    pub fn is_shared(&self) -> bool {
+        self.threaded
+    }
+
+    /// Whether something is about to happen whose order among blocks can be seen, while several host threads run: the launch
+    /// must be given up.
+    pub fn would_be_heard(&self) -> bool {
+        self.heard.fetch_or(self.threaded, Ordering::Relaxed);
+        self.threaded
+    }
+
+    /// Whether [`Global::would_be_heard`] was ever true.
+    pub fn was_heard(&self) -> bool {
+        self.heard.load(Ordering::Relaxed)
+    }
+
+    /// Waits for the turn of a strong access, if other host threads may have theirs.
+    pub fn turn(&self) -> Option<MutexGuard<'_, ()>> {
+        self.threaded.then(|| lock(&self.turn))
     }
 
     /// Gives `f` what was published at addresses near this one.
     pub fn places<T>(&self, address: u64, f: impl FnOnce(&mut HashMap<u64, Foreign>) -> T) -> T {
-        f(&mut self.shard(address / 4 / PAGE_WORDS).places)
+        f(&mut lock(&self.places[(address / 64 % SHARDS) as usize]))
     }
-}
 
-/// Holds the lock of the page that was accessed last.
-pub struct Cursor<'a> {
-    global: &'a Global,
-    held: Option<(usize, MutexGuard<'a, Shard>)>,
-}
-
-impl Cursor<'_> {
-    /// An access by a warp.
-    pub fn access(&mut self, who: &Who<'_>, address: u64, size: u64, write: bool, site: Site) -> Result<(), Fault> {
-        if size == 0 {
-            return Ok(());
+    /// A block has ended that has published nothing.
+    pub fn settle(&self, block: u64) {
+        if let Some(word) = self.settled.get((block / 64) as usize) {
+            word.fetch_or(1 << (block % 64), Ordering::Relaxed);
         }
-        let clock = who.clock.own[who.agent as usize];
-        let me = key(who.block, who.agent);
-        let event = Event::new(clock, site);
-        let unknown = |other: Key, e: Event| {
-            e.clock != 0 && other != me && !(e.strong() && site.strong) && !who.clock.knows(who.block, other, e.clock)
-        };
-        let last_word = (address + size - 1) / 4;
-        let mut word = address / 4;
-        while word <= last_word {
-            let page = word / PAGE_WORDS;
-            let end = last_word.min(page * PAGE_WORDS + PAGE_WORDS - 1);
-            let cells = self.page(page);
-            for at in word..=end {
-                let cell = &mut cells[(at % PAGE_WORDS) as usize];
-                let touched = bytes(at, address, size);
-                let last = cell.write;
-                if last.bytes & touched != 0 && unknown(last.agent, last.event) {
-                    return Err(race(write, true, who, last.agent, last.event.line(), at * 4));
-                }
-                if write {
-                    if let Some((other, e)) = cell.reads.iter().find(|(other, e)| unknown(*other, *e)) {
-                        return Err(race(true, false, who, *other, e.line(), at * 4));
-                    }
-                    let same = last.agent == me && last.event.clock == clock;
-                    let before = if same { last.bytes } else { 0 };
-                    cell.write = Write { agent: me, event, bytes: before | touched };
-                } else if cell.reads[0].0 == me || cell.reads[0].1.clock == 0 {
-                    cell.reads[0] = (me, event);
-                } else {
-                    cell.reads[1] = (me, event);
-                }
-            }
-            word = end + 1;
+    }
+
+    fn is_settled(&self, block: u64) -> bool {
+        self.settled
+            .get((block / 64) as usize)
+            .is_some_and(|word| word.load(Ordering::Relaxed) >> (block % 64) & 1 != 0)
+    }
+
+    /// Notes accesses by one event to ranges of bytes, unless one races with an earlier access. `last` is the allocation
+    /// that is tried first.
+    pub fn access(
+        &self,
+        memory: &View,
+        last: &mut usize,
+        who: Who<'_>,
+        event: Event,
+        ranges: impl Iterator<Item = (u64, u64)>,
+        write: bool,
+    ) -> Result<(), Clash> {
+        let mut cursor = Cursor { global: self, memory, held: None, memo: Memo::NEW };
+        for (address, size) in ranges {
+            self.pieces(memory, last, address, size, |index, page, from, length| {
+                let (cells, memo) = cursor.page(index, page, write);
+                cells.access(who, event, from, length, write, memo).map_err(|clash| {
+                    let at = memory.get(index).base + page * PAGE + clash.at;
+                    Clash { at, ..clash }
+                })
+            })?;
         }
         Ok(())
     }
 
-    fn page(&mut self, page: u64) -> &mut Vec<Cell> {
-        let index = page as usize % SHARDS;
-        if self.held.as_ref().is_none_or(|(held, _)| *held != index) {
+    /// Whether another block than this one has written bytes of a range.
+    pub fn has_foreign(&self, memory: &View, last: &mut usize, block: u64, address: u64, size: u64) -> bool {
+        let mut cursor = Cursor { global: self, memory, held: None, memo: Memo::NEW };
+        let found = self.pieces(memory, last, address, size, |index, page, from, length| {
+            let (cells, _) = cursor.page(index, page, false);
+            let found = cells.find_write(from, length, &mut 0, |event| event.agent >> AGENT_BITS != block);
+            if found.is_some() { Err(()) } else { Ok(()) }
+        });
+        found.is_err()
+    }
+
+    /// Something writes to a range: saves what it holds, if the launch may have to run again.
+    pub fn preserve(&self, memory: &View, address: u64, size: u64) {
+        if self.threaded {
+            let mut cursor = Cursor { global: self, memory, held: None, memo: Memo::NEW };
+            let _ = self.pieces::<()>(memory, &mut 0, address, size, |index, page, _, _| {
+                cursor.page(index, page, true);
+                Ok(())
+            });
+        }
+    }
+
+    /// Puts memory back to what it was before the launch.
+    pub fn undo(&self, memory: &View) {
+        for (index, pages) in self.areas.iter().enumerate() {
+            let Some(pages) = pages.get() else { continue };
+            for page in pages.iter().filter_map(|page| page.get()) {
+                if let Some(before) = &lock(page).before {
+                    memory.get(index).put_back(before);
+                }
+            }
+        }
+    }
+
+    /// Calls `f` with the allocation, the page, the first byte in it and the bytes of every part of a range that lies in
+    /// live allocations.
+    #[inline(always)]
+    fn pieces<E>(
+        &self,
+        memory: &View,
+        last: &mut usize,
+        address: u64,
+        size: u64,
+        mut f: impl FnMut(usize, u64, usize, usize) -> Result<(), E>,
+    ) -> Result<(), E> {
+        for (index, mut offset, mut left) in memory.parts(last, address, size) {
+            while left != 0 {
+                let (page, from) = (offset / PAGE, offset % PAGE);
+                let length = left.min(PAGE - from);
+                f(index, page, from as usize, length as usize)?;
+                offset += length;
+                left -= length;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Holds the lock of the page that was accessed last.
+struct Cursor<'a> {
+    global: &'a Global,
+    memory: &'a View,
+    held: Option<(usize, u64, MutexGuard<'a, Page>)>,
+    memo: Memo,
+}
+
+impl Cursor<'_> {
+    /// The cells of a page, and what this event has found in them. What the page holds is saved before it is written.
+    #[inline(always)]
+    fn page(&mut self, index: usize, page: u64, write: bool) -> (&mut Cells, &mut Memo) {
+        if self.held.as_ref().is_none_or(|(i, p, _)| (*i, *p) != (index, page)) {
             // Never two locks at once.
             self.held = None;
-            self.held = Some((index, self.global.shard(page)));
+            self.memo = Memo::NEW;
+            self.take(index, page, write);
         }
-        let (_, shard) = self.held.as_mut().expect("taken above");
-        shard.pages.entry(page).or_insert_with(|| vec![Cell::default(); PAGE_WORDS as usize])
+        let (_, _, held) = self.held.as_mut().expect("taken above");
+        (&mut held.cells, &mut self.memo)
+    }
+
+    fn take(&mut self, index: usize, page: u64, write: bool) {
+        let (global, allocation) = (self.global, self.memory.get(index));
+        let pages =
+            global.areas[index].get_or_init(|| (0..allocation.size.div_ceil(PAGE)).map(|_| OnceLock::new()).collect());
+        let size = PAGE.min(allocation.size - page * PAGE);
+        let entry = pages[page as usize]
+            .get_or_init(|| Box::new(Mutex::new(Page { cells: Cells::new(size as usize), before: None })));
+        let mut held = lock(entry);
+        if held.cells.crowded() {
+            held.cells.tidy(|_| false, |agent| global.is_settled(agent >> AGENT_BITS));
+        }
+        if write && global.threaded && held.before.is_none() {
+            held.before = Some(allocation.save(page * PAGE, size));
+        }
+        self.held = Some((index, page, held));
     }
 }

@@ -92,7 +92,7 @@ fn passes(mask: u32, addresses: &Row<u64>, size: u64, effect: Effect) -> (u64, u
         let (mut wanted, mut count, mut banks) = ([0; LANES], 0, [0; BANKS]);
         for lane in (part..part + lanes).filter(|lane| mask >> lane & 1 != 0) {
             for word in addresses[lane] / 4..addresses[lane] / 4 + words as u64 {
-                if effect == Effect::Atomic || !wanted[..count].contains(&word) {
+                if matches!(effect, Effect::Atomic | Effect::Reduction) || !wanted[..count].contains(&word) {
                     wanted[count] = word;
                     count += 1;
                     banks[word as usize % BANKS] += 1;

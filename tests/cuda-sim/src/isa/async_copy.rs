@@ -129,11 +129,9 @@ fn copy(cx: &mut Cx<'_>, op: &Op) -> Flow {
 #[cold]
 #[inline(never)]
 fn watch(cx: &mut Cx<'_>, op: &Op, copy: &Copy) -> Option<Flow> {
-    for lane in active(copy.lanes) {
-        let issued = race::issue(cx.block, cx.warp.id, Engine::Copy, copy.to[lane], copy.size, true, op.line);
-        if let Err(fault) = issued {
-            return Some(cx.fail(fault.at_lane(lane as u32)));
-        }
+    let issued = race::copy_issue(cx.block, cx.warp.id, copy.lanes, &copy.to, copy.size, op.line);
+    if let Err(fault) = issued {
+        return Some(cx.fail(fault));
     }
     if cx.grid.traffic.is_some() {
         traffic::count(cx, Region::Shared, &copy.to, copy.size, Effect::Store);
@@ -205,7 +203,14 @@ fn check(cx: &mut Cx<'_>, to: u64, from: u64, take: u64, size: u64) -> std::resu
         let message = format!("the source of a cp.async of {size} bytes");
         return Err(Fault::new(Kind::Misaligned, message).at_address(from, "global memory"));
     }
-    async_queue::global(cx.grid, from, take, false, &mut cx.warp.allocation).map(|host| host.cast_const())
+    let last = &mut cx.warp.allocation;
+    // Whole reads are looked at together, in `watch`.
+    let host = if take == size {
+        async_queue::located(cx.grid, from, take, false, last)
+    } else {
+        async_queue::global(cx.grid, from, take, false, last)
+    };
+    host.map(|host| host.cast_const())
 }
 
 fn commit(cx: &mut Cx<'_>, _: &Op) -> Flow {

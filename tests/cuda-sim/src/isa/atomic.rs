@@ -250,7 +250,9 @@ fn run(cx: &mut Cx<'_>, op: &Op) -> Flow {
             return cx.fault(Kind::InvalidOperation, "atomic access outside global and shared memory");
         }
         let size = work.width * work.count as u64;
-        let reach = match cx.reach(region, &mut addresses, size, Effect::Atomic, access) {
+        let gives = (0..work.count).any(|k| Dst(cx.code.list[op.list.0 as usize + k].0) != Dst::SINK);
+        let effect = if gives { Effect::Atomic } else { Effect::Reduction };
+        let reach = match cx.reach(region, &mut addresses, size, effect, access) {
             Ok(reach) => reach,
             Err(flow) => return flow,
         };
@@ -271,6 +273,7 @@ fn run(cx: &mut Cx<'_>, op: &Op) -> Flow {
             8 => narrow::<u64>(cx, rows, work, &hosts),
             _ => narrow::<u32>(cx, rows, work, &hosts),
         }
+        cx.reached();
         Flow::Next
     })
 }

@@ -99,6 +99,9 @@ impl Lane<'_, '_> {
 }
 
 fn vprintf(cx: &mut Cx<'_>, op: &Op) -> Flow {
+    if cx.grid.race.as_ref().is_some_and(|race| race.would_be_heard()) {
+        return cx.fault(Kind::Unsupported, "output of several host threads, of which some may have to be taken back");
+    }
     let mut text = Vec::new();
     for lane in lanes(cx.mask) {
         let mut at = Lane { cx, lane };

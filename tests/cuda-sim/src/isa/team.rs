@@ -148,7 +148,18 @@ impl Team {
                         mask = if op.guard.negated { !guard } else { guard };
                     }
                     if mask != 0 {
-                        let mut cx = Cx { warp, code, mask, pc: pc as u32, block, grid: &grid, counters, fault: None };
+                        let mut cx = Cx {
+                            warp,
+                            code,
+                            mask,
+                            pc: pc as u32,
+                            block,
+                            grid: &grid,
+                            counters,
+                            fault: None,
+                            turn: None,
+                            repeats: Default::default(),
+                        };
                         // SAFETY: `run` was chosen by `simd::choose` on this machine.
                         match unsafe { (op.run)(&mut cx, op) } {
                             Flow::Next | Flow::Yield => {}

@@ -33,6 +33,8 @@ pub enum Effect {
     Store,
     /// It loads and stores at once.
     Atomic,
+    /// The same, and nobody is told what it loaded.
+    Reduction,
 }
 
 /// Memory ordering (PTX ISA, memory consistency model). Volatile counts as relaxed.
@@ -217,11 +219,6 @@ impl Cx<'_> {
             low = low.min(address);
             high = high.max(address);
         }
-        if self.grid.watched
-            && let Some(flow) = check::observe(self, region, addresses, size, effect, access)
-        {
-            return Err(flow);
-        }
         let mut range = self.range(region);
         if !range.holds(low, high, size) || odd != 0 {
             if odd == 0
@@ -232,9 +229,13 @@ impl Cx<'_> {
                 range = self.range(region);
             }
             if odd != 0 || !range.holds(low, high, size) {
-                return self.scatter(region, addresses, size, effect).map(|()| Reach::Scattered);
+                let seen = *addresses;
+                self.scatter(region, addresses, size, effect)?;
+                self.observe(region, &seen, size, effect, access)?;
+                return Ok(Reach::Scattered);
             }
         }
+        self.observe(region, addresses, size, effect, access)?;
         if steps == 0 {
             return Ok(Reach::Contiguous(first.wrapping_add(range.delta) as *mut u8));
         }
@@ -245,6 +246,32 @@ impl Cx<'_> {
             *address = address.wrapping_add(range.delta);
         }
         Ok(Reach::Scattered)
+    }
+
+    /// Shows an access that will be made to the checks and counters.
+    #[inline(always)]
+    fn observe(
+        &mut self,
+        region: Region,
+        addresses: &Row<u64>,
+        size: u64,
+        effect: Effect,
+        access: Access,
+    ) -> Result<(), Flow> {
+        if self.grid.watched
+            && let Some(flow) = check::observe(self, region, addresses, size, effect, access)
+        {
+            return Err(flow);
+        }
+        Ok(())
+    }
+
+    /// Ends an access that [`Cx::reach`] has begun, after it was made.
+    #[inline(always)]
+    pub fn reached(&mut self) {
+        if self.turn.is_some() {
+            self.turn = None;
+        }
     }
 
     /// [`Cx::reach`] lane by lane, for accesses to several allocations and for those that fail.
@@ -262,7 +289,7 @@ impl Cx<'_> {
                         let what = match effect {
                             Effect::Load => "load",
                             Effect::Store => "store",
-                            Effect::Atomic => "atomic access",
+                            Effect::Atomic | Effect::Reduction => "atomic access",
                         };
                         fault.message = format!("{what} of {}", fault.message);
                         return Err(self.fail(fault.at_lane(lane as u32)));

@@ -397,6 +397,28 @@ pub fn finish(block: &mut Block, grid: &Grid<'_>) -> Result<(), Fault> {
 /// The bytes of device memory at `address`, checked and, for reads, known to be initialised. `last` remembers the
 /// allocation between calls.
 pub fn global(grid: &Grid<'_>, address: u64, length: u64, write: bool, last: &mut usize) -> Result<*mut u8, Fault> {
+    let host = located(grid, address, length, write, last)?;
+    let view = &grid.memory;
+    let allocation = view.get(*last);
+    let offset = address - allocation.base;
+    if write && let Some(race) = &grid.race {
+        race.preserve(view, address, length);
+    }
+    if grid.checks.init {
+        if write {
+            allocation.mark_init(offset, length);
+        } else if let Some(first) = allocation.first_uninitialised(offset, length) {
+            let message = format!("{length} bytes of global memory read by an asynchronous copy");
+            let fault = Fault::new(Kind::UninitialisedRead, message);
+            return Err(fault.at_address(allocation.base + first, allocation.describe()));
+        }
+    }
+    Ok(host)
+}
+
+/// The bytes of device memory at `address`, checked to be there.
+#[inline(always)]
+pub fn located(grid: &Grid<'_>, address: u64, length: u64, write: bool, last: &mut usize) -> Result<*mut u8, Fault> {
     let view = &grid.memory;
     let holds = |index: usize| {
         let a = view.get(index);
@@ -411,17 +433,7 @@ pub fn global(grid: &Grid<'_>, address: u64, length: u64, write: bool, last: &mu
         })?;
     }
     let allocation = view.get(*last);
-    let offset = address - allocation.base;
-    if grid.checks.init {
-        if write {
-            allocation.mark_init(offset, length);
-        } else if let Some(first) = allocation.first_uninitialised(offset, length) {
-            let message = format!("{length} bytes of global memory read by an asynchronous copy");
-            let fault = Fault::new(Kind::UninitialisedRead, message);
-            return Err(fault.at_address(allocation.base + first, allocation.describe()));
-        }
-    }
-    Ok(allocation.host().wrapping_add(offset as usize))
+    Ok(allocation.host().wrapping_add((address - allocation.base) as usize))
 }
 
 /// Lanes whose bit is set, in a row.

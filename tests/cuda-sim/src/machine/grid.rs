@@ -3,6 +3,7 @@
 use super::fault::{Fault, Kind};
 use super::schedule::Schedule;
 use crate::check::Checks;
+use crate::check::race::Global;
 use crate::counters::traffic::Traffic;
 use crate::device::RESERVED_SHARED;
 use crate::memory::{GlobalMemory, View};
@@ -109,7 +110,7 @@ pub struct Grid<'a> {
     /// Global memory in which CUDA's `grid.sync()` counts; 0 without.
     pub workspace: u64,
     /// What the race check remembers of global memory.
-    pub race: Option<crate::check::race::Global>,
+    pub race: Option<Global>,
 }
 
 impl<'a> Grid<'a> {
@@ -142,6 +143,8 @@ impl<'a> Grid<'a> {
         let shared_bytes = dynamic_shared_offset + launch.dynamic_shared;
         let reserved = launch.program.functions.iter().any(|function| function.reserved_shared);
         let reserved_end = shared_bytes.next_multiple_of(16) + RESERVED_SHARED;
+        let blocks = launch.grid.iter().map(|&n| u64::from(n)).product();
+        let race = launch.checks.race.then(|| Global::new(memory.len(), blocks));
         Ok(Grid {
             program: launch.program,
             name: launch.name,
@@ -161,7 +164,7 @@ impl<'a> Grid<'a> {
             memory,
             watched: launch.count.is_some() || launch.checks.init || launch.checks.race,
             cooperative: launch.cooperative,
-            race: launch.checks.race.then(Default::default),
+            race,
             workspace: launch.workspace,
         })
     }

@@ -1,6 +1,6 @@
 //! Runs a grid on the threads of the host.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 use super::cluster;
@@ -21,17 +21,37 @@ pub struct Report {
 }
 
 /// Runs a kernel to its end.
+///
+/// Cooperative launches run on one host thread, so that the order in which their blocks communicate is the seed's alone.
+/// So does in the end every launch under the race check whose blocks communicate or in which anything is found, see
+/// [`crate::check::race::Global`]: what is reported does not depend on the number of host threads.
 pub fn launch(launch: &Launch<'_>) -> Result<Report, Box<Fault>> {
-    let grid = Grid::new(launch)?;
+    let mut grid = Grid::new(launch)?;
     let clusters = grid.dim.iter().map(|&n| u64::from(n)).product::<u64>() / grid.cluster_blocks();
-    // Blocks that wait for each other, and a check that orders accesses across blocks, need one order of all operations:
-    // an access and what is remembered of it are two steps. One host thread also makes that order the seed's alone.
     let threads = match grid.schedule.threads {
-        _ if grid.cooperative || grid.checks.race => 1,
+        _ if grid.cooperative => 1,
         0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
         n => n,
     };
     let workers = (threads as u64).min(clusters) as usize;
+    if workers > 1
+        && let Some(race) = &mut grid.race
+    {
+        race.share();
+    }
+    let outcome = run(&grid, clusters, workers);
+    match (&outcome, &grid.race) {
+        (Err(_), Some(race)) if race.is_shared() => {
+            race.undo(&grid.memory);
+            let again = run(&Grid::new(launch)?, clusters, 1);
+            if again.is_ok() && !race.was_heard() { outcome } else { again }
+        }
+        _ => outcome,
+    }
+}
+
+/// Runs a grid on a number of host threads.
+fn run(grid: &Grid<'_>, clusters: u64, workers: usize) -> Result<Report, Box<Fault>> {
     let team = Team {
         order: Order::new(grid.schedule.seed, clusters),
         clusters,
@@ -39,11 +59,13 @@ pub fn launch(launch: &Launch<'_>) -> Result<Report, Box<Fault>> {
         next: AtomicU64::new(0),
         epoch: AtomicU64::new(0),
         limit: AtomicU64::new(u64::MAX),
+        tentative: grid.race.as_ref().is_some_and(|race| race.is_shared()),
+        over: AtomicBool::new(false),
         fault: Mutex::new(None),
         stuck: Mutex::new(vec![None; workers]),
     };
     let counters = std::thread::scope(|scope| {
-        let (team, grid) = (&team, &grid);
+        let team = &team;
         let others: Vec<_> = (1..workers).map(|i| scope.spawn(move || Worker::new(team, grid, i).run())).collect();
         let mut all = vec![Worker::new(team, grid, 0).run()];
         for other in others {
@@ -57,7 +79,7 @@ pub fn launch(launch: &Launch<'_>) -> Result<Report, Box<Fault>> {
     if let Some((_, fault)) = lock(&team.fault).take() {
         return Err(fault);
     }
-    Ok(Report { counters: Totals::of(&grid, &counters) })
+    Ok(Report { counters: Totals::of(grid, &counters) })
 }
 
 /// What the host threads of a launch share.
@@ -74,6 +96,9 @@ struct Team {
     /// depend on the number of host threads.
     limit: AtomicU64,
     fault: Mutex<Option<(u64, Box<Fault>)>>,
+    /// Whether any fault means that all is done again, so that no block matters after it; and whether there was one.
+    tentative: bool,
+    over: AtomicBool,
     /// For each worker that cannot go on, the epoch at which it found that.
     stuck: Mutex<Vec<Option<u64>>>,
 }
@@ -86,16 +111,22 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Team {
     fn fail(&self, position: u64, fault: Box<Fault>) {
         self.limit.fetch_min(position, Ordering::Relaxed);
+        self.over.fetch_or(self.tentative, Ordering::Relaxed);
         let mut first = lock(&self.fault);
         if first.as_ref().is_none_or(|(p, _)| position < *p) {
             *first = Some((position, fault));
         }
     }
 
+    /// Whether a place, or what its block does, cannot matter any more.
+    fn is_moot(&self, position: u64) -> bool {
+        position > self.limit.load(Ordering::Relaxed) || self.over.load(Ordering::Relaxed)
+    }
+
     /// A place of the order that has not started.
     fn claim(&self) -> Option<u64> {
         let position = self.next.fetch_add(1, Ordering::Relaxed);
-        (position < self.clusters && position < self.limit.load(Ordering::Relaxed)).then_some(position)
+        (position < self.clusters && !self.is_moot(position)).then_some(position)
     }
 }
 
@@ -231,7 +262,7 @@ impl<'a> Worker<'a> {
         while i < self.residents.len() {
             let resident = &mut self.residents[i];
             let before = resident.block.progress;
-            let abandoned = resident.position > self.team.limit.load(Ordering::Relaxed);
+            let abandoned = self.team.is_moot(resident.position);
             let state = if abandoned { Ok(State::Done) } else { resident.slice(self.grid, &mut self.counters, budget) };
             if resident.block.progress != before {
                 self.team.epoch.fetch_add(1, Ordering::SeqCst);

@@ -18,6 +18,8 @@ pub mod simd;
 mod tests;
 pub mod warp;
 
+use std::sync::MutexGuard;
+
 use crate::code::{Code, Dst, Flow, Src};
 use crate::counters::Counters;
 use block::Block;
@@ -53,6 +55,22 @@ pub struct Cx<'a> {
     pub counters: &'a mut Counters,
     /// Why the launch ends, after [`Flow::Fault`].
     pub fault: Option<Box<Fault>>,
+    /// The turn of a strong access, see [`Cx::reached`].
+    pub turn: Option<MutexGuard<'a, ()>>,
+    /// Whether the operation compares what it stores with what is there, and the race that it is if they differ.
+    pub repeats: Repeats,
+}
+
+/// A store to shared memory that nothing orders with an earlier one does no harm if it stores the same.
+#[derive(Default)]
+pub enum Repeats {
+    /// The operation does not compare.
+    #[default]
+    No,
+    /// It would.
+    Asked,
+    /// It must: else this is the fault.
+    Doubted(Box<Fault>),
 }
 
 impl Cx<'_> {

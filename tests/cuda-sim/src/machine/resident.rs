@@ -7,6 +7,7 @@ use super::fault::{Fault, Kind};
 use super::grid::Grid;
 use super::run::{self, Turn};
 use super::warp::Warp;
+use crate::check::race;
 use crate::counters::Counters;
 
 /// Operations of a warp's turn: at least and at most.
@@ -83,6 +84,7 @@ impl Resident {
             let waiting = self.round(grid, counters)?;
             if self.order.is_empty() {
                 async_queue::finish(&mut self.block, grid).map_err(|fault| self.place(fault, grid))?;
+                race::finish(&self.block, grid);
                 return Ok(State::Done);
             }
             if self.block.progress != before {

@@ -31,7 +31,8 @@ pub fn turn(
         return Ok(Turn::Exited);
     };
     let code = &*grid.program.functions[group.function as usize];
-    let mut cx = Cx { warp, code, mask: 0, pc: 0, block, grid, counters, fault: None };
+    let mut cx =
+        Cx { warp, code, mask: 0, pc: 0, block, grid, counters, fault: None, turn: None, repeats: Default::default() };
     let mut left = i64::from(budget);
     let groups = cx.warp.groups.len();
     while left > 0 {

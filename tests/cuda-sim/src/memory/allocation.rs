@@ -36,6 +36,13 @@ pub struct Allocation {
     init: Box<[AtomicU64]>,
 }
 
+/// What a range of an allocation held, and which of its bytes were initialised.
+pub struct Part {
+    offset: u64,
+    bytes: Vec<u8>,
+    init: Vec<u64>,
+}
+
 // SAFETY: the bytes are only touched through raw pointers, as device memory is: the simulated program's own races have
 // whatever outcome the host's loads and stores have, and every bit pattern is a valid byte.
 unsafe impl Send for Allocation {}
@@ -216,6 +223,25 @@ impl Allocation {
 
     pub(super) fn set_init_words(&self, words: &[u64]) {
         for (to, from) in self.init.iter().zip(words) {
+            to.store(*from, Ordering::Relaxed);
+        }
+    }
+
+    /// Saves a range, which must be inside and begin at a multiple of 64 bytes.
+    pub fn save(&self, offset: u64, length: u64) -> Part {
+        let mut bytes = vec![0; length as usize];
+        self.read(offset, &mut bytes);
+        let words = (offset / 64) as usize..(offset + length).div_ceil(64) as usize;
+        let init = self.init.get(words).unwrap_or_default().iter().map(|w| w.load(Ordering::Relaxed)).collect();
+        Part { offset, bytes, init }
+    }
+
+    /// Puts back what [`Allocation::save`] has saved of this allocation.
+    pub fn put_back(&self, part: &Part) {
+        let to = self.at(part.offset, part.bytes.len() as u64);
+        // SAFETY: `at` checked the range.
+        unsafe { std::ptr::copy(part.bytes.as_ptr(), to, part.bytes.len()) };
+        for (to, from) in self.init.iter().skip((part.offset / 64) as usize).zip(&part.init) {
             to.store(*from, Ordering::Relaxed);
         }
     }

@@ -6,7 +6,7 @@ mod view;
 use std::sync::{Arc, RwLock};
 
 pub(crate) use allocation::each_word;
-pub use allocation::{Allocation, Origin, POISON};
+pub use allocation::{Allocation, Origin, POISON, Part};
 pub use view::{Missing, View};
 
 /// The lowest device address.

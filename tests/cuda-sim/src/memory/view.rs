@@ -51,6 +51,41 @@ impl View {
         self.list.is_empty()
     }
 
+    /// The parts of a range that lie in live allocations, up to the first byte that does not: allocation, offset in it and
+    /// bytes. `last` is the allocation that is tried first.
+    #[inline(always)]
+    pub fn parts<'a>(
+        &'a self,
+        last: &'a mut usize,
+        mut address: u64,
+        mut length: u64,
+    ) -> impl Iterator<Item = (usize, u64, u64)> + 'a {
+        std::iter::from_fn(move || {
+            if length == 0 {
+                return None;
+            }
+            let (offset, room) = self.find(last, address)?;
+            let here = room.min(length);
+            address = address.wrapping_add(here);
+            length -= here;
+            Some((*last, offset, here))
+        })
+    }
+
+    /// Makes `index` the live allocation that holds an address, if it is not; the offset there, and the bytes from there on.
+    #[inline(always)]
+    fn find(&self, index: &mut usize, address: u64) -> Option<(u64, u64)> {
+        let room = |found: &Allocation| {
+            let offset = address.wrapping_sub(found.base);
+            (found.is_live() && offset < found.size).then(|| (offset, found.size - offset))
+        };
+        if let Some(found) = self.list.get(*index).and_then(|found| room(found)) {
+            return Some(found);
+        }
+        *index = self.locate(address, 1).ok()?;
+        room(&self.list[*index])
+    }
+
     /// The live allocation that holds `length` bytes at `address`.
     pub fn locate(&self, address: u64, length: u64) -> Result<usize, Missing> {
         let Some(index) = self.list.partition_point(|a| a.base <= address).checked_sub(1) else {

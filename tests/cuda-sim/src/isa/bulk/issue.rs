@@ -393,11 +393,11 @@ fn watch(cx: &mut Cx<'_>, work: &Work, warp: u32, line: u32, own: bool) -> std::
         }
         Work::Store { from, to, bytes, reduction } => {
             check::bulk(cx, *to, *bytes, written(reduction))?;
-            race::issue(cx.block, warp, Engine::Bulk, *from, *bytes, false, line).map(|()| 0)
+            race::store_issue(cx.block, warp, *from, *bytes, line).map(|()| 0)
         }
         Work::StoreTile { map, at, from, reduction } => {
             rows(cx, map, *at, written(reduction))?;
-            race::issue(cx.block, warp, Engine::Bulk, *from, map.tile_bytes(), false, line).map(|()| 0)
+            race::store_issue(cx.block, warp, *from, map.tile_bytes(), line).map(|()| 0)
         }
     }
 }

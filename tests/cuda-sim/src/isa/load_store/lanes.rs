@@ -2,12 +2,13 @@
 
 use std::marker::PhantomData;
 
+use crate::check;
 use crate::code::{Dst, Flow, Op, Run, Src};
 use crate::machine::access::{Access, Effect, Reach, Region, window};
 use crate::machine::fault::{Fault, Kind};
 use crate::machine::simd::{Semantics, choose};
 use crate::machine::warp::Local;
-use crate::machine::{Cx, LANES, Row};
+use crate::machine::{Cx, LANES, Repeats, Row};
 use crate::ptx::ast::Type;
 
 /// Chooses the function for a type and a number of parts.
@@ -221,6 +222,7 @@ impl<T: Element, const N: usize> Semantics for Load<T, N> {
                         }
                     },
                 }
+                cx.reached();
                 if region == Region::Global {
                     cx.counters.load_bytes += size * u64::from(cx.mask.count_ones());
                 }
@@ -253,10 +255,22 @@ impl<T: Element, const N: usize> Semantics for Store<T, N> {
             cx.block.progress += 1;
             let size = (T::SIZE * N) as u64;
             let full = cx.mask == u32::MAX;
-            match cx.reach(region, &mut addresses, size, Effect::Store, access) {
+            let seen = addresses;
+            cx.repeats = if region == Region::Shared { Repeats::Asked } else { Repeats::No };
+            let reach = match cx.reach(region, &mut addresses, size, Effect::Store, access) {
                 Err(flow) => return flow,
+                Ok(reach) => reach,
+            };
+            if cx.grid.checks.race {
+                let bits = |lane: usize, k: usize| rows[k][lane].to_bits();
+                let single = full && matches!(reach, Reach::Contiguous(_));
+                if let Some(flow) = check::stored(cx, &seen, single, (T::SIZE, N), &bits) {
+                    return flow;
+                }
+            }
+            match reach {
                 // SAFETY: `reach` has checked the bytes of all lanes.
-                Ok(Reach::Contiguous(at)) if full => unsafe {
+                Reach::Contiguous(at) if full => unsafe {
                     let at = at.cast::<T>();
                     for lane in 0..LANES {
                         for (k, row) in rows.iter().enumerate() {
@@ -264,7 +278,7 @@ impl<T: Element, const N: usize> Semantics for Store<T, N> {
                         }
                     }
                 },
-                Ok(Reach::Contiguous(at) | Reach::Uniform(at)) => {
+                Reach::Contiguous(at) | Reach::Uniform(at) => {
                     let last = 31 - cx.mask.leading_zeros() as usize;
                     // One lane's value stays (PTX leaves open which): that of the last.
                     for (k, row) in rows.iter().enumerate() {
@@ -272,7 +286,7 @@ impl<T: Element, const N: usize> Semantics for Store<T, N> {
                         unsafe { at.cast::<T>().add(k).write_unaligned(row[last]) };
                     }
                 }
-                Ok(Reach::Scattered) => {
+                Reach::Scattered => {
                     let mut left = cx.mask;
                     while left != 0 {
                         let lane = left.trailing_zeros() as usize;
@@ -284,6 +298,7 @@ impl<T: Element, const N: usize> Semantics for Store<T, N> {
                     }
                 }
             }
+            cx.reached();
             if region == Region::Global {
                 cx.counters.store_bytes += size * u64::from(cx.mask.count_ones());
             }
