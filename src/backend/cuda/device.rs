@@ -141,6 +141,13 @@ impl Device {
         self.shared
     }
 
+    /// An attribute, as the driver calls it.
+    pub(super) fn attribute(&self, which: Attribute) -> Result<i32, Error> {
+        // SAFETY: the device is what the driver gave.
+        let value = unsafe { result::device::get_attribute(self.device, which) };
+        value.map_err(|e| self.error(e, "asking for an attribute"))
+    }
+
     /// Bytes of memory: free, and in all.
     pub fn memory(&self) -> Result<(u64, u64), Error> {
         let read = self.call(result::mem_get_info);

@@ -150,6 +150,22 @@ impl<T> Buffer<T> {
         }
     }
 
+    /// Copies all of another buffer of this length.
+    pub(super) fn copy_from(&self, other: &Buffer<T>) {
+        assert_eq!(self.len, other.len, "buffers of different lengths");
+        let device = self.device();
+        if self.len == 0 || device.failed() {
+            return;
+        }
+        // SAFETY: both ranges are inside their allocations, which outlive the queued work: freeing waits for it.
+        let outcome = device.call(|| unsafe {
+            result::memcpy_dtod_async(self.address(), other.address(), self.bytes(), device.stream())
+        });
+        if let Err(e) = outcome {
+            device.failed_with(device.error(e, "copying on the device"));
+        }
+    }
+
     /// Replaces the first values. The host's memory may be changed at once.
     pub(super) fn upload(&self, data: &[T])
     where
@@ -289,10 +305,27 @@ unsafe impl Sync for Event {}
 impl Event {
     /// A point that has passed.
     pub(super) fn new(device: &Arc<Device>) -> Result<Event, Error> {
-        let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
+        Self::with(device, sys::CUevent_flags::CU_EVENT_DISABLE_TIMING)
+    }
+
+    /// A point that has passed, and knows when.
+    pub(super) fn timed(device: &Arc<Device>) -> Result<Event, Error> {
+        Self::with(device, sys::CUevent_flags::CU_EVENT_DEFAULT)
+    }
+
+    fn with(device: &Arc<Device>, flags: sys::CUevent_flags) -> Result<Event, Error> {
         let made = device.call(|| result::event::create(flags));
         let handle = made.map_err(|e| device.failed_with(device.error(e, "making an event")))?;
         Ok(Event { device: device.clone(), handle })
+    }
+
+    /// Where it passes.
+    pub(super) fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
+    pub(super) fn handle(&self) -> sys::CUevent {
+        self.handle
     }
 
     /// Moves it behind all queued work.

@@ -13,6 +13,7 @@ mod lists;
 mod memory;
 mod ops;
 mod step;
+mod timing;
 
 pub use device::{Device, Traffic, count, is_driver_present};
 pub use kernels::{ALL, ARCHITECTURES, Fatbin};
@@ -21,6 +22,7 @@ pub use memory::Buffer;
 pub use ops::draw::Canvas;
 pub use ops::linear::{Fp8, Int4, Weight};
 pub use step::DeviceStep;
+pub use timing::Stopwatch;
 
 use super::{
     AttentionShape, Backend, Capacity, Drawn, Embedding, Epilogue, Error, GroupNorm, Grouping, Phase, Rotary, Step,
