@@ -7,7 +7,7 @@
 #[path = "cuda/support.rs"]
 mod support;
 
-use std::sync::{Once, OnceLock};
+use std::sync::OnceLock;
 
 use weft::backend::cpu::CpuBackend;
 use weft::backend::cuda::CudaBackend;
@@ -31,17 +31,8 @@ const SEED: u64 = 1;
 const BOUND: f32 = 0.25;
 
 fn gpu() -> &'static Generator<CudaBackend> {
-    static ENVIRONMENT: Once = Once::new();
     static GENERATOR: OnceLock<Generator<CudaBackend>> = OnceLock::new();
-    ENVIRONMENT.call_once(|| {
-        for (name, value) in [("CUDA_SIM_CHECK", "mem"), ("CUDA_SIM_SWEEP", "1")] {
-            if std::env::var_os(name).is_none() {
-                // SAFETY: nothing reads the environment while this runs; the driver is not loaded yet.
-                unsafe { std::env::set_var(name, value) };
-            }
-        }
-        support::load_driver();
-    });
+    support::load_driver(&[("CUDA_SIM_CHECK", "mem")]);
     GENERATOR.get_or_init(|| {
         let backend = CudaBackend::new(0).unwrap_or_else(|error| panic!("{error}"));
         Generator::load(backend, &embedded::avatar()).unwrap_or_else(|error| panic!("{error}"))
