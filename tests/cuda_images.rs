@@ -7,9 +7,9 @@
 #[path = "cuda/support.rs"]
 mod support;
 
-use std::sync::OnceLock;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use weft::backend::cpu::CpuBackend;
+use weft::backend::cpu::{CpuBackend, Isa};
 use weft::backend::cuda::CudaBackend;
 use weft::backend::{Backend, Image};
 use weft::decode::Acceptance;
@@ -29,6 +29,12 @@ const SEED: u64 = 1;
 /// the head later that is some hundredths of a logit, and guidance with cfg 3 adds three times the conditional error and
 /// two times the other.
 const BOUND: f32 = 0.25;
+
+/// One test at a time: they count what is asked of the one device.
+fn alone() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 fn gpu() -> &'static Generator<CudaBackend> {
     static GENERATOR: OnceLock<Generator<CudaBackend>> = OnceLock::new();
@@ -66,6 +72,7 @@ fn forced<B: Backend>(generator: &Generator<B>, sampling: Sampling, tokens: &[u3
 
 #[test]
 fn exact_returns_the_tokens_of_ar_at_any_temperature() {
+    let _turn = alone();
     let defaults = gpu().default_sampling();
     let settings =
         [defaults, Sampling { temperature: 0.0, ..defaults }, Sampling { temperature: 1.7, cfg: 1.0, ..defaults }];
@@ -80,16 +87,24 @@ fn exact_returns_the_tokens_of_ar_at_any_temperature() {
 
 #[test]
 fn log_weights_agree_with_the_processor_at_every_position() {
+    let _turn = alone();
     let sampling = cpu().default_sampling();
     let image = tokens(cpu(), Method::EXACT, sampling);
     let (ours, theirs) = (forced(gpu(), sampling, &image), forced(cpu(), sampling, &image));
     let apart = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     println!("largest difference of a log-weight: {apart}");
+    if let Some(portable) = CpuBackend::with_isa(Isa::Portable) {
+        let portable = Generator::load(portable, &embedded::avatar()).unwrap();
+        let among =
+            forced(&portable, sampling, &image).iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        println!("between this processor's instructions and portable code: {among}");
+    }
     assert!(apart <= BOUND, "log-weights are {apart} apart");
 }
 
 #[test]
 fn the_first_token_that_differs_from_the_processor_is_a_tie() {
+    let _turn = alone();
     let sampling = cpu().default_sampling();
     let (ours, theirs) = (tokens(gpu(), Method::EXACT, sampling), tokens(cpu(), Method::EXACT, sampling));
     let Some(position) = ours.iter().zip(&theirs).position(|(a, b)| a != b) else { return };
@@ -106,6 +121,7 @@ fn the_first_token_that_differs_from_the_processor_is_a_tie() {
 
 #[test]
 fn relaxed_decoders_make_images_in_as_many_passes() {
+    let _turn = alone();
     let sampling = cpu().default_sampling();
     assert_eq!(generate(gpu(), Method::SSD, sampling).outcome.stats.nfe, 80);
     let (ours, theirs) = (generate(gpu(), Method::WAVEFRONT, sampling), generate(cpu(), Method::WAVEFRONT, sampling));
@@ -116,6 +132,7 @@ fn relaxed_decoders_make_images_in_as_many_passes() {
 
 #[test]
 fn pixels_agree_with_the_processor() {
+    let _turn = alone();
     let image = tokens(cpu(), Method::EXACT, cpu().default_sampling());
     let (ours, theirs) = (gpu().picture(&image).unwrap(), cpu().picture(&image).unwrap());
     let off = ours.rgb.iter().zip(&theirs.rgb).map(|(a, b)| a.abs_diff(*b)).max();
@@ -126,6 +143,7 @@ fn pixels_agree_with_the_processor() {
 /// A step is one upload, one graph and one download, and allocates nothing.
 #[test]
 fn a_step_is_one_upload_one_graph_and_one_download() {
+    let _turn = alone();
     let generator = gpu();
     let image = Image { stream: Stream { seed: SEED, image: 0 }, sampling: generator.default_sampling() };
     let mut session = generator.session(PROMPT, image, Acceptance::Coupled).unwrap();
@@ -141,4 +159,34 @@ fn a_step_is_one_upload_one_graph_and_one_download() {
     assert_eq!(after.uploads - before.uploads, steps + 2);
     assert_eq!(after.downloads - before.downloads, steps + 1);
     assert_eq!(after.allocations, before.allocations);
+}
+
+/// The distribution after a position is bitwise the same whether its row is fed with one other (the other branch) or
+/// among 300, and again in place after garbage was written to the slots behind it.
+#[test]
+fn a_row_does_not_depend_on_its_company() {
+    let _turn = alone();
+    let generator = gpu();
+    let (grid, vocab) = (generator.model.grid(), generator.model.config.image_vocab_size);
+    let image = Image { stream: Stream { seed: SEED, image: 0 }, sampling: generator.default_sampling() };
+    let tokens: Vec<u32> = (0..grid.len()).map(|position| (position * 37 % 512) as u32).collect();
+    let garbage = vec![3; grid.len()];
+    let beyond = vec![grid.width as u32; grid.height];
+    let mut session = generator.session(PROMPT, image, Acceptance::Coupled).unwrap();
+    session.prompt_log_weights().unwrap();
+    let mut feed = |tokens: &[u32], from: usize, to: usize, frontier: &[u32]| {
+        session.log_weights(tokens, &(from..to).collect::<Vec<_>>(), frontier).unwrap()
+    };
+    let frontier = |end: usize| -> Vec<u32> {
+        (0..grid.height).map(|row| end.saturating_sub(row * grid.width).min(grid.width) as u32).collect()
+    };
+    let together = feed(&tokens, 0, 150, &frontier(150));
+    for position in [0, 1, 23, 24, 70, 149] {
+        // Everything behind is overwritten, then the position is fed alone.
+        feed(&garbage, position, position + 40, &beyond);
+        let alone = feed(&tokens, position, position + 1, &frontier(position + 1));
+        let row = &together[position * vocab..][..vocab];
+        support::assert_same(&alone, row, &format!("position {position}"));
+        feed(&tokens, position, 150, &frontier(150));
+    }
 }
