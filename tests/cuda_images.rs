@@ -25,10 +25,11 @@ const SEED: u64 = 1;
 /// How far the processed log-weights of the two backends may lie apart.
 ///
 /// Both round the same operands to bf16 and sum products in f32, in orders of their own; what differs in the last bits of
-/// a sum turns, now and then, into a different bf16 operand of the next product, 2^-8 of its value apart. Nine layers and
-/// the head later that is some hundredths of a logit, and guidance with cfg 3 adds three times the conditional error and
-/// two times the other.
-const BOUND: f32 = 0.25;
+/// a sum turns, now and then, into a bf16 operand of the next product that is 2^-8 of its value apart. That goes through
+/// nine layers and the head, and guidance with cfg 3 adds three times the conditional error and twice the other. So the
+/// scale is that of two correct orders of summing: over the 576 x 512 log-weights of the test's image the largest
+/// difference was 0.36, and 0.33 between the processor's AVX-512 and its portable code.
+const BOUND: f32 = 0.5;
 
 /// One test at a time: they count what is asked of the one device.
 fn alone() -> MutexGuard<'static, ()> {

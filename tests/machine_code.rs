@@ -175,7 +175,8 @@ fn kernels_are_made_of_the_instructions_that_were_meant() {
             wrong.push(format!("{kernel} on {architecture} uses local memory"));
         }
         let hopper = if architecture == "sm_90a" { MEANT_ON_HOPPER } else { &[] };
-        let meant = MEANT.iter().chain(hopper).filter(|(pattern, _)| names(pattern, kernel)).flat_map(|(_, meant)| *meant);
+        let meant =
+            MEANT.iter().chain(hopper).filter(|(pattern, _)| names(pattern, kernel)).flat_map(|(_, meant)| *meant);
         let lacking = meant.filter(|wanted| !has(wanted));
         wrong.extend(lacking.map(|wanted| format!("{kernel} on {architecture} has no {wanted}")));
     }
