@@ -14,7 +14,7 @@ static_assert(WEFT_ATTENTION_SPLIT % kChunk == 0, "a part is whole chunks");
 struct Params {
   const float *qkv;
   WeftStep step;
-  const uint4 *cache;  // of the layer: [page][kv_head][keys, values][16][padded head_dim] bf16
+  const uint4 *cache;  // of the layer: [page][kv_head][keys, values][16][padded head_dim]
   float *out;
   float *partials;
   uint32_t partial_floats;
@@ -23,7 +23,8 @@ struct Params {
   uint32_t kv_heads;
   uint32_t group;  // query heads that share a key head
   uint32_t multiprocessors;
-  float scale;  // log2(e) / sqrt(head_dim)
+  float scale;        // log2(e) / sqrt(head_dim), times what one of the cache's keys stands for
+  float value_scale;  // what one of the cache's values stands for
 };
 
 // The work of a launch.

@@ -3,6 +3,8 @@
 //
 // A warp takes a head of a row. The arithmetic is that of the CPU backend, operation by operation (nothing is fused, sums
 // run in its order, the table is made on the host in f64), so that keys have the same bits there and here.
+#include <cuda_fp8.h>
+
 #include "common.cuh"
 
 namespace {
@@ -15,11 +17,12 @@ constexpr int kLanes = 16;
 struct Params {
   float *qkv;
   WeftStep step;
-  uint4 *cache;  // of the layer: [page][kv_head][keys, values][16][padded head_dim] bf16
+  uint4 *cache;  // of the layer: [page][kv_head][keys, values][16][padded head_dim]
   const float *query_norm;
   const float *key_norm;
   const float *table;  // [coordinates][cosines, sines][pairs that turn with a coordinate]
   uint32_t coordinates;
+  float key_scale, value_scale;  // of what the cache holds as fp8
   float eps;
   uint32_t heads;
   uint32_t kv_heads;
@@ -86,19 +89,46 @@ struct Place {
   }
 };
 
+template <int kBytes>
+struct Stored;
+template <>
+struct Stored<1> {
+  using One = uint8_t;
+  using Two = uint16_t;
+};
+template <>
+struct Stored<2> {
+  using One = uint16_t;
+  using Two = uint32_t;
+};
+
+// Two numbers, rounded to what the cache holds: bf16, or fp8 (e4m3) with numbers beyond its range at its ends.
+template <int kBytes>
+__device__ __forceinline__ uint32_t pack(float low, float high, float scale) {
+  if constexpr (kBytes == 2) {
+    return pack_bf16(low, high);
+  } else {
+    const float2 scaled = make_float2(__fmul_rn(low, scale), __fmul_rn(high, scale));
+    return __nv_cvt_float2_to_fp8x2(scaled, __NV_SATFINITE, __NV_E4M3);
+  }
+}
+
 // A head of queries is turned in place; a head of keys or values goes to the cache.
-template <int kDim>
+template <int kDim, int kBytes>
 __device__ __forceinline__ void turn(const Params &p, uint32_t row, uint32_t head) {
-  constexpr int kPadded = (kDim + 7) / 8 * 8;
+  // A number of the cache, and two side by side.
+  using One = typename Stored<kBytes>::One;
+  using Two = typename Stored<kBytes>::Two;
+  constexpr int kPadded = (kDim * kBytes + 15) / 16 * 16 / kBytes;
   const uint32_t lane = threadIdx.x % 32;
   const bool query = head < p.heads, value = head >= p.heads + p.kv_heads;
   const Place place(p, row);
   float *x = p.qkv + (size_t(row) * (p.heads + 2 * p.kv_heads) + head) * kDim;
   const uint32_t kv_head = (head - p.heads) % p.kv_heads;
-  uint16_t *line = nullptr;
+  One *line = nullptr;
   if (!query) {
     const size_t side = (size_t(place.page) * p.kv_heads + kv_head) * 2 + (value ? 1 : 0);
-    line = reinterpret_cast<uint16_t *>(p.cache) + (side * WEFT_PAGE + place.offset) * kPadded;
+    line = reinterpret_cast<One *>(p.cache) + (side * WEFT_PAGE + place.offset) * kPadded;
   }
   const float *norm = query ? p.query_norm : p.key_norm;
   const float scale = norm && !value ? inverse_rms<kDim>(x, p.eps) : 1.0f;
@@ -125,40 +155,46 @@ __device__ __forceinline__ void turn(const Params &p, uint32_t row, uint32_t hea
       x[pair.b] = b;
       continue;
     }
-    const uint32_t packed = pack_bf16(a, b);
+    const uint32_t packed = pack<kBytes>(a, b, value ? p.value_scale : p.key_scale);
     if (value || p.interleaved) {
-      reinterpret_cast<uint32_t *>(line)[pair.a / 2] = packed;
+      reinterpret_cast<Two *>(line)[pair.a / 2] = Two(packed);
     } else {
-      line[pair.a] = uint16_t(packed);
-      line[pair.b] = uint16_t(packed >> 16);
+      line[pair.a] = One(packed);
+      line[pair.b] = One(packed >> (8 * kBytes));
     }
   }
   if (kPadded > kDim && !query && lane < (kPadded - kDim) / 2) {
-    reinterpret_cast<uint32_t *>(line)[kDim / 2 + lane] = 0;
+    reinterpret_cast<Two *>(line)[kDim / 2 + lane] = 0;
   }
 }
 
-template <int kDim>
+template <int kDim, int kBytes>
 __device__ __forceinline__ void turn_all(const Params &p) {
   const uint32_t heads = p.heads + 2 * p.kv_heads;
   const uint32_t items = p.step.counts->rows * heads;
   for (uint32_t item = blockIdx.x * kWarps + threadIdx.x / 32; item < items; item += gridDim.x * kWarps) {
-    turn<kDim>(p, item / heads, item % heads);
+    turn<kDim, kBytes>(p, item / heads, item % heads);
   }
 }
 
 }  // namespace
 
-#define WEFT_ROTATE(kDim)                                                                                              \
-  extern "C" __global__ void __launch_bounds__(32 * kWarps) rotate_and_store_##kDim(                                   \
-      float *qkv, WeftStep step, uint4 *cache, const float *query_norm, const float *key_norm, const float *table,     \
-      uint32_t coordinates, float eps, uint32_t heads, uint32_t kv_heads, uint32_t two_axes, uint32_t interleaved) {   \
-    turn_all<kDim>(                                                                                                    \
-        {qkv, step, cache, query_norm, key_norm, table, coordinates, eps, heads, kv_heads, two_axes, interleaved});    \
+#define WEFT_ROTATE(kName, kDim, kBytes)                                                                              \
+  extern "C" __global__ void __launch_bounds__(32 * kWarps)                                                           \
+      kName(float *qkv, WeftStep step, uint4 *cache, const float *query_norm, const float *key_norm,                  \
+            const float *table, uint32_t coordinates, float key_scale, float value_scale, float eps, uint32_t heads,  \
+            uint32_t kv_heads, uint32_t two_axes, uint32_t interleaved) {                                             \
+    turn_all<kDim, kBytes>({qkv, step, cache, query_norm, key_norm, table, coordinates, key_scale, value_scale, eps,  \
+                            heads, kv_heads, two_axes, interleaved});                                                 \
   }
 
-WEFT_ROTATE(64)
-WEFT_ROTATE(80)
-WEFT_ROTATE(96)
-WEFT_ROTATE(100)
-WEFT_ROTATE(128)
+WEFT_ROTATE(rotate_and_store_64, 64, 2)
+WEFT_ROTATE(rotate_and_store_80, 80, 2)
+WEFT_ROTATE(rotate_and_store_96, 96, 2)
+WEFT_ROTATE(rotate_and_store_100, 100, 2)
+WEFT_ROTATE(rotate_and_store_128, 128, 2)
+WEFT_ROTATE(rotate_and_store_fp8_64, 64, 1)
+WEFT_ROTATE(rotate_and_store_fp8_80, 80, 1)
+WEFT_ROTATE(rotate_and_store_fp8_96, 96, 1)
+WEFT_ROTATE(rotate_and_store_fp8_100, 100, 1)
+WEFT_ROTATE(rotate_and_store_fp8_128, 128, 1)

@@ -1,6 +1,8 @@
 //! Attention over paged, ragged caches, against the CPU backend.
 
-use weft::backend::{AttentionShape, Axes, Backend, Pairing, Rotary, RowPlace, Slot};
+use half::bf16;
+use weft::backend::cuda::{CudaBackend, KvScales};
+use weft::backend::{AttentionShape, Axes, Backend, PAGE, Pairing, Rotary, RowPlace, Slot};
 
 use crate::layouts::{Form, SHAPES, Sequences, set, tree};
 use crate::support::*;
@@ -220,6 +222,66 @@ fn sees(sequences: &Sequences, row: RowPlace, key: RowPlace) -> bool {
     }
 }
 
+/// Softmax attention in f64 of a query at `row` over the slots it sees, as the cache holds them.
+fn definition(filled: &Filled<'_, CudaBackend>, places: &[RowPlace], row: RowPlace, queries: &[f32]) -> Vec<f64> {
+    let AttentionShape { heads, kv_heads, head_dim } = filled.shape;
+    let pages: Vec<Vec<f32>> = (0..filled.sequences.pages).map(|page| filled.kv.read(1, page).unwrap()).collect();
+    let padded = pages[0].len() / (kv_heads * 2 * PAGE);
+    let side = |key: &RowPlace, head: usize, side: usize| {
+        let table = &filled.sequences.tables[key.sequence as usize];
+        let (list, slot) = match key.slot {
+            Slot::Prefix(slot) => (&table.prefix, slot as usize),
+            Slot::Grid(slot) => (&table.grid, slot as usize),
+            Slot::Scratch { slot, .. } => (&table.scratch, slot as usize),
+        };
+        &pages[list[slot / PAGE] as usize][((head * 2 + side) * PAGE + slot % PAGE) * padded..][..head_dim]
+    };
+    let seen: Vec<&RowPlace> = places.iter().filter(|key| sees(filled.sequences, row, **key)).collect();
+    let mut out = Vec::new();
+    for (head, query) in queries.chunks(head_dim).enumerate() {
+        let kv_head = head / (heads / kv_heads);
+        let dot = |key: &[f32]| -> f64 {
+            query.iter().zip(key).map(|(&q, &k)| bf16::from_f32(q).to_f64() * f64::from(k)).sum()
+        };
+        let scores: Vec<f64> = seen.iter().map(|key| dot(side(key, kv_head, 0)) / (head_dim as f64).sqrt()).collect();
+        let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let weights: Vec<f64> = scores.iter().map(|score| (score - most).exp()).collect();
+        let sum: f64 = weights.iter().sum();
+        for d in 0..head_dim {
+            let values = seen.iter().map(|key| f64::from(side(key, kv_head, 1)[d]));
+            out.push(values.zip(&weights).map(|(value, weight)| value * weight).sum::<f64>() / sum);
+        }
+    }
+    out
+}
+
+#[test]
+fn fp8_keys_and_values_are_what_they_stand_for() {
+    let gpu = backend();
+    let forms = [FORMS[1], (5, 7, &[0; 2][..])];
+    let trees = |sequence: usize| tree([20, 4][sequence], [9, 0][sequence]);
+    for shape in SHAPES {
+        let sequences = Sequences::of(&forms);
+        let places = sequences.slots(trees);
+        let mut noise = Noise(17);
+        let qkv = noise.values(places.len() * shape.qkv());
+        let scales = KvScales { keys: 1.0 / 128.0, values: 1.0 / 32.0 };
+        let kv = gpu.kv_pool_fp8(2, sequences.pages, shape, scales).unwrap();
+        let mut filled = Filled { backend: &*gpu, kv, sequences: &sequences, shape };
+        filled.store(&places, &qkv);
+        let queries: Vec<f32> = noise.values(places.len() * shape.query()).iter().map(|x| 3.0 * x).collect();
+        let whole = filled.attend(&places, &queries);
+        let most = bound(shape, places.len(), 3.0, 1.5, 1.1);
+        for i in (0..places.len()).step_by(7) {
+            let query = &queries[i * shape.query()..][..shape.query()];
+            let want: Vec<f32> = definition(&filled, &places, places[i], query).into_iter().map(|x| x as f32).collect();
+            let (got, what) = (&whole[i * shape.query()..][..shape.query()], format!("{shape:?} {:?}", places[i]));
+            assert_near(got, &want, |_| most, &what);
+            assert_same(&filled.attend(&places[i..][..1], query), got, &format!("{what} alone"));
+        }
+    }
+}
+
 #[test]
 fn a_recorded_step_follows_lengths_and_frontiers() {
     let gpu = backend();
@@ -254,4 +316,90 @@ fn a_recorded_step_follows_lengths_and_frontiers() {
         gpu.attention(&x, &step, 1, &kv, &mut out);
         assert_same(&replayed, &read(&*gpu, &out), &format!("at {at}"));
     }
+}
+
+/// A quarter of the heads of a 7B model, on a quarter of an H100: without shared key heads, and with.
+const LARGE: [AttentionShape; 2] =
+    [AttentionShape { heads: 8, kv_heads: 8, head_dim: 128 }, AttentionShape { heads: 8, kv_heads: 2, head_dim: 128 }];
+const QUARTER: (&str, &str) = ("CUDA_SIM_SMS", "33");
+const PROMPT: usize = 64;
+
+/// Launches whose traffic is counted: heads, side of the grid, rows of the pass. Rows in a guided image are those of two
+/// branches.
+fn counted() -> impl Iterator<Item = (AttentionShape, usize, usize)> {
+    let small = LARGE.into_iter().flat_map(|shape| [1, 8, 48, 144].map(|rows| (shape, 24, rows)));
+    small.chain([(LARGE[0], 64, 1), (LARGE[0], 64, 48)])
+}
+
+#[test]
+#[ignore = "run by keys_are_read_once"]
+fn large_launches() {
+    let gpu = backend();
+    for (shape, side, rows) in counted() {
+        let branches = if rows == 1 { 1 } else { 2 };
+        let frontier = vec![side as u32; side];
+        let sequences = Sequences::of(&vec![(PROMPT, side, &frontier[..]); branches]);
+        let positions = (side * side) as u32;
+        let per_branch = (rows / branches) as u32;
+        let places: Vec<RowPlace> = (0..branches as u32)
+            .flat_map(|sequence| {
+                (positions - per_branch..positions).map(move |p| RowPlace { sequence, slot: Slot::Grid(p) })
+            })
+            .collect();
+        // What is in the cache does not matter for its traffic.
+        let kv = gpu.kv_pool(1, sequences.pages, shape).unwrap();
+        let x = tensor(&*gpu, &vec![0.0; rows * shape.qkv()], shape.qkv());
+        let mut out = gpu.tensor(rows, shape.query()).unwrap();
+        let step = set(&*gpu, sequences.step(&places));
+        gpu.attention(&x, &step, 0, &kv, &mut out);
+        read(&*gpu, &out);
+    }
+}
+
+/// The compulsory traffic: each visible key and value once, queries in, results out.
+fn compulsory(shape: AttentionShape, side: usize, rows: usize) -> f64 {
+    let branches = if rows == 1 { 1 } else { 2 };
+    let keys = branches * (PROMPT + side * side) * 2 * shape.key() * 2;
+    (keys + rows * shape.query() * 4 * 2) as f64
+}
+
+#[test]
+fn keys_are_read_once() {
+    if on_gpu() {
+        return;
+    }
+    let file = std::env::temp_dir().join(format!("weft-attention-{}.json", std::process::id()));
+    let counters = ("CUDA_SIM_COUNTERS", file.to_str().unwrap());
+    let environment = [("CUDA_SIM_CHECK", "none"), ("CUDA_SIM_CC", "9.0"), ("CUDA_SIM_SWEEP", "1"), QUARTER, counters];
+    child("attention::large_launches", &environment);
+    let json: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+    std::fs::remove_file(&file).unwrap();
+    let launches = json["launches"].as_array().unwrap();
+    let launches = launches.iter().filter(|launch| launch["kernel"] == "attention_128");
+    println!("heads   positions rows | DRAM / compulsory | keys requested per tile | bank conflicts");
+    let mut seen = 0;
+    for ((shape, side, rows), launch) in counted().zip(launches) {
+        let count = |name: &str| launch["counters"][name].as_f64().unwrap();
+        let moved = 32.0 * (count("dram_read_sectors") + count("dram_write_sectors"));
+        let share = moved / compulsory(shape, side, rows);
+        let branches = if rows == 1 { 1 } else { 2 };
+        let pages = Sequences::of(&vec![(PROMPT, side, &vec![0; side][..]); branches]).pages;
+        let of_pool = |a: &&serde_json::Value| a["size"] == pages * PAGE * 2 * shape.key() * 2;
+        let pool = launch["allocations"].as_array().unwrap().iter().find(of_pool).unwrap();
+        let slices = (rows / branches).div_ceil(64 / (shape.heads / shape.kv_heads));
+        let once = (slices * branches * (PROMPT + side * side) * 2 * shape.key() * 2) as f64 / 32.0;
+        let requested = pool["load_sectors"].as_f64().unwrap() / once;
+        let conflicts = count("bank_conflicts") / (count("shared_passes") - count("bank_conflicts"));
+        let heads = format!("{}/{}", shape.heads, shape.kv_heads);
+        println!("{heads:7} {:9} {rows:4} | {share:17.3} | {requested:23.3} | {conflicts:.4}", side * side);
+        let what = format!("{shape:?}, {side}x{side}, {rows} rows");
+        // With shared key heads there is little to read; what blocks leave for each other then counts, though it is read
+        // back at once and hardware may never write it to memory.
+        let most = if shape.kv_heads == shape.heads { 1.10 } else { 1.60 };
+        assert!(share <= most, "{what}: {share} of the compulsory bytes");
+        assert!(requested <= 1.001, "{what}: keys requested {requested} times per tile");
+        assert!(conflicts <= 0.01, "{what}: {conflicts} of the passes over shared memory are conflicts");
+        seen += 1;
+    }
+    assert_eq!(seen, counted().count());
 }

@@ -1,7 +1,8 @@
 //! Norms of heads, the rotary embedding and the cache: the bits of the CPU backend.
 
 use half::bf16;
-use weft::backend::{AttentionShape, Axes, Backend, PAGE, Pairing, Rotary, Slot};
+use weft::backend::cuda::{KvPool, KvScales};
+use weft::backend::{AttentionShape, Axes, Backend, PAGE, Pairing, Rotary, RowPlace, Slot};
 
 use crate::layouts::{SHAPES, Sequences, set, tree};
 use crate::support::*;
@@ -35,10 +36,12 @@ fn heads_and_their_slots_have_the_bits_of_the_oracle() {
     let places = sequences.slots(|index| tree(20, [3, 0, 11][index]));
     for shape in SHAPES {
         for (case, rotary) in rotaries().enumerate() {
+            // The table of a cache is as large as the most that it may need: both formats, both numbers of axes.
+            let format = [Format::Bf16, Format::Fp8, Format::Fp8, Format::Bf16][case];
             let mut noise = Noise(case as u64 + 11);
             let qkv = rows(shape, places.len(), &mut noise);
             let weights = noise.weights(shape.head_dim);
-            let what = format!("{shape:?} {rotary:?}");
+            let what = format!("{shape:?} {rotary:?} {format:?}");
 
             let norm = oracle.vector(&weights).unwrap();
             // Queries and keys must be normed alike here; that they use their own weights is another test's.
@@ -51,7 +54,10 @@ fn heads_and_their_slots_have_the_bits_of_the_oracle() {
 
             let norm = gpu.vector(&weights).unwrap();
             let mut got = tensor(&*gpu, &qkv, shape.qkv());
-            let mut kv = gpu.kv_pool(2, sequences.pages, shape).unwrap();
+            let mut kv = match format {
+                Format::Bf16 => gpu.kv_pool(2, sequences.pages, shape).unwrap(),
+                Format::Fp8 => gpu.kv_pool_fp8(2, sequences.pages, shape, format.scales()).unwrap(),
+            };
             let step = set(&*gpu, sequences.step(&places));
             let norms = (case % 2 == 0).then_some((&norm, &norm, 1e-5));
             gpu.rotate_and_store(&mut got, norms, rotary, &step, 1, &mut kv);
@@ -61,26 +67,64 @@ fn heads_and_their_slots_have_the_bits_of_the_oracle() {
                 let of = |x: &[f32]| x[row * shape.qkv()..][..shape.query()].to_vec();
                 assert_same(&of(&got), &of(&want), &format!("{what}: queries at {place:?}"));
             }
-            assert_slots(&sequences, &places, shape, &kv, &want, &qkv, &what);
+            assert_slots(&sequences, &places, shape, &kv, &want, &qkv, format, &what);
         }
     }
 }
 
+/// How a cache stores numbers.
+#[derive(Clone, Copy, Debug)]
+enum Format {
+    Bf16,
+    Fp8,
+}
+
+impl Format {
+    fn scales(self) -> KvScales {
+        match self {
+            Format::Bf16 => KvScales { keys: 1.0, values: 1.0 },
+            // So that some keys are too large, and some values subnormal.
+            Format::Fp8 => KvScales { keys: 1.0 / 512.0, values: 2.0 },
+        }
+    }
+
+    fn alignment(self) -> usize {
+        match self {
+            Format::Bf16 => 8,
+            Format::Fp8 => 16,
+        }
+    }
+
+    /// The nearest number, of two the even one.
+    fn round(self, x: f32) -> f32 {
+        match self {
+            Format::Bf16 => bf16::from_f32(x).to_f32(),
+            Format::Fp8 => {
+                let exponent = (x.abs().log2().floor() as i32).max(-6);
+                let step = 2f32.powi(exponent - 3);
+                ((x / step).round_ties_even() * step).clamp(-448.0, 448.0)
+            }
+        }
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
 /// Asserts that the cache holds the keys, which are those queries that `turned` has, and the values of `qkv`.
 fn assert_slots(
     sequences: &Sequences,
-    places: &[weft::backend::RowPlace],
+    places: &[RowPlace],
     shape: AttentionShape,
-    kv: &weft::backend::cuda::KvPool,
+    kv: &KvPool,
     turned: &[f32],
     qkv: &[f32],
+    format: Format,
     what: &str,
 ) {
-    let padded = shape.head_dim.next_multiple_of(8);
-    let pages: Vec<Vec<bf16>> = (0..sequences.pages).map(|page| kv.read(1, page).unwrap()).collect();
-    let bits = |x: &[f32]| -> Vec<u16> {
+    let padded = shape.head_dim.next_multiple_of(format.alignment());
+    let pages: Vec<Vec<f32>> = (0..sequences.pages).map(|page| kv.read(1, page).unwrap()).collect();
+    let stored = |x: &[f32], scale: f32| -> Vec<f32> {
         let zeros = vec![0.0; padded - x.len()];
-        x.iter().chain(&zeros).map(|&x| bf16::from_f32(x).to_bits()).collect()
+        x.iter().chain(&zeros).map(|&x| format.round(x / scale) * scale).collect()
     };
     for (row, place) in places.iter().enumerate() {
         let table = &sequences.tables[place.sequence as usize];
@@ -91,14 +135,14 @@ fn assert_slots(
         };
         let page = &pages[list[slot as usize / PAGE] as usize];
         for head in 0..shape.kv_heads {
-            let side = |side: usize| {
-                let line = &page[((head * 2 + side) * PAGE + slot as usize % PAGE) * padded..][..padded];
-                line.iter().map(|x| x.to_bits()).collect::<Vec<u16>>()
-            };
+            let side =
+                |side: usize| page[((head * 2 + side) * PAGE + slot as usize % PAGE) * padded..][..padded].to_vec();
             let query = row * shape.qkv() + head * (shape.heads / shape.kv_heads) * shape.head_dim;
             let value = row * shape.qkv() + shape.query() + shape.key() + head * shape.head_dim;
-            assert_eq!(side(0), bits(&turned[query..][..shape.head_dim]), "{what}: key {head} of {place:?}");
-            assert_eq!(side(1), bits(&qkv[value..][..shape.head_dim]), "{what}: value {head} of {place:?}");
+            let key = stored(&turned[query..][..shape.head_dim], format.scales().keys);
+            let value = stored(&qkv[value..][..shape.head_dim], format.scales().values);
+            assert_same(&side(0), &key, &format!("{what}: key {head} of {place:?}"));
+            assert_same(&side(1), &value, &format!("{what}: value {head} of {place:?}"));
         }
     }
 }
@@ -142,9 +186,9 @@ fn queries_and_keys_have_norms_of_their_own() {
             Slot::Grid(slot) | Slot::Scratch { slot, .. } => (&table.grid, slot as usize),
         };
         let page = kv.read(0, list[slot / PAGE] as usize).unwrap();
-        let want: Vec<bf16> =
-            turned[1][row * as_queries.qkv()..][..shape.head_dim].iter().map(|&x| bf16::from_f32(x)).collect();
-        assert_eq!(page[slot % PAGE * shape.head_dim..][..shape.head_dim], want, "key at {place:?}");
+        let want = &turned[1][row * as_queries.qkv()..][..shape.head_dim];
+        let want: Vec<f32> = want.iter().map(|&x| bf16::from_f32(x).to_f32()).collect();
+        assert_same(&page[slot % PAGE * shape.head_dim..][..shape.head_dim], &want, &format!("key at {place:?}"));
     }
 }
 
@@ -172,7 +216,7 @@ fn a_copied_page_is_the_same_in_all_layers() {
     gpu.copy_page(&mut kv, from, to as u32);
     for layer in 0..3 {
         let copied = kv.read(layer, to).unwrap();
-        assert!(copied.iter().any(|x| x.to_f32() != 0.0));
+        assert!(copied.iter().any(|x| *x != 0.0));
         assert_eq!(copied, kv.read(layer, from as usize).unwrap(), "layer {layer}");
         assert_eq!(before[layer], kv.read(layer, to - 1).unwrap(), "the page before, layer {layer}");
     }
@@ -186,6 +230,8 @@ fn a_pool_has_the_bytes_that_were_announced() {
         let values = 3 * 5 * shape.kv_heads * 2 * PAGE * padded * 2;
         let table = (5 * PAGE + 1) * shape.head_dim * 4;
         assert_eq!(gpu.kv_bytes(3, 5, shape), (values + table + 4 * 4096) as u64);
+        let values = 3 * 5 * shape.kv_heads * 2 * PAGE * shape.head_dim.next_multiple_of(16);
+        assert_eq!(gpu.kv_bytes_fp8(3, 5, shape), (values + table + 4 * 4096) as u64);
         let (free, _) = gpu.device().memory().unwrap();
         let pool = gpu.kv_pool(3, 5, shape).unwrap();
         let (left, _) = gpu.device().memory().unwrap();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use cudarc::driver::result;
 use half::bf16;
 
+use super::CudaBackend;
 use super::device::Device;
 use super::memory::Buffer;
 use crate::backend::{AttentionShape, Error, PAGE, rotary_table};
@@ -16,11 +17,47 @@ pub(super) const QUERIES: usize = 64;
 /// Counters with which blocks that attend to parts of the keys of the same rows find the last one.
 pub(super) const COUNTERS: usize = 4096;
 
-/// Keys and values of all layers, bf16: `[layer][page][kv_head][keys, values][16][head_dim]`. A head's keys and values in
-/// a page are one run of memory. Heads are padded with zeros to a multiple of 8 dimensions, which is 16 bytes: 100
-/// dimensions take the room of 104.
+/// Numbers of an fp8 cache times these are keys and values. The numbers reach from 2^-9 to 448 in steps of at most an
+/// eighth of themselves; what is larger is stored as 448.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct KvScales {
+    /// Of keys, after norm and rotation.
+    pub keys: f32,
+    /// Of values.
+    pub values: f32,
+}
+
+/// How keys and values are stored.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Format {
+    Bf16,
+    Fp8(KvScales),
+}
+
+impl Format {
+    /// Of a number.
+    fn bytes(self) -> usize {
+        match self {
+            Format::Bf16 => 2,
+            Format::Fp8(_) => 1,
+        }
+    }
+
+    /// Of what is stored.
+    pub(super) fn scales(self) -> KvScales {
+        match self {
+            Format::Bf16 => KvScales { keys: 1.0, values: 1.0 },
+            Format::Fp8(scales) => scales,
+        }
+    }
+}
+
+/// Keys and values of all layers, bf16 or fp8 (e4m3): `[layer][page][kv_head][keys, values][16][head_dim]`. A head's keys
+/// and values in a page are one run of memory. Heads are padded with zeros to a multiple of 16 bytes: 100 dimensions take
+/// the room of 104 as bf16, of 112 as fp8.
 pub struct KvPool {
-    pub(super) data: Buffer<u16>,
+    pub(super) data: Buffer<u8>,
+    format: Format,
     /// Zero between launches.
     pub(super) counters: Buffer<u32>,
     /// Cosines and sines of the one rotary embedding that turns the pool's heads; see [`KvPool::turned_by`].
@@ -38,6 +75,24 @@ struct Turned {
     pairs: usize,
 }
 
+impl CudaBackend {
+    /// A cache of fp8 (e4m3) keys and values: half the bytes, and half the traffic of the attention.
+    pub fn kv_pool_fp8(
+        &self,
+        layers: usize,
+        pages: usize,
+        shape: AttentionShape,
+        scales: KvScales,
+    ) -> Result<KvPool, Error> {
+        KvPool::new(&self.device, layers, pages, shape, Format::Fp8(scales))
+    }
+
+    /// Bytes of such a cache.
+    pub fn kv_bytes_fp8(&self, layers: usize, pages: usize, shape: AttentionShape) -> u64 {
+        KvPool::bytes(layers, pages, shape, Format::Fp8(KvScales { keys: 1.0, values: 1.0 }))
+    }
+}
+
 impl KvPool {
     /// Zeros.
     pub(super) fn new(
@@ -45,20 +100,21 @@ impl KvPool {
         layers: usize,
         pages: usize,
         shape: AttentionShape,
+        format: Format,
     ) -> Result<KvPool, Error> {
         check(device, shape)?;
         let what = format!("the cache of {pages} pages");
-        let data = Buffer::zeroed(device, layers * pages * page_len(shape), &what)?;
+        let data = Buffer::zeroed(device, layers * pages * page_bytes(shape, format), &what)?;
         let counters = Buffer::zeroed(device, COUNTERS, &what)?;
         // Not cleared: that would be queued, and `upload_apart` does not wait for what is queued.
         let table = Buffer::uninitialised(device, table_len(pages, shape), &what)?;
-        Ok(KvPool { data, counters, table, turned: None, shape, layers, pages })
+        Ok(KvPool { data, format, counters, table, turned: None, shape, layers, pages })
     }
 
     /// Bytes of a pool: keys and values, the angles that turn them, counters.
-    pub(super) fn bytes(layers: usize, pages: usize, shape: AttentionShape) -> u64 {
-        let values = layers as u64 * pages as u64 * page_len(shape) as u64;
-        2 * values + 4 * (COUNTERS + table_len(pages, shape)) as u64
+    pub(super) fn bytes(layers: usize, pages: usize, shape: AttentionShape, format: Format) -> u64 {
+        let values = layers as u64 * pages as u64 * page_bytes(shape, format) as u64;
+        values + 4 * (COUNTERS + table_len(pages, shape)) as u64
     }
 
     /// Heads of the layers.
@@ -74,23 +130,40 @@ impl KvPool {
         self.pages
     }
 
-    /// bf16 numbers of a page in one layer.
-    pub(super) fn page_len(&self) -> usize {
-        page_len(self.shape)
+    pub(super) fn format(&self) -> Format {
+        self.format
+    }
+
+    pub(super) fn is_fp8(&self) -> bool {
+        self.format != Format::Bf16
+    }
+
+    /// Bytes of a page in one layer.
+    pub(super) fn page_bytes(&self) -> usize {
+        page_bytes(self.shape, self.format)
     }
 
     /// A layer: `[page][kv_head][keys, values][16][padded head_dim]`.
-    pub(super) fn layer(&self, layer: usize) -> Buffer<u16> {
+    pub(super) fn layer(&self, layer: usize) -> Buffer<u8> {
         assert!(layer < self.layers, "layer {layer} of {}", self.layers);
-        let len = self.pages * self.page_len();
-        self.data.part(2 * layer * len, len)
+        let bytes = self.pages * self.page_bytes();
+        self.data.part(layer * bytes, bytes)
     }
 
-    /// A page of a layer, `[kv_head][keys, values][16][padded head_dim]`, once all queued work is done.
-    pub fn read(&self, layer: usize, page: usize) -> Result<Vec<bf16>, Error> {
-        let len = self.page_len();
-        let numbers = self.layer(layer).part::<u16>(2 * page * len, len).download(len)?;
-        Ok(numbers.into_iter().map(bf16::from_bits).collect())
+    /// The keys and values of a page in a layer, `[kv_head][keys, values][16][padded head_dim]`, once all queued work is
+    /// done.
+    pub fn read(&self, layer: usize, page: usize) -> Result<Vec<f32>, Error> {
+        let bytes = self.page_bytes();
+        let page = self.layer(layer).part::<u8>(page * bytes, bytes).download(bytes)?;
+        let KvScales { keys, values } = match self.format {
+            Format::Bf16 => {
+                return Ok(page.chunks(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect());
+            }
+            Format::Fp8(scales) => scales,
+        };
+        let side = PAGE * line(self.shape, self.format);
+        let scale = |i: usize| if (i / side).is_multiple_of(2) { keys } else { values };
+        Ok(page.iter().enumerate().map(|(i, &bits)| from_e4m3(bits) * scale(i)).collect())
     }
 
     /// Parts of the keys of a sequence at most, each kind of slots being cut on its own.
@@ -120,9 +193,22 @@ impl KvPool {
     }
 }
 
-/// bf16 numbers of a page in one layer.
-fn page_len(shape: AttentionShape) -> usize {
-    shape.kv_heads * 2 * PAGE * shape.head_dim.next_multiple_of(8)
+/// Bytes of a key or value.
+fn line(shape: AttentionShape, format: Format) -> usize {
+    (shape.head_dim * format.bytes()).next_multiple_of(16)
+}
+
+/// Bytes of a page in one layer.
+fn page_bytes(shape: AttentionShape, format: Format) -> usize {
+    shape.kv_heads * 2 * PAGE * line(shape, format)
+}
+
+/// The number that an e4m3 stands for: sign, four bits of exponent from 2^-6 on, three of mantissa. None is NaN here.
+fn from_e4m3(bits: u8) -> f32 {
+    let (exponent, mantissa) = (i32::from(bits >> 3 & 15), f32::from(bits & 7));
+    let size =
+        if exponent == 0 { mantissa / 8.0 * 2f32.powi(-6) } else { (1.0 + mantissa / 8.0) * 2f32.powi(exponent - 7) };
+    if bits >> 7 == 1 { -size } else { size }
 }
 
 /// One past the largest index of a token, or row or column of the grid counted from one.

@@ -17,7 +17,7 @@ mod timing;
 
 pub use device::{Device, Traffic, count, is_driver_present};
 pub use kernels::{ALL, ARCHITECTURES, Fatbin};
-pub use kv::KvPool;
+pub use kv::{KvPool, KvScales};
 pub use memory::Buffer;
 pub use ops::draw::Canvas;
 pub use ops::linear::{Fp8, Int4, Weight};
@@ -157,11 +157,11 @@ impl Backend for CudaBackend {
     }
 
     fn kv_pool(&self, layers: usize, pages: usize, shape: AttentionShape) -> Result<KvPool, Error> {
-        KvPool::new(&self.device, layers, pages, shape)
+        KvPool::new(&self.device, layers, pages, shape, kv::Format::Bf16)
     }
 
     fn kv_bytes(&self, layers: usize, pages: usize, shape: AttentionShape) -> u64 {
-        KvPool::bytes(layers, pages, shape)
+        KvPool::bytes(layers, pages, shape, kv::Format::Bf16)
     }
 
     fn step(&self, capacity: Capacity) -> Result<DeviceStep, Error> {

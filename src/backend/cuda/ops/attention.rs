@@ -1,10 +1,11 @@
 //! Attention over the paged cache, and copies of its pages.
 
 use super::super::abi::{WEFT_ATTENTION_ROWS, WEFT_ATTENTION_SPLIT};
-use super::super::kernels::{self, Grid, args};
+use super::super::kernels::{self, Fatbin, Grid, args};
 use super::super::kv::{COUNTERS, QUERIES};
 use super::super::step::{Bound, Count};
 use super::super::{CudaBackend, DeviceStep, KvPool, Rows, Tensor};
+use crate::backend::PAGE;
 use std::f64::consts::LOG2_E;
 
 /// Keys that a stage of the kernel's pipeline holds, and its stages.
@@ -39,8 +40,9 @@ impl CudaBackend {
         let work = step.most(Count::Tiles) * slices * parts;
         let multiprocessors = self.device.multiprocessors();
         let blocks = [work.min((4 * multiprocessors).div_ceil(shape.kv_heads)), shape.kv_heads, 1];
-        let line = 2 * shape.head_dim.next_multiple_of(8);
-        let grid = Grid { blocks, threads: 128, shared: (QUERIES + STAGES * 2 * CHUNK) * line };
+        let line = kv.page_bytes() / (shape.kv_heads * 2 * PAGE);
+        let (query, scales) = (if kv.is_fp8() { 2 * line } else { line }, kv.format().scales());
+        let grid = Grid { blocks, threads: 128, shared: QUERIES * query + STAGES * 2 * CHUNK * line };
         let args = args![
             qkv.data,
             step.arg(),
@@ -53,17 +55,19 @@ impl CudaBackend {
             shape.kv_heads as u32,
             group as u32,
             multiprocessors as u32,
-            (LOG2_E / (shape.head_dim as f64).sqrt()) as f32,
+            (LOG2_E / (shape.head_dim as f64).sqrt() * f64::from(scales.keys)) as f32,
+            scales.values,
         ];
+        let (fatbin, name) = kernel(kv);
         // SAFETY: the kernel's parameters are these; the step's rows are rows of `qkv` and `out`, its pages are of the
         // cache, and no block leaves more than fits the partials and counters.
-        unsafe { self.launch(&kernels::ATTENTION, kernel(shape.head_dim), grid, args) };
+        unsafe { self.launch(fatbin, name, grid, args) };
     }
 
     pub(in crate::backend::cuda) fn op_copy_page(&self, kv: &mut KvPool, from: u32, to: u32) {
         let pages = kv.pages();
         assert!((from as usize) < pages && (to as usize) < pages, "pages {from} and {to} of {pages}");
-        let pieces = kv.page_len() / 8;
+        let pieces = kv.page_bytes() / 16;
         let args = args![kv.data, pages as u32, pieces as u32, from, to];
         // SAFETY: the kernel's parameters are these, and both pages are of the cache.
         unsafe { self.launch(&kernels::PAGE, "copy_page", Grid::of(kv.layers(), 256), args) };
@@ -79,13 +83,18 @@ pub(super) fn assert_rows(rows: &Rows, step: &DeviceStep) {
     assert!(fits, "qkv does not have the {} rows of the step", step.host().layout.rows.len());
 }
 
-fn kernel(head_dim: usize) -> &'static str {
-    match head_dim {
-        64 => "attention_64",
-        80 => "attention_80",
-        96 => "attention_96",
-        100 => "attention_100",
-        128 => "attention_128",
+fn kernel(kv: &KvPool) -> (&'static Fatbin, &'static str) {
+    match (kv.shape().head_dim, kv.is_fp8()) {
+        (64, false) => (&kernels::ATTENTION, "attention_64"),
+        (80, false) => (&kernels::ATTENTION, "attention_80"),
+        (96, false) => (&kernels::ATTENTION, "attention_96"),
+        (100, false) => (&kernels::ATTENTION, "attention_100"),
+        (128, false) => (&kernels::ATTENTION, "attention_128"),
+        (64, true) => (&kernels::ATTENTION_FP8, "attention_fp8_64"),
+        (80, true) => (&kernels::ATTENTION_FP8, "attention_fp8_80"),
+        (96, true) => (&kernels::ATTENTION_FP8, "attention_fp8_96"),
+        (100, true) => (&kernels::ATTENTION_FP8, "attention_fp8_100"),
+        (128, true) => (&kernels::ATTENTION_FP8, "attention_fp8_128"),
         _ => unreachable!("a pool has heads of dimensions that there are kernels for"),
     }
 }

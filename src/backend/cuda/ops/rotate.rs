@@ -36,6 +36,7 @@ impl CudaBackend {
         let table = kv.turned_by(theta, pairs, &self.device).clone();
         let heads = step.most(Count::Rows) * (shape.heads + 2 * shape.kv_heads);
         let grid = Grid::of(heads.div_ceil(WARPS).min(16 * self.device.multiprocessors()), 32 * WARPS);
+        let scales = kv.format().scales();
         let args = args![
             qkv.data,
             step.arg(),
@@ -44,6 +45,8 @@ impl CudaBackend {
             qk_norm.map(|(_, key, _)| &key.0),
             table,
             coordinates as u32,
+            1.0 / scales.keys,
+            1.0 / scales.values,
             qk_norm.map_or(0.0, |(_, _, eps)| eps),
             shape.heads as u32,
             shape.kv_heads as u32,
@@ -51,17 +54,22 @@ impl CudaBackend {
             u32::from(pairing == Pairing::Interleaved),
         ];
         // SAFETY: the kernel's parameters are these; the step's rows are rows of `qkv`, its pages are of the cache.
-        unsafe { self.launch(&kernels::ROTATE, kernel(shape.head_dim), grid, args) };
+        unsafe { self.launch(&kernels::ROTATE, kernel(kv), grid, args) };
     }
 }
 
-fn kernel(head_dim: usize) -> &'static str {
-    match head_dim {
-        64 => "rotate_and_store_64",
-        80 => "rotate_and_store_80",
-        96 => "rotate_and_store_96",
-        100 => "rotate_and_store_100",
-        128 => "rotate_and_store_128",
+fn kernel(kv: &KvPool) -> &'static str {
+    match (kv.shape().head_dim, kv.is_fp8()) {
+        (64, false) => "rotate_and_store_64",
+        (80, false) => "rotate_and_store_80",
+        (96, false) => "rotate_and_store_96",
+        (100, false) => "rotate_and_store_100",
+        (128, false) => "rotate_and_store_128",
+        (64, true) => "rotate_and_store_fp8_64",
+        (80, true) => "rotate_and_store_fp8_80",
+        (96, true) => "rotate_and_store_fp8_96",
+        (100, true) => "rotate_and_store_fp8_100",
+        (128, true) => "rotate_and_store_fp8_128",
         _ => unreachable!("a pool has heads of dimensions that there are kernels for"),
     }
 }
