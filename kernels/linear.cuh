@@ -224,6 +224,11 @@ struct Rounded {
 
 // ---- The end of a block ----
 
+// Gives up 128 bytes of the level 2 cache, aligned to as many: they are undefined until they are written again.
+__device__ __forceinline__ void discard_line(const void *p) {
+  asm volatile("discard.global.L2 [%0], 128;" ::"l"(__cvta_generic_to_global(p)) : "memory");
+}
+
 // What becomes of the sums that kThreads threads of a block hold: kNT tiles of 16 outputs by kMT tiles of eight tokens for
 // each warp, as mma leaves them.
 template <class Format, int kThreads, int kNT, int kMT>
@@ -272,6 +277,13 @@ struct Sums {
             s[3] = p == 0 ? v.w : s[3] + v.w;
           }
         }
+    }
+    // Nobody reads them again: they need not go from the cache to memory. The sums of a warp's tile are four lines.
+    __syncwarp();
+#pragma unroll 1
+    for (uint32_t i = thread % 32; i < args.parts * kNT * kMT * 4; i += 32) {
+      const uint32_t p = i / (kNT * kMT * 4), tile = i / 4 % (kNT * kMT), line = i % 4;
+      if ((mw * kMT + tile / kNT) * 8 < rows) discard_line(mine - thread % 32 + size_t(p) * kPart + tile * kThreads + line * 8);
     }
     return true;
   }
