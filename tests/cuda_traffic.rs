@@ -43,7 +43,7 @@ fn weight(gpu: &CudaBackend, n: usize, k: usize) -> Weight {
     gpu.weight(&data, n, k).unwrap()
 }
 
-/// Runs a product and compares what it moved with the least that it could.
+/// Runs a product, to its end, and compares what it moved with the least that it could.
 fn check(what: &str, m: usize, weights: &[&Weight], n: usize, product: impl FnOnce()) {
     launches();
     product();
@@ -94,12 +94,18 @@ fn a_layer_reads_its_weights_once() {
         let w = weight(&gpu, n, k);
         for m in [1, 8, 48, 144] {
             let (x, mut out) = (rows(m, k), gpu.tensor(m, n).unwrap());
-            check(what, m, &[&w], n, || gpu.linear(&x, &w, &mut out, Epilogue::Store, Grouping::One));
+            check(what, m, &[&w], n, || {
+                gpu.linear(&x, &w, &mut out, Epilogue::Store, Grouping::One);
+                gpu.read(&out).unwrap();
+            });
         }
     }
     let (gate, up) = (weight(&gpu, middle, width), weight(&gpu, middle, width));
     for m in [1, 8, 48, 144] {
         let (x, mut out) = (rows(m, width), gpu.tensor(m, middle).unwrap());
-        check("gate, up", m, &[&gate, &up], middle, || gpu.swiglu(&x, &gate, &up, &mut out, Grouping::One));
+        check("gate, up", m, &[&gate, &up], middle, || {
+            gpu.swiglu(&x, &gate, &up, &mut out, Grouping::One);
+            gpu.read(&out).unwrap();
+        });
     }
 }
