@@ -625,4 +625,21 @@ mod tests {
         let who = Who { block: 0, clock: &known };
         assert!(cells.access(who, event(0, 1), 0, 256, true, &mut { Memo::NEW }).is_err());
     }
+
+    #[test]
+    fn strong_reads_do_not_stand_for_weak_ones() {
+        let mut cells = Cells::new(16);
+        let known = Clock { own: vec![0; 4], ..Clock::default() };
+        let who = Who { block: 0, clock: &known };
+        let strong = |agent, clock| Event::new(key(0, agent), clock, Site { line: 7, strong: true });
+        cells.access(who, event(0, 1), 0, 16, false, &mut { Memo::NEW }).unwrap();
+        for clock in 2..200 {
+            cells.access(who, strong(clock % 3, clock), 0, 16, false, &mut { Memo::NEW }).unwrap();
+        }
+        cells.limit = 0;
+        cells.tidy(|_| false, |_| false);
+        assert_eq!(cells.nodes.len(), 1 + 1 + 3);
+        let clash = cells.access(who, strong(3, 1), 0, 16, true, &mut { Memo::NEW }).unwrap_err();
+        assert_eq!((clash.other, clash.write), (event(0, 1), false));
+    }
 }
