@@ -2,7 +2,8 @@
 
 use crate::machine::{FULL, LANES, Row};
 
-/// Ranges of bytes, each accessed by lanes that follow one another.
+/// Ranges of bytes, each accessed by lanes that follow one another. It lives on the stack for one access.
+#[allow(clippy::large_enum_variant)]
 pub enum Runs {
     /// All lanes access one range: address and bytes.
     One(u64, u64),
