@@ -300,7 +300,8 @@ fn what_points_to_nowhere_is_refused() {
     let whole =
         || Step { layout: layout(&mut Noise(1), 1, 9), images: plan(0).images[..1].to_vec(), ..Step::default() };
     backend.set_step(whole(), &mut step).unwrap();
-    let broken: [(&str, fn(&mut Step)); 9] = [
+    type Breaking = fn(&mut Step);
+    let broken: [(&str, Breaking); 9] = [
         ("grid slot", |s| s.layout.rows[0].slot = Slot::Grid(POSITIONS as u32)),
         ("prefix slot", |s| s.layout.rows[0].slot = Slot::Prefix(PREFIX as u32)),
         ("scratch slot", |s| s.layout.rows[0].slot = Slot::Scratch { slot: 0, at: 3, ancestors: 1 }),

@@ -49,6 +49,7 @@ fn generate(_: &[&str]) -> Result<Option<String>, String> {
         .header(workspace().join(HEADER).to_string_lossy())
         .raw_line("//! Made from include/kernel_abi.h by `cargo xtask abi`: not to be edited.")
         .raw_line("#![allow(missing_docs, dead_code, non_camel_case_types, non_upper_case_globals)]")
+        .raw_line("#![allow(clippy::undocumented_unsafe_blocks)]")
         .allowlist_file(".*kernel_abi\\.h")
         .default_enum_style(bindgen::EnumVariation::Consts)
         .prepend_enum_name(false)

@@ -2,6 +2,7 @@
 
 //! Made from include/kernel_abi.h by `cargo xtask abi`: not to be edited.
 #![allow(missing_docs, dead_code, non_camel_case_types, non_upper_case_globals)]
+#![allow(clippy::undocumented_unsafe_blocks)]
 
 pub const WEFT_PAGE: u32 = 16;
 pub const WEFT_ATTENTION_SPLIT: u32 = 256;

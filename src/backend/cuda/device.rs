@@ -302,7 +302,7 @@ pub fn count() -> Result<usize, Error> {
 }
 
 /// The driver's version, 1000 * major + 10 * minor; 0 if it does not say.
-fn driver_version() -> i32 {
+pub(super) fn driver_version() -> i32 {
     let mut version = 0;
     // SAFETY: the driver writes one integer.
     match unsafe { sys::cuDriverGetVersion(&mut version) }.result() {

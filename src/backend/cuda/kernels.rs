@@ -1,6 +1,7 @@
 //! The compiled kernels, their parameters and their launch.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::{CString, c_void};
 use std::sync::{Arc, Mutex};
 
@@ -8,7 +9,7 @@ use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUfunction_attribute as Attribute};
 
 use super::abi;
-use super::device::{Device, count_one, lock};
+use super::device::{Device, count_one, driver_version, lock};
 use super::gate::Entered;
 use super::memory::{Allocation, Buffer};
 use crate::backend::Error;
@@ -16,6 +17,8 @@ use crate::backend::Error;
 // What the build script compiled: `ARCHITECTURES`, `ALL`, and a `Fatbin` for each kernels/*.cu, in capitals.
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
+/// The first driver that can tell a kernel's parameters.
+const CAN_TELL: i32 = 12040;
 /// Bytes of the workspace at first.
 const WORKSPACE: usize = 4 << 20;
 const WORKSPACE_NAME: &str = "the workspace of the kernels";
@@ -69,14 +72,20 @@ impl Args {
         unsafe { self.words[first..].as_mut_ptr().cast::<T>().write_unaligned(*value) };
     }
 
+    /// Where each parameter is, and zeros for parameters that were forgotten: the driver reads as many as the kernel has.
     fn pointers(&mut self) -> Vec<*mut c_void> {
+        static ZEROS: [u64; 64] = [0; 64];
         let words = self.words.as_mut_ptr();
         // SAFETY: each place is inside the words.
-        self.places.iter().map(|&(first, _)| unsafe { words.add(first) }.cast()).collect()
+        let given = self.places.iter().map(|&(first, _)| unsafe { words.add(first) }.cast());
+        given.chain(std::iter::repeat_n(ZEROS.as_ptr().cast_mut().cast(), 16)).collect()
     }
 
     /// A launch with other parameters than the kernel's is a bug of this crate: found at the kernel's first launch.
     fn check(&self, function: sys::CUfunction, name: &str) {
+        if driver_version() < CAN_TELL {
+            return;
+        }
         for (index, &(_, bytes)) in self.places.iter().enumerate() {
             let (mut offset, mut size) = (0, 0);
             // SAFETY: the function is loaded; the driver writes two integers.
@@ -84,10 +93,6 @@ impl Args {
             assert!(found.is_ok(), "{name} has fewer than {} parameters", self.places.len());
             assert_eq!(size, bytes, "parameter {index} of {name} has {size} bytes");
         }
-        let (mut offset, mut size) = (0, 0);
-        // SAFETY: as above.
-        let more = unsafe { sys::cuFuncGetParamInfo(function, self.places.len(), &mut offset, &mut size) }.result();
-        assert!(more.is_err(), "{name} has more than {} parameters", self.places.len());
     }
 }
 
@@ -174,8 +179,8 @@ unsafe impl Send for Module {}
 
 impl Drop for Module {
     fn drop(&mut self) {
-        // SAFETY: the module is this object's; nothing queued uses its kernels once the stream was waited for.
         let _ = self.device.synchronize();
+        // SAFETY: the module is this object's; nothing that was queued uses its kernels: the stream was waited for.
         let _ = self.device.call(|| unsafe { result::module::unload(self.handle) });
     }
 }
@@ -262,15 +267,17 @@ impl Launcher {
         args: &Args,
     ) -> Result<sys::CUfunction, DriverError> {
         let mut functions = lock(&self.functions);
-        if !functions.contains_key(&(fatbin.name, name)) {
-            let text = CString::new(name).expect("kernels have names of C");
-            let module = self.module(fatbin)?;
-            // SAFETY: the module is loaded and lives as long as this.
-            let handle = unsafe { result::module::get_function(module, text) }?;
-            args.check(handle, name);
-            functions.insert((fatbin.name, name), Function { handle, shared: 0 });
-        }
-        let function = functions.get_mut(&(fatbin.name, name)).expect("it was inserted");
+        let function = match functions.entry((fatbin.name, name)) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => {
+                let text = CString::new(name).expect("kernels have names of C");
+                let module = self.module(fatbin)?;
+                // SAFETY: the module is loaded and lives as long as this.
+                let handle = unsafe { result::module::get_function(module, text) }?;
+                args.check(handle, name);
+                place.insert(Function { handle, shared: 0 })
+            }
+        };
         // 48 KiB need no asking, but static shared memory is part of them.
         if shared > function.shared {
             let attribute = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
