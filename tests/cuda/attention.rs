@@ -154,6 +154,21 @@ fn heads_of_large_models() {
     }
 }
 
+/// On a device with one multiprocessor a block takes many parts in turn, in the same shared memory.
+#[test]
+fn blocks_begin_again_on_small_devices() {
+    if !on_gpu() {
+        let environment = [("CUDA_SIM_CHECK", "all"), ("CUDA_SIM_SWEEP", "4"), ("CUDA_SIM_SMS", "1")];
+        child("attention::large_heads_on_a_small_device", &environment);
+    }
+}
+
+#[test]
+#[ignore = "run by blocks_begin_again_on_small_devices"]
+fn large_heads_on_a_small_device() {
+    heads_of_large_models();
+}
+
 #[test]
 fn a_row_does_not_depend_on_what_else_is_in_the_launch() {
     let gpu = backend();
