@@ -49,6 +49,23 @@ def matmul_tma(a, b, c, m, n, k, BM: tl.constexpr, BN: tl.constexpr, BK: tl.cons
 
 
 @triton.jit
+def matmul_persistent(
+    a, b, c, m, n, k, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PROGRAMS: tl.constexpr
+):
+    """c = a b^T in f16 by a fixed number of programs, through tensor maps that the kernel makes."""
+    left = tl.make_tensor_descriptor(a, [m, k], [k, 1], [BM, BK])
+    right = tl.make_tensor_descriptor(b, [n, k], [k, 1], [BN, BK])
+    out = tl.make_tensor_descriptor(c, [m, n], [n, 1], [BM, BN])
+    across = tl.cdiv(n, BN)
+    for tile in tl.range(tl.program_id(0), tl.cdiv(m, BM) * across, PROGRAMS, flatten=True):
+        row, col = tile // across * BM, tile % across * BN
+        acc = tl.zeros((BM, BN), tl.float32)
+        for step in range(tl.cdiv(k, BK)):
+            acc = tl.dot(left.load([row, step * BK]), right.load([col, step * BK]).T, acc)
+        out.store([row, col], acc.to(tl.float16))
+
+
+@triton.jit
 def softmax_rows(x, out, cols, WIDTH: tl.constexpr):
     """Softmax of each row of up to WIDTH columns."""
     row = tl.program_id(0)
@@ -91,6 +108,13 @@ _KERNELS = {
         },
         {"BM": 128, "BN": 64, "BK": 64},
         "",
+        {"num_stages": 3},
+    ),
+    "matmul_persistent": (
+        matmul_persistent,
+        {"a": "*fp16", "b": "*fp16", "c": "*fp16", "m": "i32", "n": "i32", "k": "i32"},
+        {"BM": 128, "BN": 64, "BK": 64, "PROGRAMS": 3},
+        "a b c m n k",
         {"num_stages": 3},
     ),
     "softmax_rows": (

@@ -139,6 +139,8 @@ pub struct Code {
     pub list: Vec<Src>,
     /// Rows of the window: 32-bit registers (16-bit ones live in them, zero-extended), 64-bit registers, predicates.
     pub registers: (u32, u32, u32),
+    /// Whether it calls `malloc` or `free`.
+    pub heap: bool,
     /// Whether it asks where the shared memory is that CUDA reserves for itself.
     pub reserved_shared: bool,
     /// Bytes of local memory per lane that the window needs, device-function parameters included.

@@ -72,6 +72,11 @@ pub struct Program {
 }
 
 impl Program {
+    /// Whether a function calls `malloc` or `free`.
+    pub fn uses_heap(&self) -> bool {
+        self.functions.iter().any(|function| function.heap)
+    }
+
     /// The name of a source file.
     pub fn file(&self, number: u32) -> Option<&str> {
         self.files.iter().find(|(n, _)| *n == number).map(|(_, name)| name.as_str())

@@ -1,11 +1,11 @@
-//! Which kernels add floats atomically: their results depend on the order of blocks by nature, and a sweep does not
-//! compare them.
+//! Which kernels add floats atomically or read a clock: their results depend on the schedule by nature, and a sweep does
+//! not compare them.
 
 use std::collections::{HashMap, HashSet};
 
 use crate::ptx::ast::{Function, Instruction, Operand, Statement};
 
-/// The kernels of a PTX text that add floats atomically, themselves or in a function that they may call. None of a text
+/// The kernels of a PTX text that add floats atomically or read a clock, themselves or in a function that they may call. None of a text
 /// that cannot be read: its loading says why.
 pub fn kernels(text: &str) -> HashSet<String> {
     let Ok(module) = crate::ptx::parse(text) else { return HashSet::new() };
@@ -42,11 +42,17 @@ impl Body {
                     self.calls.extend(names);
                     self.indirect |= self.calls.iter().any(|name| name.starts_with('%'));
                 }
-                Statement::Instruction(i) => self.adds |= adds_floats(i),
+                Statement::Instruction(i) => self.adds |= varies(i),
                 _ => {}
             }
         }
     }
+}
+
+/// Whether an instruction's result depends on the schedule however a kernel is ordered.
+fn varies(i: &Instruction) -> bool {
+    let clock = |operand: &Operand| matches!(operand, Operand::Name(n) if n.starts_with("%clock") || n.starts_with("%globaltimer"));
+    adds_floats(i) || i.operands.iter().any(clock)
 }
 
 fn adds_floats(i: &Instruction) -> bool {

@@ -1,5 +1,5 @@
-//! Functions that the CUDA runtime provides to kernels: `vprintf` and `__assertfail` (CUDA C++ Programming Guide,
-//! "Formatted output" and "Assertion").
+//! Functions that the CUDA runtime provides to kernels: `vprintf`, `__assertfail`, `malloc` and `free` (CUDA C++
+//! Programming Guide, "Formatted output", "Assertion" and "Dynamic global memory allocation").
 
 use std::io::Write;
 
@@ -15,7 +15,10 @@ pub fn call(cx: &mut Lower, i: &Instruction, builtin: Builtin, arguments: &[Slot
     let sizes: (&[u32], &[u32], Run) = match builtin {
         Builtin::Vprintf => (&[8, 8], &[4], vprintf),
         Builtin::Assertfail => (&[8, 8, 4, 8, 8], &[], assertfail),
+        Builtin::Malloc => (&[8], &[8], malloc),
+        Builtin::Free => (&[8], &[], free),
     };
+    cx.code.heap |= matches!(builtin, Builtin::Malloc | Builtin::Free);
     let bytes = |slots: &[Slot]| slots.iter().map(|s| s.bytes).collect::<Vec<_>>();
     if bytes(arguments) != sizes.0 || bytes(returns) != sizes.1 {
         return cx.error(i, format_args!("{builtin:?} is declared with other parameters"));
@@ -96,6 +99,37 @@ impl Lane<'_, '_> {
         }
         Ok(out)
     }
+}
+
+/// Memory of the grid's heap, or null when there is no more. It is not used again: a grid ends soon.
+fn malloc(cx: &mut Cx<'_>, op: &Op) -> Flow {
+    for lane in lanes(cx.mask) {
+        let size = match (Lane { cx, lane }).parameter(op, 0, 8) {
+            Ok(size) => size,
+            Err(fault) => return cx.fail(fault),
+        };
+        let address = cx.grid.heap.take(size);
+        let offset = cx.warp.local_base + cx.code.list[op.list.0 as usize + 1].0;
+        cx.warp.local.reserve_to(offset + 8);
+        for (n, byte) in address.to_le_bytes().into_iter().enumerate() {
+            cx.warp.local.set_byte(offset + n as u32, lane, byte);
+        }
+    }
+    Flow::Next
+}
+
+fn free(cx: &mut Cx<'_>, op: &Op) -> Flow {
+    for lane in lanes(cx.mask) {
+        let address = match (Lane { cx, lane }).parameter(op, 0, 8) {
+            Ok(address) => address,
+            Err(fault) => return cx.fail(fault),
+        };
+        if address != 0 && !cx.grid.heap.gave(address) {
+            let fault = Fault::new(Kind::InvalidOperation, "free of what malloc of this grid did not give");
+            return cx.fail(fault.at_lane(lane).at_address(address, "not the heap"));
+        }
+    }
+    Flow::Next
 }
 
 fn vprintf(cx: &mut Cx<'_>, op: &Op) -> Flow {

@@ -1,6 +1,8 @@
 //! Extended-precision integer arithmetic (PTX ISA 9.0, section 9.7.2): add.cc, addc, sub.cc, subc, mad.cc, madc.
 //!
-//! The condition code register `CC.CF` is a predicate of the function's window, so every lane has its own.
+//! The condition code register `CC.CF` is a predicate of the function's window, so every lane has its own. It is the
+//! carry of an adder also after a subtraction: set unless something was borrowed. Compilers' own code (the division of
+//! 128-bit integers) subtracts and then takes the flag with `addc`.
 
 use std::marker::PhantomData;
 
@@ -49,13 +51,14 @@ fn carry(cx: &mut Lower, i: &Instruction) -> Result<()> {
         op.src[2] = op.src[1];
     }
     let flag = cx.carry();
-    op.src[3] = if reads { Src::register(flag) } else { cx.constant(0) };
+    // Nothing is borrowed at first.
+    op.src[3] = if reads { Src::register(flag) } else { cx.constant(u64::from(name == "sub")) };
     op.dst[1] = if writes { Dst(flag) } else { Dst::SINK };
     cx.emit(op);
     Ok(())
 }
 
-/// An operation on words with a carry (or borrow) in and out.
+/// An operation on words with a carry in and out.
 trait Step: 'static {
     fn step<T: Word>(a: T, b: T, c: T, carry: bool) -> (T, bool);
 }
@@ -74,8 +77,9 @@ impl Step for Add {
 
 impl Step for Sub {
     #[inline(always)]
-    fn step<T: Word>(a: T, b: T, _: T, borrow: bool) -> (T, bool) {
-        a.sub(b, borrow)
+    fn step<T: Word>(a: T, b: T, _: T, carry: bool) -> (T, bool) {
+        let (rest, borrow) = a.sub(b, !carry);
+        (rest, !borrow)
     }
 }
 
@@ -198,6 +202,19 @@ mod tests {
             let (x, y) = (join(&a[0], &a[1]), join(&a[2], &a[3]));
             assert_eq!(join(&d[0], &d[1]), x.wrapping_add(y));
             assert_eq!(join(&d[2], &d[3]), x.wrapping_sub(y));
+        }
+    }
+
+    #[test]
+    fn the_flag_of_a_difference_is_a_carry() {
+        // Set unless something was borrowed, as `addc` after it shows; and `subc` after a sum borrows when it is not.
+        let code = "sub.cc.u32 %d0, %a0, %a1; addc.u32 %d1, 0, 0; add.cc.u32 %d0, %a0, %a1; subc.u32 %d2, 7, 0;";
+        let a = rows::<2>(32);
+        let d = run("b32", code, &a, 3);
+        for lane in 0..32 {
+            let (x, y) = (a[0][lane], a[1][lane]);
+            assert_eq!(d[1][lane], u64::from(x >= y), "{x:#x} - {y:#x}");
+            assert_eq!(d[2][lane], 6 + (x + y >> 32), "{x:#x} + {y:#x}");
         }
     }
 

@@ -185,7 +185,8 @@ impl Team {
     /// What the end of the block finds.
     pub fn finish(&mut self) -> Result<(), Fault> {
         let (program, entry) = (Program::default(), Entry::default());
-        let grid = Grid::new(&Launch::of(&program, "team", &entry, &self.memory))?;
+        let launch = Launch { checks: self.checks, ..Launch::of(&program, "team", &entry, &self.memory) };
+        let grid = Grid::new(&launch)?;
         async_queue::finish(self.block.as_mut().expect("it ran"), &grid)
     }
 }

@@ -56,6 +56,10 @@ pub enum Builtin {
     Vprintf,
     /// `void __assertfail(const char *message, const char *file, unsigned line, const char *function, size_t width)`
     Assertfail,
+    /// `void *malloc(size_t size)`
+    Malloc,
+    /// `void free(void *pointer)`
+    Free,
 }
 
 impl Builtin {
@@ -64,6 +68,8 @@ impl Builtin {
         match name {
             "vprintf" => Some(Builtin::Vprintf),
             "__assertfail" => Some(Builtin::Assertfail),
+            "malloc" => Some(Builtin::Malloc),
+            "free" => Some(Builtin::Free),
             _ => None,
         }
     }

@@ -374,6 +374,11 @@ pub fn idle(block: &mut Block, grid: &Grid<'_>) -> Result<bool, Fault> {
 
 /// Called when all threads of the block have exited.
 pub fn finish(block: &mut Block, grid: &Grid<'_>) -> Result<(), Fault> {
+    // A write of memory that no one will read races with the next block to have that memory. Without the check for races it
+    // is dropped: kernels there are that end so.
+    if !grid.checks.race {
+        block.queue.bulk.retain(|t| t.signals().is_none());
+    }
     if let Some(t) = block.queue.bulk.iter().find(|t| t.uses_shared()) {
         let message = match t.work {
             Work::Store { .. } | Work::StoreTile { .. } => {

@@ -6,6 +6,7 @@ use super::fault::{Fault, Kind};
 use super::grid::Grid;
 use super::schedule::Rng;
 use crate::check::race;
+use crate::device::RESERVED_SHARED;
 
 /// Hardware barriers of a block.
 pub const BARRIERS: usize = 16;
@@ -89,6 +90,12 @@ impl Block {
         self.live_threads = grid.block_dim.iter().product();
         self.shared.reset(grid.shared_size, grid.checks.init);
         self.barriers = Default::default();
+        if grid.shared_size > grid.shared_bytes {
+            // What CUDA reserves for itself is zero at first.
+            let (from, length) = (u64::from(grid.reserved_shared(0)), u64::from(RESERVED_SHARED));
+            self.shared.get_mut(from, length).into_iter().for_each(|bytes| bytes.fill(0));
+            self.shared.mark_init(from, length);
+        }
         self.queue = Queue::default();
         let warps = self.live_threads.div_ceil(32);
         self.race = grid.checks.race.then(|| Box::new(race::State::new(warps, grid.shared_size, self.barriers.len())));

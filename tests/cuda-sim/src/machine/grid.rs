@@ -1,5 +1,7 @@
 //! A launch and the grid that it makes.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use super::fault::{Fault, Kind};
 use super::schedule::Schedule;
 use crate::check::Checks;
@@ -41,6 +43,8 @@ pub struct Launch<'a> {
     pub count: Option<u64>,
     /// Global memory, zero at first, in which CUDA's `grid.sync()` counts; 0 without.
     pub workspace: u64,
+    /// Global memory from which the kernel's `malloc` takes: address and bytes.
+    pub heap: (u64, u64),
 }
 
 impl<'a> Launch<'a> {
@@ -62,12 +66,34 @@ impl<'a> Launch<'a> {
             schedule: Schedule::default(),
             count: None,
             workspace: 0,
+            heap: (0, 0),
         }
     }
 }
 
 /// Blocks of a cluster at most, if the kernel allows sizes that not every device has.
 const LARGEST_CLUSTER: u64 = 16;
+
+/// The memory from which a kernel's `malloc` takes.
+pub struct Heap {
+    base: u64,
+    bytes: u64,
+    taken: AtomicU64,
+}
+
+impl Heap {
+    /// Memory of `size` bytes, aligned to 16; 0 if there is no more.
+    pub fn take(&self, size: u64) -> u64 {
+        let Some(size) = size.max(1).checked_next_multiple_of(16) else { return 0 };
+        let fits = |taken: u64| taken.checked_add(size).filter(|&end| end <= self.bytes);
+        self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).map_or(0, |taken| self.base + taken)
+    }
+
+    /// Whether an address may be one that [`Heap::take`] gave.
+    pub fn gave(&self, address: u64) -> bool {
+        address >= self.base && address - self.base < self.taken.load(Ordering::Relaxed) && address.is_multiple_of(16)
+    }
+}
 
 /// A launch as its threads see it.
 pub struct Grid<'a> {
@@ -109,6 +135,8 @@ pub struct Grid<'a> {
     pub cooperative: bool,
     /// Global memory in which CUDA's `grid.sync()` counts; 0 without.
     pub workspace: u64,
+    /// The kernel's heap.
+    pub heap: Heap,
     /// What the race check remembers of global memory.
     pub race: Option<Global>,
 }
@@ -166,6 +194,7 @@ impl<'a> Grid<'a> {
             cooperative: launch.cooperative,
             race,
             workspace: launch.workspace,
+            heap: Heap { base: launch.heap.0, bytes: launch.heap.1, taken: AtomicU64::new(0) },
         })
     }
 

@@ -99,6 +99,8 @@ pub struct Shape {
     pub block: [u32; 3],
     pub dynamic_shared: u32,
     pub cooperative: bool,
+    /// Blocks of a cluster, where the kernel does not say; zeros for none.
+    pub cluster: [u32; 3],
 }
 
 /// Blocks and threads in one dimension.
@@ -183,6 +185,8 @@ impl Session {
             params[param.offset as usize..][..bytes.len()].copy_from_slice(&bytes);
         }
         let workspace = if shape.cooperative { self.zeros::<u32>(16) } else { 0 };
+        const HEAP: usize = 1 << 16;
+        let heap = if self.program.uses_heap() { (self.alloc::<u8>(HEAP), HEAP as u64) } else { (0, 0) };
         launch(&Launch {
             grid: shape.grid,
             block: shape.block,
@@ -193,6 +197,8 @@ impl Session {
             checks: self.checks,
             schedule: self.schedule,
             workspace,
+            heap,
+            cluster: entry.cluster.unwrap_or(shape.cluster).map(|n| n.max(1)),
             ..Launch::of(&self.program, name, &entry, &self.memory)
         })?;
         Ok(())

@@ -6,6 +6,7 @@ mod harness;
 mod numbers;
 
 mod attention;
+mod cluster;
 mod cute;
 mod fp8;
 mod gemm;
@@ -16,5 +17,7 @@ mod language;
 mod math;
 mod mutants;
 mod reduce;
+mod runtime;
 mod sync;
 mod triton;
+mod wmma;

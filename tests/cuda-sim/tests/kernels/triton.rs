@@ -1,12 +1,12 @@
 //! Triton's kernels: the third compiler, with its own shared-memory layouts and pipelines.
 
-use half::bf16;
+use half::{bf16, f16};
 
 use super::hopper::{BF16, matrix_map};
 use crate::args;
 use crate::attention::reference;
 use crate::harness::{Outcome, Session, line, plane, run};
-use crate::numbers::{bf16s, close, f32s, matmul, noise, same, wide};
+use crate::numbers::{bf16s, close, f16s, f32s, matmul, noise, same, wide};
 
 const HEAD: usize = 64;
 
@@ -62,6 +62,20 @@ pub fn matmul_tma(s: &mut Session) -> Outcome {
     close("c", &s.download::<bf16>(c, m * n), &matmul(&wide(&a), &wide(&b), m, n, k), 1e-3, 1.0 / 256.0)
 }
 
+/// Three programs and a grid's worth of scratch memory, in which each makes its three tensor maps.
+pub fn matmul_persistent(s: &mut Session) -> Outcome {
+    let [m, n, k] = [256, 192, 208];
+    let (a, b) = (f16s(1, m * k), f16s(2, n * k));
+    let (da, db, c) = (s.upload(&a), s.upload(&b), s.alloc::<f16>(m * n));
+    let scratch = s.alloc::<u8>(3 * 384);
+    let args = args![da, db, c, m as i32, n as i32, k as i32, scratch, 0u64];
+    s.launch("matmul_persistent", line(3, PERSISTENT.0).shared(PERSISTENT.1), &args)?;
+    close("c", &s.download::<f16>(c, m * n), &matmul(&wide(&a), &wide(&b), m, n, k), 1e-3, 1.0 / 512.0)
+}
+
+/// Threads and bytes of shared memory that Triton asks for.
+const PERSISTENT: (u32, usize) = (128, 90136);
+
 pub fn softmax(s: &mut Session) -> Outcome {
     let (rows, cols) = (3, 700);
     let x = noise(1, rows * cols, |n| n.unit() * 8.0);
@@ -99,6 +113,7 @@ fn flash_attention() {
 #[test]
 fn pipelined_matmul() {
     run("triton_matmul_sm90", matmul_tma);
+    run("triton_persistent", matmul_persistent);
 }
 
 #[test]

@@ -59,11 +59,14 @@ fn a_phase_waits_for_all_its_bytes() {
 
 #[test]
 fn a_load_that_nobody_waits_for_is_found() {
-    let mut team = solo(LOAD, Late);
-    let address = team.allocate(&[1; 4096]);
-    team.set_b64("%g", address);
-    team.run_to(3).unwrap();
-    assert_eq!(kind(team.finish()), Some(Kind::Async));
+    for checked in [false, true] {
+        let mut team = solo(LOAD, Late);
+        team.checks.race = checked;
+        let address = team.allocate(&[1; 4096]);
+        team.set_b64("%g", address);
+        team.run_to(3).unwrap();
+        assert_eq!(kind(team.finish()), checked.then_some(Kind::Async));
+    }
 }
 
 const STORE: &str = "@%one cp.async.bulk.global.shared::cta.bulk_group [%g], [%s], 256; \

@@ -129,6 +129,8 @@ fn check(cx: &Lower, i: &Instruction, options: Options, dst: Type, src: Type) ->
         (true, false) => matches!(mode, Mode::Float(_)),
         (false, true) => matches!(mode, Mode::Integer(_)),
         (true, true) if dst == src => matches!(mode, Mode::None | Mode::Integer(_)),
+        // Without a mode f16 goes to the nearest bf16: Triton writes it so.
+        (true, true) if (dst, src) == (BF16, F16) && mode == Mode::None => true,
         (true, true) if narrowing => matches!(mode, Mode::Float(_)),
         (true, true) => mode == Mode::None,
     };
