@@ -2,10 +2,14 @@
 //!
 //! A fat binary is a header and entries, each a header and an image. Offsets are bytes, numbers little-endian:
 //! header `magic:u32 version:u16 header:u16 size:u64`; entry `kind:u16 version:u16 header:u32 size:u64
-//! compressed:u32 options:u32 minor:u16 major:u16 arch:u32 ... flags:u64 at 40, ... uncompressed:u64 at 56`.
+//! compressed:u32 options:u32 minor:u16 major:u16 arch:u32 ... flags:u64 at 40, ... uncompressed:u64 at 56`. A compressed
+//! image has `compressed` bytes, and zeros behind them.
+
+use std::borrow::Cow;
 
 use super::abi::HostPtr;
 use super::errors::{Error, Result};
+use super::unpack;
 
 /// The first bytes of a fat binary.
 pub const MAGIC: u32 = 0xba55_ed50;
@@ -16,8 +20,9 @@ const HEADER: usize = 16;
 const ENTRY: usize = 64;
 const KIND_PTX: u16 = 1;
 const KIND_ELF: u16 = 2;
-/// Flags of the two compressions (LZ4, Zstandard).
-const COMPRESSED: u64 = 0x2000 | 0x8000;
+/// Flags of the two compressions.
+const LZ4: u64 = 0x2000;
+const ZSTD: u64 = 0x8000;
 /// No fat binary is larger: a size beyond it is garbage.
 const MAX_SIZE: u64 = 1 << 32;
 
@@ -35,12 +40,11 @@ pub fn read(image: HostPtr) -> Result<Vec<u8>> {
 pub fn choose(bytes: &[u8], capability: (u32, u32)) -> Result<String> {
     let device = capability.0 * 10 + capability.1;
     let mut best: Option<((u32, bool), String)> = None;
-    let (mut compressed, mut seen) = (false, Vec::new());
+    let mut seen = Vec::new();
     for entry in entries(bytes)? {
         match entry.kind {
-            KIND_PTX if entry.flags & COMPRESSED != 0 => compressed = true,
             KIND_PTX => {
-                let text = text(entry.image);
+                let text = text(&entry.unpacked()?);
                 let Some(target) = target(&text) else {
                     return Err(Error::Image(format!("the PTX for sm_{} names no target", entry.arch)));
                 };
@@ -55,10 +59,6 @@ pub fn choose(bytes: &[u8], capability: (u32, u32)) -> Result<String> {
     }
     match best {
         Some((_, text)) => Ok(text),
-        None if compressed => Err(Error::NoBinary(
-            "the fat binary's PTX is compressed, which the simulator does not read: build it with `nvcc --no-compress`"
-                .into(),
-        )),
         None => Err(Error::NoBinary(format!(
             "the fat binary has no PTX for sm_{device} (it has {}); add `-gencode arch=compute_{device},code=compute_{device}`",
             if seen.is_empty() { "nothing".into() } else { seen.join(", ") }
@@ -84,7 +84,27 @@ struct Entry<'a> {
     kind: u16,
     arch: u32,
     flags: u64,
+    /// Bytes of the image before and after it was compressed.
+    sizes: (u64, u64),
     image: &'a [u8],
+}
+
+impl Entry<'_> {
+    /// The image as it was before it was compressed.
+    fn unpacked(&self) -> Result<Cow<'_, [u8]>> {
+        let unpack: fn(&[u8], usize) -> Option<Vec<u8>> = match self.flags & (LZ4 | ZSTD) {
+            0 => return Ok(Cow::Borrowed(self.image)),
+            LZ4 => unpack::lz4,
+            ZSTD => unpack::zstd,
+            _ => return Err(Error::Image("a fat binary compressed in two ways".into())),
+        };
+        let (whole, packed) = self.sizes;
+        let image = usize::try_from(packed).ok().and_then(|packed| self.image.get(..packed));
+        let size = usize::try_from(whole).ok().filter(|_| whole <= MAX_SIZE);
+        let unpacked = image.zip(size).and_then(|(image, size)| unpack(image, size));
+        let broken = || Error::Image(format!("the compressed PTX for sm_{} in a fat binary is broken", self.arch));
+        unpacked.map(Cow::Owned).ok_or_else(broken)
+    }
 }
 
 fn entries(bytes: &[u8]) -> Result<Vec<Entry<'_>>> {
@@ -103,6 +123,7 @@ fn entries(bytes: &[u8]) -> Result<Vec<Entry<'_>>> {
             kind: u16_at(rest, 0),
             arch: u32_at(rest, 28),
             flags: u64_at(rest, 40),
+            sizes: (u64_at(rest, 56), u64::from(u32_at(rest, 16))),
             image: &rest[header..end],
         });
         at += end;
@@ -187,7 +208,7 @@ mod tests {
         let cubin = fatbin(&[entry(KIND_ELF, 90, 0, b"\x7fELF....")]);
         assert!(refused(&cubin, (9, 0)).contains("a cubin for sm_90"));
         let packed = fatbin(&[entry(KIND_PTX, 80, 0x8011, b"....")]);
-        assert!(refused(&packed, (9, 0)).contains("--no-compress"));
+        assert!(refused(&packed, (9, 0)).contains("compressed PTX for sm_80"));
         let newer = fatbin(&[entry(KIND_PTX, 90, 0, &ptx("sm_90a"))]);
         assert!(refused(&newer, (12, 0)).contains("PTX for sm_90a"));
         let mut broken = fatbin(&[entry(KIND_PTX, 80, 0, &ptx("sm_80"))]);

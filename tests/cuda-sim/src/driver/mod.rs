@@ -42,6 +42,7 @@ mod stream;
 mod tally;
 mod tensor_map;
 mod types;
+mod unpack;
 mod unsupported;
 mod work;
 
