@@ -229,8 +229,8 @@ __device__ __forceinline__ void discard_line(const void *p) {
   asm volatile("discard.global.L2 [%0], 128;" ::"l"(__cvta_generic_to_global(p)) : "memory");
 }
 
-// What becomes of the sums that kThreads threads of a block hold: kNT tiles of 16 outputs by kMT tiles of eight tokens for
-// each warp, as mma leaves them.
+// What becomes of the sums that kThreads threads of a block hold: kNT tiles of 16 outputs by kMT tiles of eight tokens
+// for each warp, as mma leaves them.
 template <class Format, int kThreads, int kNT, int kMT>
 struct Sums {
   // The threads that hold sums wait for each other: not all of the block where other warps copy.
@@ -256,8 +256,7 @@ struct Sums {
     __threadfence();
     together();
     if (thread == 0) {
-      *last = atomicAdd(args.arrived + slot, 1) == args.parts - 1;
-      if (*last) args.arrived[slot] = 0;  // for the next launch
+      *last = atomicInc(args.arrived + slot, args.parts - 1) == args.parts - 1;  // which makes it zero again
     }
     together();
     if (!*last) return false;
@@ -283,7 +282,8 @@ struct Sums {
 #pragma unroll 1
     for (uint32_t i = thread % 32; i < args.parts * kNT * kMT * 4; i += 32) {
       const uint32_t p = i / (kNT * kMT * 4), tile = i / 4 % (kNT * kMT), line = i % 4;
-      if ((mw * kMT + tile / kNT) * 8 < rows) discard_line(mine - thread % 32 + size_t(p) * kPart + tile * kThreads + line * 8);
+      const float4 *sums_of_warp = mine - thread % 32 + size_t(p) * kPart + tile * kThreads;
+      if ((mw * kMT + tile / kNT) * 8 < rows) discard_line(sums_of_warp + line * 8);
     }
     return true;
   }
@@ -472,7 +472,8 @@ struct Linear {
     copy_wait<0>();
 
     if (args.parts > 1) {
-      const uint32_t slot = (group * (gridDim.x / (args.parts * args.row_blocks)) + column_block) * args.row_blocks + row_block;
+      const uint32_t columns = gridDim.x / (args.parts * args.row_blocks);
+      const uint32_t slot = (group * columns + column_block) * args.row_blocks + row_block;
       if (!End::add_parts(args, sums, slot, part, threadIdx.x, mw, rows)) return;
     }
     End::finish(args, sums, tile_a * 16 - first_row, tile_b * 16 - first_row, begin, rows, first_row, mw, lane);

@@ -1,11 +1,11 @@
-// The matrix products with bf16 weights on Hopper: bulk copies by a warp that does nothing else, mbarriers, wgmma with the
-// weights in registers.
+// The matrix products with bf16 weights on Hopper: bulk copies by a warp that does nothing else, mbarriers, wgmma with
+// the weights in registers.
 //
 // The packed weight is the one of the other variants: what a lane gives to mma.m16n8k16 is what it gives to a warp's 16
 // rows of wgmma. So is what weft_linear_round leaves: panels of 64-byte rows in the swizzle of a matrix descriptor.
 //
-// The order of the sums is that of the other variants too, but how wgmma and mma.sync add inside a step is not documented
-// and may differ in the last bit. So a weight is made for the one or the other, and all products with it, for one row
+// The order of the sums is that of the other variants too, but how wgmma and mma.sync add inside a step is not
+// documented and may differ in the last bit. So a weight is made for the one or the other, and all products with it, for one row
 // or for 500, are of one kind.
 #include "linear.cuh"
 
@@ -228,7 +228,8 @@ struct Hopper {
       for (int j = 0; j < kNT; j++)
 #pragma unroll
         for (int step = 0; step < 4; step++)
-          a[j][step] = step < steps ? load_shared_16(weights + j * 8 * kTileBytes + step * 512) : make_uint4(0, 0, 0, 0);
+          a[j][step] =
+              step < steps ? load_shared_16(weights + j * 8 * kTileBytes + step * 512) : make_uint4(0, 0, 0, 0);
       asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
       for (int step = 0; step < 4; step++) {
