@@ -239,8 +239,8 @@ pub trait Backend: Send + Sync {
 
     /// Replaces the step: one copy to the device. Lists may have any length up to the capacity.
     fn set_step(&self, host: Step, step: &mut Self::Step) -> Result<(), Error>;
-    /// Runs `ops`, which must be the same ops on the same objects for every call with this `step`. A device may
-    /// record them the first time it sees a size of step and replay them afterwards without calling `ops`.
+    /// Runs `ops`, which must be the same ops on the same objects whenever the step has the same lists empty. A device
+    /// may record them the first time it sees a size of step and replay them afterwards without calling `ops`.
     fn run(&self, step: &mut Self::Step, ops: &mut dyn FnMut(&Self, &Self::Step));
 
     /// `out[m, n] (+)= sum_k bf16(x[m, k]) * w[n, k]`, f32 accumulation in an order fixed by k.
