@@ -15,7 +15,8 @@ struct Chunk {
   uint32_t mine;       // pixels of this thread
   uint32_t column;     // channel of its vectors
 
-  // Sums of `of(value, channel)` per group into `sums`, through `scratch` of a float per thread and channel.
+  // Sums of `of(value, channel)` per group into `sums`, through `scratch` of a float per thread and channel. Who reads
+  // another group's sum than threadIdx.x + i blockDim.x, or writes the scratch again, needs a barrier first.
   template <typename Of>
   __device__ __forceinline__ void sum(uint32_t groups, float *scratch, float *sums, Of of) const {
     const uint32_t channels = vectors * N;
@@ -45,7 +46,6 @@ struct Chunk {
       for (uint32_t i = 0; i < size; ++i) group_total += scratch[group * size + i];
       sums[group] = group_total;
     }
-    __syncthreads();
   }
 };
 
