@@ -406,7 +406,7 @@ pub enum Field {
 
 /// The number in `CUtensorMapDataType` of an element type as PTX numbers them.
 fn driver_type(raw: u64) -> Option<u8> {
-    Some([0, 1, 2, 3, 4, 5, 6, 7, 10, 8, 9, 11, 12].get(usize::try_from(raw).ok()?).copied()?)
+    [0, 1, 2, 3, 4, 5, 6, 7, 10, 8, 9, 11, 12].get(usize::try_from(raw).ok()?).copied()
 }
 
 /// `tensormap.replace`: changes a field of an encoded map, or of one that was begun with zeros.
