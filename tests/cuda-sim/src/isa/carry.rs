@@ -214,7 +214,7 @@ mod tests {
         for lane in 0..32 {
             let (x, y) = (a[0][lane], a[1][lane]);
             assert_eq!(d[1][lane], u64::from(x >= y), "{x:#x} - {y:#x}");
-            assert_eq!(d[2][lane], 6 + (x + y >> 32), "{x:#x} + {y:#x}");
+            assert_eq!(d[2][lane], 6 + ((x + y) >> 32), "{x:#x} + {y:#x}");
         }
     }
 

@@ -20,7 +20,7 @@ fn division_of_128_bits() {
         let mut want = Vec::new();
         for x in x.chunks(4) {
             let (a, b) = (join(x[0], x[1]), join(x[2], x[3]));
-            want.extend([(a / b >> 64) as u64, (a / b) as u64, (a % b >> 64) as u64, (a % b) as u64]);
+            want.extend([((a / b) >> 64) as u64, (a / b) as u64, ((a % b) >> 64) as u64, (a % b) as u64]);
         }
         same("quotients and rests", &s.download::<u64>(out, 128), &want)
     });
