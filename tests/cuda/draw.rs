@@ -110,7 +110,7 @@ fn settings() -> Vec<Sampling> {
         Sampling { cfg: 3.0, top_k: 50, ..PLAIN },
         Sampling { top_k: 1, ..PLAIN },
         Sampling { top_p: 0.3, ..PLAIN },
-        Sampling { cfg: 5.0, temperature: 1.3, top_k: 100, top_p: 0.9, ..PLAIN },
+        Sampling { cfg: 5.0, temperature: 1.3, top_k: 100, top_p: 0.9 },
     ]
 }
 

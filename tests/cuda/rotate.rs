@@ -214,11 +214,11 @@ fn a_copied_page_is_the_same_in_all_layers() {
     let (from, to) = (sequences.tables[1].grid[1], sequences.pages - 1);
     let before: Vec<_> = (0..3).map(|layer| kv.read(layer, to - 1).unwrap()).collect();
     gpu.copy_page(&mut kv, from, to as u32);
-    for layer in 0..3 {
+    for (layer, before) in before.iter().enumerate() {
         let copied = kv.read(layer, to).unwrap();
         assert!(copied.iter().any(|x| *x != 0.0));
         assert_eq!(copied, kv.read(layer, from as usize).unwrap(), "layer {layer}");
-        assert_eq!(before[layer], kv.read(layer, to - 1).unwrap(), "the page before, layer {layer}");
+        assert_eq!(*before, kv.read(layer, to - 1).unwrap(), "the page before, layer {layer}");
     }
 }
 
