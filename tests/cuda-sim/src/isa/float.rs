@@ -431,6 +431,23 @@ mod tests {
         let (a, b) = pairs(&floats(), &floats());
         let sum = |x: u64, y: u64| rounded(exact::add(single(x), single(y), Format::F32, Rounding::Nearest));
         check("add.ftz.f32", &[&a, &b], |x| flushed(sum(flushed(x[0]), flushed(x[1]))));
+        // Normal numbers near one another, whose difference is not normal.
+        let near: Vec<u64> = [1.0f32, 1.25, 1.5].iter().map(|x| (x * f32::MIN_POSITIVE).to_bits() as u64).collect();
+        let (c, d) = pairs(&near, &near);
+        check("sub.ftz.f32", &[&c, &d], |x| flushed(sum(x[0], x[1] ^ 0x8000_0000)));
+        check("mul.ftz.f32", &[&a, &b], |x| {
+            flushed(rounded(exact::mul(single(flushed(x[0])), single(flushed(x[1])), Format::F32, Rounding::Nearest)))
+        });
+        check("div.rn.ftz.f32", &[&a, &b], |x| {
+            flushed(rounded(exact::div(single(flushed(x[0])), single(flushed(x[1])), Format::F32, Rounding::Nearest)))
+        });
+        let [x, y, z] = triples(&floats().into_iter().step_by(3).collect::<Vec<u64>>());
+        for (name, mode) in MODES {
+            check(&format!("fma.{name}.ftz.f32"), &[&x, &y, &z], |x| {
+                let [x, y, z] = [0, 1, 2].map(|at| single(flushed(x[at])));
+                flushed(rounded(exact::fma(x, y, z, Format::F32, mode)))
+            });
+        }
         check("mul.rz.ftz.f32", &[&a, &b], |x| {
             let (x, y) = (single(flushed(x[0])), single(flushed(x[1])));
             flushed(rounded(exact::mul(x, y, Format::F32, Rounding::Zero)))
@@ -446,6 +463,11 @@ mod tests {
         check("neg.ftz.f32", &[&a], |x| flushed(x[0]) ^ 0x8000_0000);
         check("neg.f32", &[&a], |x| x[0] ^ 0x8000_0000);
         check("copysign.f32", &[&a, &b], |x| x[0] & 0x8000_0000 | x[1] & 0x7fff_ffff);
+        let (one, two) = ((-1f64).to_bits(), 2f64.to_bits());
+        assert_eq!(
+            eval("copysign.f64", "f64", &[("f64", &[one, two]), ("f64", &[two, one])]),
+            [two | 1 << 63, 1f64.to_bits()]
+        );
     }
 
     /// `min` and `max` as section 9.7.3.12 states them, on a total order of the numbers' bits.

@@ -410,6 +410,9 @@ mod tests {
         check("tanh.approx", "f16", &[&all], |x| code::<F16>(number::<F16>(x[0]).tanh()));
         check("tanh.approx", "bf16", &[&all], |x| code::<Bf16>(number::<Bf16>(x[0]).tanh()));
         check("ex2.approx", "f16", &[&all], |x| code::<F16>(number::<F16>(x[0]).exp2()));
+        // The powers of -127 to -133 are subnormal.
+        let mut all = halves::<Bf16>(500);
+        all.extend((120..135).map(|n| code::<Bf16>(f64::from(-n))));
         check("ex2.approx.ftz", "bf16", &[&all], |x| {
             let power = code::<Bf16>(number::<Bf16>(x[0]).exp2());
             if power < 0x80 { 0 } else { power }

@@ -441,6 +441,36 @@ mod tests {
         assert!(Mbarrier::new(1).arrive(2).is_err());
     }
 
+    /// One thread runs a text on an mbarrier of a count; whether `%done` holds behind it.
+    fn alone(count: u32, text: &str) -> std::result::Result<bool, Fault> {
+        let one: String = text.split_inclusive(';').map(|line| format!("@%one {}", line.trim())).collect();
+        let text = format!(
+            ".reg .b32 %at, %c; .reg .b64 %st; .reg .pred %one, %done; @%one mbarrier.init.shared.b64 [%at], {count}; {one}"
+        );
+        let mut team = crate::isa::team::Team::new(&text, 1, crate::machine::schedule::AsyncTiming::Late);
+        team.set_b32("%at", [64; LANES]);
+        team.set_pred("%one", 1);
+        team.run()?;
+        Ok(team.pred(0, "%done") & 1 != 0)
+    }
+
+    #[test]
+    fn who_may_not_complete_a_phase_does_not() {
+        let arrive = "mbarrier.arrive.noComplete.shared.b64 %st, [%at], 2;";
+        assert_eq!(alone(3, &format!("{arrive} mbarrier.test_wait.parity.shared.b64 %done, [%at], 0;")), Ok(false));
+        assert_eq!(alone(2, arrive).unwrap_err().kind, Kind::InvalidOperation);
+    }
+
+    #[test]
+    fn who_drops_out_is_no_longer_expected() {
+        let all = "mbarrier.arrive_drop.shared.b64 %st, [%at]; mbarrier.arrive.shared.b64 %st, [%at], 2;";
+        let again = "mbarrier.arrive.shared.b64 %st, [%at], 2;";
+        let phase = |parity: u32| format!("mbarrier.test_wait.parity.shared.b64 %done, [%at], {parity};");
+        assert_eq!(alone(3, &format!("{all} {}", phase(0))), Ok(true));
+        assert_eq!(alone(3, &format!("{all} {again} {}", phase(1))), Ok(true));
+        assert_eq!(alone(3, &format!("{again} {again}")).unwrap_err().kind, Kind::InvalidOperation);
+    }
+
     #[test]
     fn every_field_shows_in_the_bytes() {
         let b = Mbarrier::new(5);

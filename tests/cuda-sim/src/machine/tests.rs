@@ -179,6 +179,8 @@ fn shuffles_follow_their_segments() {
 fn votes_matches_and_reductions_see_their_team() {
     let out = map("setp.gt.u32 %p0, %r3, 10; vote.sync.ballot.b32 %r4, %p0, -1;", |l| if l % 3 == 0 { 11 } else { 10 });
     assert_eq!(out, lanes(|_| (0..32).filter(|l| l % 3 == 0).map(|l| 1 << l).sum()));
+    let unless = map("setp.gt.u32 %p0, %r3, 10; vote.sync.ballot.b32 %r4, !%p0, -1;", |l| l);
+    assert_eq!(unless, lanes(|_| 0x7ff));
     let votes = "setp.ne.u32 %p0, %r3, 0; vote.sync.all.pred %p1, %p0, -1; vote.sync.any.pred %p2, %p0, -1;
         vote.sync.uni.pred %p3, !%p0, -1; selp.u32 %r5, 1, 0, %p1; selp.u32 %r6, 2, 0, %p2; selp.u32 %r7, 4, 0, %p3;
         or.b32 %r4, %r5, %r6; or.b32 %r4, %r4, %r7;";
