@@ -8,6 +8,7 @@
 //! | `CUDA_SIM_L2` | bytes of the level 2 cache, for the counters, with `K`, `M` or `G` | as the capability's part |
 //! | `CUDA_SIM_CHECK` | `all`, `none`, or a list of `mem`, `init`, `race`, `sync`, `leak` | `mem,sync,leak` |
 //! | `CUDA_SIM_SEED` | the order of warps, blocks, streams and async copies | `0`: the plain order |
+//! | `CUDA_SIM_COPIES` | when asynchronous copies land: `late`, `early` or `random` | as the seed says; `late` for 0 |
 //! | `CUDA_SIM_SWEEP` | schedules under which every launch is run and compared | `1` |
 //! | `CUDA_SIM_THREADS` | host threads that run blocks | as the machine has |
 //! | `CUDA_SIM_COUNTERS` | a file for the counters, JSON | none |
@@ -194,19 +195,76 @@ impl Failure {
     }
 }
 
+/// How early asynchronous copies land.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum AsyncTiming {
+    /// When something waits for them.
+    #[default]
+    Late,
+    /// At once.
+    Early,
+    /// At any time between.
+    Random,
+}
+
+/// How launches are run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Runs {
+    /// What is looked for.
+    pub checks: Checks,
+    /// The schedule; 0 is the plain one.
+    pub seed: u64,
+    /// When asynchronous copies land, if that is not left to the seed.
+    pub copies: Option<AsyncTiming>,
+    /// Schedules per launch.
+    pub sweep: u32,
+    /// Host threads.
+    pub threads: usize,
+}
+
+impl Default for Runs {
+    fn default() -> Runs {
+        let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+        Runs { checks: Checks::default(), seed: 0, copies: None, sweep: 1, threads }
+    }
+}
+
+impl Runs {
+    /// Takes one of the variables `CUDA_SIM_CHECK`, `_SEED`, `_COPIES`, `_SWEEP` and `_THREADS` with its value.
+    pub fn set(&mut self, variable: &str, value: &str) -> Result<(), ConfigError> {
+        if !["CHECK", "SEED", "COPIES", "SWEEP", "THREADS"].iter().any(|v| variable == format!("CUDA_SIM_{v}")) {
+            let (variable, value) = (variable.to_string(), value.to_string());
+            return Err(ConfigError { variable, value, expected: "a variable that says how launches are run" });
+        }
+        self.read(&Reader { variable: &|name| (name == variable).then(|| value.to_string()) })
+    }
+
+    fn read(&mut self, get: &Reader<'_>) -> Result<(), ConfigError> {
+        let expected = "all, none, or a list of mem, init, race, sync, leak";
+        self.checks = get.value("CUDA_SIM_CHECK", expected, Checks::parse)?.unwrap_or(self.checks);
+        self.seed = get.value("CUDA_SIM_SEED", "a number", |text| text.parse().ok())?.unwrap_or(self.seed);
+        let timing = |text: &str| match text {
+            "late" => Some(AsyncTiming::Late),
+            "early" => Some(AsyncTiming::Early),
+            "random" => Some(AsyncTiming::Random),
+            _ => None,
+        };
+        self.copies = get.value("CUDA_SIM_COPIES", "late, early or random", timing)?.or(self.copies);
+        let sweep = get.value("CUDA_SIM_SWEEP", "a number from 1 to 1000", |text| number(text, 1..=1000))?;
+        self.sweep = sweep.map_or(self.sweep, |n| n as u32);
+        let threads = get.value("CUDA_SIM_THREADS", "a number from 1 to 1024", |text| number(text, 1..=1024))?;
+        self.threads = threads.map_or(self.threads, |n| n as usize);
+        Ok(())
+    }
+}
+
 /// Everything that the environment says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// The device.
     pub device: Device,
-    /// What is looked for.
-    pub checks: Checks,
-    /// The schedule; 0 is the plain one.
-    pub seed: u64,
-    /// Schedules per launch.
-    pub sweep: u32,
-    /// Host threads.
-    pub threads: usize,
+    /// How launches are run, unless a context says otherwise.
+    pub runs: Runs,
     /// Where the counters go.
     pub counters: Option<PathBuf>,
     /// Failures to inject.
@@ -217,7 +275,7 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{variable}={value}: {expected}")]
 pub struct ConfigError {
-    variable: &'static str,
+    variable: String,
     value: String,
     expected: &'static str,
 }
@@ -248,17 +306,11 @@ impl Config {
         if let Some(l2) = get.value("CUDA_SIM_L2", "bytes below 4G, or a number with K, M or G", l2)? {
             device.l2 = l2;
         }
-        let threads = get.value("CUDA_SIM_THREADS", "a number from 1 to 1024", |text| number(text, 1..=1024))?;
-        let available = || std::thread::available_parallelism().map_or(1, |n| n.get());
+        let mut runs = Runs::default();
+        runs.read(&get)?;
         Ok(Config {
             device,
-            checks: get
-                .value("CUDA_SIM_CHECK", "all, none, or a list of mem, init, race, sync, leak", Checks::parse)?
-                .unwrap_or_default(),
-            seed: get.value("CUDA_SIM_SEED", "a number", |text| text.parse().ok())?.unwrap_or(0),
-            sweep: get.value("CUDA_SIM_SWEEP", "a number from 1 to 1000", |text| number(text, 1..=1000))?.unwrap_or(1)
-                as u32,
-            threads: threads.map_or_else(available, |n| n as usize),
+            runs,
             counters: variable("CUDA_SIM_COUNTERS").map(PathBuf::from),
             failures: get
                 .value("CUDA_SIM_FAIL", "a list of alloc|pinned|module|copy|launch|sticky|ecc|lost=<k>[+]", |text| {
@@ -284,7 +336,7 @@ impl Reader<'_> {
             None => Ok(None),
             Some(value) => match parse(value.trim()) {
                 Some(parsed) => Ok(Some(parsed)),
-                None => Err(ConfigError { variable, value, expected }),
+                None => Err(ConfigError { variable: variable.into(), value, expected }),
             },
         }
     }
@@ -322,9 +374,9 @@ mod tests {
         let config = read(&[]).unwrap();
         assert_eq!(config.device, Device::of((9, 0)).unwrap());
         assert_eq!(config.device.shared_per_block_optin, 232_448);
-        assert_eq!(config.checks, Checks { mem: true, init: false, race: false, sync: true, leak: true });
-        assert_eq!((config.seed, config.sweep), (0, 1));
-        assert!(config.threads >= 1);
+        assert_eq!(config.runs.checks, Checks { mem: true, init: false, race: false, sync: true, leak: true });
+        assert_eq!((config.runs.seed, config.runs.sweep, config.runs.copies), (0, 1, None));
+        assert!(config.runs.threads >= 1);
     }
 
     #[test]
@@ -336,6 +388,7 @@ mod tests {
             ("CUDA_SIM_L2", "4M"),
             ("CUDA_SIM_CHECK", "race, init"),
             ("CUDA_SIM_SEED", "7"),
+            ("CUDA_SIM_COPIES", "early"),
             ("CUDA_SIM_SWEEP", "5"),
             ("CUDA_SIM_THREADS", "2"),
             ("CUDA_SIM_COUNTERS", "counters.json"),
@@ -346,14 +399,25 @@ mod tests {
         assert_eq!(config.device.shared_per_block_optin, 166_912);
         assert_eq!((config.device.sms, config.device.memory), (4, 3 << 20));
         assert_eq!(config.device.l2, 4 << 20);
-        assert_eq!(config.checks, Checks { race: true, init: true, ..Checks::NONE });
-        assert_eq!((config.seed, config.sweep, config.threads), (7, 5, 2));
+        let checks = Checks { race: true, init: true, ..Checks::NONE };
+        let runs = Runs { checks, seed: 7, copies: Some(AsyncTiming::Early), sweep: 5, threads: 2 };
+        assert_eq!(config.runs, runs);
         assert_eq!(config.counters, Some(PathBuf::from("counters.json")));
         let failures = [
             Failure { site: Site::Alloc, number: 3, onwards: false },
             Failure { site: Site::Launch, number: 2, onwards: true },
         ];
         assert_eq!(config.failures, failures);
+    }
+
+    #[test]
+    fn runs_can_be_changed_one_variable_at_a_time() {
+        let mut runs = Runs { checks: Checks::ALL, seed: 3, ..Runs::default() };
+        runs.set("CUDA_SIM_COPIES", "random").unwrap();
+        runs.set("CUDA_SIM_SWEEP", "2").unwrap();
+        let copies = Some(AsyncTiming::Random);
+        assert_eq!(runs, Runs { checks: Checks::ALL, seed: 3, copies, sweep: 2, ..Runs::default() });
+        assert!(runs.set("CUDA_SIM_SMS", "4").is_err() && runs.set("CUDA_SIM_CHECK", "some").is_err());
     }
 
     #[test]
@@ -365,6 +429,7 @@ mod tests {
             ("CUDA_SIM_L2", "4G"),
             ("CUDA_SIM_CHECK", "memory"),
             ("CUDA_SIM_SEED", "-1"),
+            ("CUDA_SIM_COPIES", "soon"),
             ("CUDA_SIM_SWEEP", "0"),
             ("CUDA_SIM_FAIL", "alloc=0"),
             ("CUDA_SIM_FAIL", "allok=1"),

@@ -31,6 +31,8 @@ impl Driver {
             orphans: Vec::new(),
             limits: BTreeMap::new(),
             cache_config: 0,
+            runs: self.config.runs.clone(),
+            findings: None,
         });
         let legacy = self.streams.insert(Stream { legacy: true, ..Stream::new(context, false, 0) });
         if let Ok(created) = self.contexts.get_mut(context) {
@@ -70,7 +72,7 @@ fn end_context(driver: Locked, context: Handle) -> Locked {
     for module in modules {
         let _ = driver.unload(module);
     }
-    if driver.config.checks.leak && !dead {
+    if driver.runs(context).checks.leak && !dead {
         driver.report_leaks(context);
     }
     let device: Vec<u64> = driver.device.iter().filter(|(_, r)| r.context == context).map(|(a, _)| *a).collect();
@@ -78,6 +80,9 @@ fn end_context(driver: Locked, context: Handle) -> Locked {
         let _ = driver.release(address);
     }
     let host: Vec<usize> = driver.host.iter().filter(|(_, r)| r.context == context).map(|(a, _)| *a).collect();
+    if !host.is_empty() {
+        driver = driver.quiet();
+    }
     for address in host {
         let _ = driver.release_host(address);
     }

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use super::errors::{CuResult, Error, Result};
-use super::findings;
+use super::handles::Handle;
 use super::kernel_params::KernelCall;
-use super::state::Driver;
-use crate::device::Site;
+use super::queue::guarded;
+use super::state::{Driver, Locked, WORK_DONE};
+use crate::device::{Runs, Site};
 use crate::machine::fault::{Fault, Kind};
 use crate::machine::grid::Launch;
 use crate::machine::schedule::{AsyncTiming, Schedule};
@@ -15,27 +16,40 @@ use crate::memory::{GlobalMemory, Origin, Snapshot};
 
 type Outcome<T> = std::result::Result<T, Box<Fault>>;
 
-/// Runs a launch, under as many schedules as the sweep wants. A fault is printed and kills the context.
-pub fn run(driver: &mut Driver, call: &Arc<KernelCall>) -> Result<()> {
-    for site in [Site::Sticky, Site::Ecc, Site::Lost] {
-        if driver.strikes(site) {
-            findings::report(&format!("injected failure {site:?} in kernel {}", call.name));
-            return Err(if site == Site::Lost { Error::Lost } else { Error::Injected(site) });
-        }
+/// Runs a launch, under as many schedules as the sweep wants. A fault is told and kills the context. A kernel runs without
+/// the driver's lock, so that other threads go on meanwhile; one that may put memory back runs alone.
+pub fn run(
+    mut driver: Locked,
+    context: Handle,
+    call: &Arc<KernelCall>,
+    entry_point: &'static str,
+) -> (Locked, Result<()>) {
+    let run = match guarded(entry_point, || Run::new(&mut driver, context, call)) {
+        Ok(run) => run,
+        Err(error) => return (driver, Err(error)),
+    };
+    let outcome;
+    if run.restores() {
+        driver = driver.quiet();
+        outcome = guarded(entry_point, || Ok(if run.runs.sweep > 1 { run.sweep() } else { run.once(0) }));
+    } else {
+        driver.kernels += 1;
+        (driver, outcome) = driver.unlocked(|| guarded(entry_point, || Ok(run.once(0))));
+        driver.kernels -= 1;
+        WORK_DONE.notify_all();
     }
-    let workspace = Workspace::of(driver, call)?;
-    let outcome =
-        if driver.config.sweep > 1 { sweep(driver, call, &workspace) } else { once(driver, call, &workspace, 0) };
-    match outcome {
+    drop(run);
+    let result = outcome.and_then(|outcome| match outcome {
         Ok(report) => {
             driver.count(|tally| tally.launched(call, &report));
             Ok(())
         }
         Err(fault) => {
-            findings::report(&fault.to_string());
+            driver.found(context, fault.to_string());
             Err(Error::Fault(result(fault.kind)))
         }
-    }
+    });
+    (driver, result)
 }
 
 /// The result that a device gives for a fault, or for what it would do in its stead.
@@ -95,54 +109,92 @@ impl Drop for Workspace {
     }
 }
 
-/// The schedule of run `index`: late copies first, then early ones, then any; the first in the seed's own order.
-fn schedule(driver: &Driver, index: u32) -> Schedule {
-    let seed = driver.config.seed;
-    let mixed = if index == 0 { seed } else { seed.wrapping_add(index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) };
-    let async_timing = match index {
-        0 if seed == 0 => AsyncTiming::Late,
-        0 => [AsyncTiming::Random, AsyncTiming::Late, AsyncTiming::Early][(seed % 3) as usize],
-        1 => AsyncTiming::Early,
-        2 => AsyncTiming::Late,
-        _ => AsyncTiming::Random,
-    };
-    Schedule { seed: mixed, async_timing, threads: driver.config.threads }
+/// A launch and all that its runs need of the driver.
+struct Run {
+    call: Arc<KernelCall>,
+    memory: Arc<GlobalMemory>,
+    workspace: Workspace,
+    runs: Runs,
+    multiprocessors: u32,
+    /// The level 2 cache, if the costly counters are wanted.
+    count: Option<u64>,
 }
 
-fn once(driver: &Driver, call: &KernelCall, workspace: &Workspace, index: u32) -> Outcome<Report> {
-    let (config, shape) = (&driver.config, &call.shape);
-    machine::launch(&Launch {
-        grid: shape.grid,
-        block: shape.block,
-        cluster: shape.cluster.map(|n| n.max(1)),
-        dynamic_shared: shape.shared,
-        params: &call.params,
-        cooperative: shape.cooperative,
-        workspace: workspace.address,
-        heap: (workspace.heap, if workspace.heap == 0 { 0 } else { Workspace::HEAP }),
-        multiprocessors: config.device.sms,
-        checks: config.checks,
-        schedule: schedule(driver, index),
-        count: driver.counting().then_some(u64::from(config.device.l2)),
-        ..Launch::of(&call.program, &call.name, &call.entry, &driver.memory)
-    })
-}
-
-/// Runs a launch under several schedules from the same memory; its results must be the same, bit for bit. The memory is
-/// left as the first schedule made it.
-fn sweep(driver: &Driver, call: &KernelCall, workspace: &Workspace) -> Outcome<Report> {
-    let before = driver.memory.snapshot();
-    let first = once(driver, call, workspace, 0)?;
-    let after = driver.memory.snapshot();
-    for index in 1..driver.config.sweep {
-        driver.memory.restore(&before);
-        once(driver, call, workspace, index)?;
-        if !call.float_atomics {
-            compare(call, &after, &driver.memory.snapshot(), index, workspace.heap)?;
+impl Run {
+    fn new(driver: &mut Driver, context: Handle, call: &Arc<KernelCall>) -> Result<Run> {
+        for site in [Site::Sticky, Site::Ecc, Site::Lost] {
+            if driver.strikes(site) {
+                driver.found(context, format!("injected failure {site:?} in kernel {}", call.name));
+                return Err(if site == Site::Lost { Error::Lost } else { Error::Injected(site) });
+            }
         }
+        let device = &driver.config.device;
+        Ok(Run {
+            call: call.clone(),
+            memory: driver.memory.clone(),
+            workspace: Workspace::of(driver, call)?,
+            runs: driver.runs(context).clone(),
+            multiprocessors: device.sms,
+            count: driver.counting().then_some(u64::from(device.l2)),
+        })
     }
-    driver.memory.restore(&after);
-    Ok(first)
+
+    /// Whether memory may be put back as it was before the launch: between the runs of a sweep, and when the race check
+    /// on several threads gives a run up.
+    fn restores(&self) -> bool {
+        self.runs.sweep > 1 || self.runs.checks.race && self.runs.threads != 1
+    }
+
+    /// The schedule of run `index`: late copies first, then early ones, then any; the first in the seed's own order.
+    fn schedule(&self, index: u32) -> Schedule {
+        let seed = self.runs.seed;
+        let mixed = if index == 0 { seed } else { seed.wrapping_add(index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) };
+        let by_index = match index {
+            0 if seed == 0 => AsyncTiming::Late,
+            0 => [AsyncTiming::Random, AsyncTiming::Late, AsyncTiming::Early][(seed % 3) as usize],
+            1 => AsyncTiming::Early,
+            2 => AsyncTiming::Late,
+            _ => AsyncTiming::Random,
+        };
+        Schedule { seed: mixed, async_timing: self.runs.copies.unwrap_or(by_index), threads: self.runs.threads }
+    }
+
+    fn once(&self, index: u32) -> Outcome<Report> {
+        let (call, shape) = (&self.call, &self.call.shape);
+        machine::launch(&Launch {
+            grid: shape.grid,
+            block: shape.block,
+            cluster: shape.cluster.map(|n| n.max(1)),
+            dynamic_shared: shape.shared,
+            params: &call.params,
+            cooperative: shape.cooperative,
+            workspace: self.workspace.address,
+            heap: (self.workspace.heap, if self.workspace.heap == 0 { 0 } else { Workspace::HEAP }),
+            multiprocessors: self.multiprocessors,
+            checks: self.runs.checks,
+            schedule: self.schedule(index),
+            count: self.count,
+            silent: index > 0,
+            ..Launch::of(&call.program, &call.name, &call.entry, &self.memory)
+        })
+    }
+
+    /// Runs a launch under several schedules from the same memory; its results must be the same, bit for bit. The memory
+    /// is left as the first schedule made it.
+    fn sweep(&self) -> Outcome<Report> {
+        let before = self.memory.snapshot();
+        let first = self.once(0)?;
+        let after = self.memory.snapshot();
+        for index in 1..self.runs.sweep {
+            self.memory.restore(&before);
+            self.once(index)?;
+            if !self.call.float_atomics {
+                compare(&self.call, &after, &self.memory.snapshot(), index, self.workspace.heap)?;
+            }
+        }
+        self.memory.restore(&after);
+        Ok(first)
+    }
 }
 
 /// The first byte in which two runs differ, but for the kernel's heap, where everything has a place of chance.

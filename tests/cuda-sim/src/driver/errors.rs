@@ -181,6 +181,9 @@ pub enum Error {
     /// There is no table of undocumented functions. Libraries ask for many; it is no finding.
     #[error("there is no such table of functions")]
     NoTable,
+    /// A kernel has fewer parameters. Programs count them so; it is no finding.
+    #[error("the kernel has no such parameter")]
+    NoParameter,
     /// The device knows nothing of an address. Programs ask in order to find out; it is no finding.
     #[error("{0:#x} is in no allocation")]
     NotDevice(u64),
@@ -238,7 +241,8 @@ impl Error {
     pub fn result(&self) -> CuResult {
         match self {
             Error::NotInitialised => CuResult::ERROR_NOT_INITIALIZED,
-            Error::Null | Error::Invalid(_) | Error::Config(_) | Error::NotDevice(_) => CuResult::ERROR_INVALID_VALUE,
+            Error::Null | Error::Invalid(_) | Error::Config(_) => CuResult::ERROR_INVALID_VALUE,
+            Error::NotDevice(_) | Error::NoParameter => CuResult::ERROR_INVALID_VALUE,
             Error::Handle { kind: Kind::Context, .. } => CuResult::ERROR_INVALID_CONTEXT,
             Error::Handle { .. } => CuResult::ERROR_INVALID_HANDLE,
             Error::Device(_) => CuResult::ERROR_INVALID_DEVICE,
@@ -282,6 +286,7 @@ impl Error {
                 | Error::Injected(_)
                 | Error::Lost
                 | Error::HostMemory(_)
+                | Error::NoParameter
                 | Error::Memory(memory::Error::OutOfMemory { .. })
         )
     }

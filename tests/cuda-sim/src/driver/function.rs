@@ -182,7 +182,7 @@ entries! {
         let (driver, _) = current()?;
         let function = driver.functions.get(function)?;
         let Some(param) = function.entry.params.get(index) else {
-            return Err(Error::invalid(format!("kernel {} has no parameter {index}", function.name())));
+            return Err(Error::NoParameter);
         };
         offset.set(param.offset as usize)?;
         size.set_if_wanted(param.size as usize);

@@ -92,8 +92,8 @@ impl GraphRun {
     }
 
     /// Does the work; with a seed, in another order that the dependencies allow.
-    pub fn run(&self, mut driver: Locked, ticket: Ticket, call: &'static str) -> (Locked, Result<()>) {
-        let seed = driver.config.seed;
+    pub fn run(&self, mut driver: Locked, context: Handle, ticket: Ticket, call: &'static str) -> (Locked, Result<()>) {
+        let seed = driver.config.runs.seed;
         let mut random = Rng::new(seed ^ ticket.0);
         let mut open: BTreeSet<usize> = (0..self.nodes.len()).collect();
         while let Some(&first) = open.first() {
@@ -106,7 +106,8 @@ impl GraphRun {
             open.remove(&chosen);
             let node = &self.nodes[chosen];
             let outcome;
-            (driver, outcome) = if node.disabled { (driver, Ok(())) } else { step(driver, &node.work, ticket, call) };
+            (driver, outcome) =
+                if node.disabled { (driver, Ok(())) } else { step(driver, context, &node.work, ticket, call) };
             if outcome.is_err() {
                 return (driver, outcome);
             }
@@ -115,20 +116,17 @@ impl GraphRun {
     }
 }
 
-fn step(mut driver: Locked, work: &Work, ticket: Ticket, call: &'static str) -> (Locked, Result<()>) {
+fn step(driver: Locked, context: Handle, work: &Work, ticket: Ticket, call: &'static str) -> (Locked, Result<()>) {
     match work {
         Work::Host(host) => {
             let host = *host;
             let (driver, ()) = driver.unlocked(|| call_host(host));
             (driver, Ok(()))
         }
-        Work::Graph(inner) => inner.run(driver, ticket, call),
+        Work::Graph(inner) => inner.run(driver, context, ticket, call),
         // Memory of a graph is freed with the graph.
         Work::Free(_) => (driver, Ok(())),
-        work => {
-            let outcome = perform(&mut driver, ticket, work, call);
-            (driver, outcome)
-        }
+        work => perform(driver, context, ticket, work, call),
     }
 }
 

@@ -123,7 +123,7 @@ entries! {
             Some(range) if range.kind == HostKind::Pinned => {}
             _ => return Err(Error::invalid(format!("{:#x} is not the start of page-locked memory", address.0))),
         }
-        driver = wait(driver, context, Until::Idle(context))?;
+        driver = wait(driver, context, Until::Idle(context))?.quiet();
         driver.release_host(address.0)
     }
 
@@ -154,7 +154,7 @@ entries! {
                 return Err(Error::Registration(CuResult::ERROR_HOST_MEMORY_NOT_REGISTERED, text));
             }
         }
-        driver = wait(driver, context, Until::Idle(context))?;
+        driver = wait(driver, context, Until::Idle(context))?.quiet();
         driver.release_host(address.0)
     }
 

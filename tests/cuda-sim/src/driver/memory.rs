@@ -115,7 +115,7 @@ fn free(address: DevicePtr) -> Result<()> {
     driver.forbid_in_capture()?;
     if driver.host.contains_key(&(address as usize)) {
         driver.managed(address)?;
-        driver = wait(driver, context, Until::Idle(context))?;
+        driver = wait(driver, context, Until::Idle(context))?.quiet();
         return driver.release_host(address as usize);
     }
     let owner = driver.to_free(address)?.context;

@@ -125,7 +125,7 @@ fn load(driver: &mut Driver, context: Handle, text: &str) -> Result<Handle> {
         variables.insert(variable.name.clone(), (variable.address, variable.size));
     }
     let program = Arc::new(program);
-    let float_atomics = if driver.config.sweep > 1 { float_atomics::kernels(text) } else { HashSet::new() };
+    let float_atomics = if driver.runs(context).sweep > 1 { float_atomics::kernels(text) } else { HashSet::new() };
     let functions = HashMap::new();
     Ok(driver.modules.insert(Module { context, program, functions, variables, float_atomics, ptx_version }))
 }

@@ -8,7 +8,6 @@ use std::time::Instant;
 use super::abi::report_panic;
 use super::engine;
 use super::errors::{CuResult, Error, Result};
-use super::findings;
 use super::handles::Handle;
 use super::state::{IN_CALLBACK, Locked, WORK_DONE, lock};
 use super::work::{HostCall, HostFunction, Work};
@@ -85,6 +84,12 @@ impl Queue {
         needed.iter().filter_map(|ticket| self.pending.get(ticket)).any(|item| item.work.calls_host())
     }
 
+    /// Whether another thread does what a piece of work waits for, or the piece itself.
+    fn is_under_way(&self, ticket: Ticket) -> bool {
+        let needed = self.needed(Until::Done(ticket));
+        needed.iter().filter_map(|ticket| self.pending.get(ticket)).any(|item| item.running)
+    }
+
     /// Every piece that must run for `until`.
     fn needed(&self, until: Until) -> BTreeSet<Ticket> {
         let mut open: Vec<Ticket> = match until {
@@ -130,7 +135,7 @@ pub fn finish(mut driver: Locked, until: Until) -> (Locked, Result<()>) {
     // What is issued from now on, by other threads while the lock is open, is not waited for.
     let mut needed = driver.queue.needed(until);
     loop {
-        let seed = driver.config.seed;
+        let seed = driver.config.runs.seed;
         match driver.queue.choose(&needed, seed) {
             None => {
                 needed.retain(|ticket| !driver.queue.is_done(*ticket));
@@ -152,7 +157,7 @@ pub fn finish(mut driver: Locked, until: Until) -> (Locked, Result<()>) {
 }
 
 /// Answers a program that asks whether work is done without waiting for it. The first time that it is not, it says so;
-/// asked again it has the work done. Host functions are left to a thread beside: they may wait for what the asking thread
+/// asked again it has the work done, unless another thread is at it. Host functions are left to a thread beside: they may wait for what the asking thread
 /// does next.
 pub fn poll(mut driver: Locked, context: Handle, tickets: &[Ticket], asked: bool) -> Result<()> {
     driver.usable(context)?;
@@ -174,6 +179,9 @@ pub fn poll(mut driver: Locked, context: Handle, tickets: &[Ticket], asked: bool
             }
             return Err(Error::NotReady);
         }
+        if driver.queue.is_under_way(ticket) {
+            return Err(Error::NotReady);
+        }
         let outcome;
         (driver, outcome) = finish(driver, Until::Done(ticket));
         outcome?;
@@ -191,8 +199,8 @@ fn run(mut driver: Locked, ticket: Ticket) -> (Locked, Result<()>) {
     let mut result = Ok(());
     match work {
         Work::Host(host) => (driver, ()) = driver.unlocked(|| call_host(host)),
-        Work::Graph(graph) => (driver, result) = graph.run(driver, ticket, call),
-        work => result = perform(&mut driver, ticket, &work, call),
+        Work::Graph(graph) => (driver, result) = graph.run(driver, context, ticket, call),
+        work => (driver, result) = perform(driver, context, ticket, &work, call),
     }
     driver.queue.pending.remove(&ticket);
     if let Err(error) = &result {
@@ -202,22 +210,36 @@ fn run(mut driver: Locked, ticket: Ticket) -> (Locked, Result<()>) {
     (driver, result)
 }
 
-/// Runs work under the lock. A panic is a bug of the simulator and fails like a fault; were it passed on, the work would
+/// Runs work: kernels without the lock, all else under it.
+pub fn perform(
+    mut driver: Locked,
+    context: Handle,
+    ticket: Ticket,
+    work: &Work,
+    call: &'static str,
+) -> (Locked, Result<()>) {
+    if let Work::Kernel(kernel) = work {
+        return engine::run(driver, context, kernel, call);
+    }
+    let result = guarded(call, || attempt(&mut driver, context, ticket, work, call));
+    (driver, result)
+}
+
+/// Runs a part of some work. A panic is a bug of the simulator and fails like a fault; were it passed on, the work would
 /// stay in the queue for ever.
-pub fn perform(driver: &mut Locked, ticket: Ticket, work: &Work, call: &'static str) -> Result<()> {
-    catch_unwind(AssertUnwindSafe(|| attempt(driver, ticket, work, call))).unwrap_or_else(|panic| {
+pub fn guarded<T>(call: &str, part: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(part)).unwrap_or_else(|panic| {
         report_panic(call, &*panic);
         Err(Error::Fault(CuResult::ERROR_UNKNOWN))
     })
 }
 
 /// What fails here fails on the device: the context is dead.
-fn attempt(driver: &mut Locked, ticket: Ticket, work: &Work, call: &'static str) -> Result<()> {
-    match work {
-        Work::Kernel(kernel) => engine::run(driver, kernel),
-        Work::Copy(copy) => copy.run(driver).map_err(|error| illegal(call, &error)),
-        Work::Fill(fill) => fill.run(driver).map_err(|error| illegal(call, &error)),
-        Work::Free(address) => driver.release(*address).map_err(|error| illegal(call, &error)),
+fn attempt(driver: &mut Locked, context: Handle, ticket: Ticket, work: &Work, call: &'static str) -> Result<()> {
+    let done = match work {
+        Work::Copy(copy) => copy.run(driver),
+        Work::Fill(fill) => fill.run(driver),
+        Work::Free(address) => driver.release(*address),
         Work::Record(event) => {
             if let Ok(event) = driver.events.get_mut(*event)
                 && event.ticket == Some(ticket)
@@ -226,14 +248,13 @@ fn attempt(driver: &mut Locked, ticket: Ticket, work: &Work, call: &'static str)
             }
             Ok(())
         }
-        Work::Allocate(_) | Work::Nothing | Work::Await(_) | Work::Host(_) | Work::Graph(_) => Ok(()),
-    }
-}
-
-/// A copy, fill or free that was fine when it was issued and is not when its turn comes.
-fn illegal(call: &str, error: &Error) -> Error {
-    findings::report(&format!("{call}: when its turn came in the stream: {error}"));
-    Error::Fault(CuResult::ERROR_ILLEGAL_ADDRESS)
+        _ => Ok(()),
+    };
+    // It was fine when it was issued and is not when its turn comes.
+    done.map_err(|error| {
+        driver.found(context, format!("{call}: when its turn came in the stream: {error}"));
+        Error::Fault(CuResult::ERROR_ILLEGAL_ADDRESS)
+    })
 }
 
 /// Every later call in the context gives the same error, and what it has issued does not run.

@@ -8,6 +8,7 @@ use std::thread::ThreadId;
 use super::capture::Capture;
 use super::errors::{CuResult, Error, Result};
 use super::event::Event;
+use super::findings;
 use super::function::Function;
 use super::graph::{Graph, NodeInfo};
 use super::graph_exec::Exec;
@@ -19,7 +20,7 @@ use super::pool::Pool;
 use super::queue::{Queue, Ticket};
 use super::stream::Stream;
 use super::tally::Tally;
-use crate::device::{Config, Site};
+use crate::device::{Config, Runs, Site};
 use crate::memory::GlobalMemory;
 
 /// A context: what is current in a thread, and what owns the other objects.
@@ -38,6 +39,10 @@ pub struct Context {
     pub limits: BTreeMap<u32, usize>,
     /// `cuCtxSetCacheConfig`.
     pub cache_config: u32,
+    /// How its launches are run.
+    pub runs: Runs,
+    /// What was found in it since it was asked, if somebody does; else findings are printed.
+    pub findings: Option<Vec<String>>,
 }
 
 /// The primary context of the device.
@@ -91,6 +96,8 @@ pub struct Driver {
     pub device: BTreeMap<u64, DeviceRange>,
     /// Work that has not run.
     pub queue: Queue,
+    /// Kernels that run without the lock.
+    pub kernels: usize,
     /// How often each site was passed, for injections.
     pub passed: BTreeMap<Site, u64>,
     /// Whether the device is lost.
@@ -129,6 +136,14 @@ impl Locked {
         drop(self);
         let result = f();
         (relock(), result)
+    }
+
+    /// Waits until no kernel runs.
+    pub fn quiet(mut self) -> Locked {
+        while self.kernels > 0 {
+            self = self.wait();
+        }
+        self
     }
 
     /// Waits until another thread has done a piece of work.
@@ -195,7 +210,7 @@ impl Driver {
         let mut pools = Table::new(Kind::Pool);
         let default_pool = pools.insert(Pool::default());
         Driver {
-            memory: Arc::new(GlobalMemory::new(config.device.memory, config.checks.init)),
+            memory: Arc::new(GlobalMemory::new(config.device.memory, config.runs.checks.init)),
             contexts: Table::new(Kind::Context),
             primary: Primary::default(),
             modules: Table::new(Kind::Module),
@@ -213,6 +228,7 @@ impl Driver {
             host: BTreeMap::new(),
             device: BTreeMap::new(),
             queue: Queue::default(),
+            kernels: 0,
             passed: BTreeMap::new(),
             lost: false,
             tally: None,
@@ -223,11 +239,24 @@ impl Driver {
 
     /// Takes a new configuration while no context lives. Counters go on, so that one file tells of the whole process.
     fn reconfigure(&mut self, config: Config) {
-        self.memory = Arc::new(GlobalMemory::new(config.device.memory, config.checks.init));
+        self.memory = Arc::new(GlobalMemory::new(config.device.memory, config.runs.checks.init));
         if self.config.failures != config.failures {
             self.passed.clear();
         }
         self.config = config;
+    }
+
+    /// How launches of a context are run.
+    pub fn runs(&self, context: Handle) -> &Runs {
+        self.contexts.get(context).map_or(&self.config.runs, |context| &context.runs)
+    }
+
+    /// Tells what was found in a context: those who ask it, or else standard error.
+    pub fn found(&mut self, context: Handle, finding: String) {
+        match self.contexts.get_mut(context) {
+            Ok(Context { findings: Some(findings), .. }) => findings.push(finding),
+            _ => findings::report(&finding),
+        }
     }
 
     /// Whether calls work in a context.

@@ -150,6 +150,9 @@ fn vprintf(cx: &mut Cx<'_>, op: &Op) -> Flow {
             Err(fault) => return cx.fail(fault),
         }
     }
+    if cx.grid.silent {
+        return Flow::Next;
+    }
     // A closed standard output is no reason to stop a kernel.
     let mut out = std::io::stdout().lock();
     let _ = out.write_all(&text).and_then(|()| out.flush());

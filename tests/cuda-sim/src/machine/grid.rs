@@ -41,6 +41,8 @@ pub struct Launch<'a> {
     pub schedule: Schedule,
     /// The level 2 cache's bytes, if the costly counters are wanted: sectors, bank conflicts, distinct bytes, memory.
     pub count: Option<u64>,
+    /// Whether what the kernel prints is left out: another run of the launch prints it.
+    pub silent: bool,
     /// Global memory, zero at first, in which CUDA's `grid.sync()` counts; 0 without.
     pub workspace: u64,
     /// Global memory from which the kernel's `malloc` takes: address and bytes.
@@ -65,6 +67,7 @@ impl<'a> Launch<'a> {
             checks: Checks::default(),
             schedule: Schedule::default(),
             count: None,
+            silent: false,
             workspace: 0,
             heap: (0, 0),
         }
@@ -129,6 +132,8 @@ pub struct Grid<'a> {
     pub schedule: Schedule,
     /// What is moved to and from global memory, if the costly counters are wanted.
     pub traffic: Option<Traffic>,
+    /// Whether what the kernel prints is left out.
+    pub silent: bool,
     /// Whether accesses to memory are looked at one by one.
     pub watched: bool,
     /// Whether all blocks are resident at once.
@@ -190,6 +195,7 @@ impl<'a> Grid<'a> {
             schedule: launch.schedule,
             traffic: launch.count.map(|l2| Traffic::new(&memory, l2)),
             memory,
+            silent: launch.silent,
             watched: launch.count.is_some() || launch.checks.init || launch.checks.race,
             cooperative: launch.cooperative,
             race,

@@ -1,16 +1,6 @@
 //! Schedules: what a launch leaves to chance, decided by a seed.
 
-/// How early asynchronous copies land.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum AsyncTiming {
-    /// When something waits for them.
-    #[default]
-    Late,
-    /// At once.
-    Early,
-    /// At any time between.
-    Random,
-}
+pub use crate::device::AsyncTiming;
 
 /// The schedule of a launch. The same schedule gives the same run, whatever the number of host threads, as long as blocks
 /// do not communicate.

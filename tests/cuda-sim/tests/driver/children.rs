@@ -7,7 +7,8 @@ use std::sync::Arc;
 use cudarc::driver::sys::{self, CUresult};
 use cudarc::driver::{CudaContext, CudaFunction, CudaSlice, CudaStream, DevicePtr, PushKernelArg};
 
-use crate::support::{KERNELS, child, extra, kernel, load, ok, own_context, shape};
+use crate::simulator;
+use crate::support::{KERNELS, child, kernel, load, ok, own_context, shape};
 
 #[test]
 fn a_fault_is_one_line_and_kills_the_context() {
@@ -156,19 +157,12 @@ fn traffic_is_counted_by_allocation() {
 
 /// Counters since the last call.
 fn counted() -> serde_json::Value {
-    type Counters = unsafe extern "C" fn(*mut u8, usize) -> usize;
-    let counters: Counters = unsafe { std::mem::transmute(extra(c"cuda_sim_counters")) };
-    let length = unsafe { counters(std::ptr::null_mut(), 0) };
-    let mut text = vec![0; length + 1];
-    // Asked with too little room, it forgets nothing.
-    assert_eq!(unsafe { counters(text.as_mut_ptr(), length) }, length);
-    assert_eq!(unsafe { counters(text.as_mut_ptr(), length + 1) }, length);
-    serde_json::from_slice(&text[..length]).unwrap()
+    serde_json::from_str(&simulator::text(c"cuda_sim_counters")).unwrap()
 }
 
 fn name(data: &CudaSlice<f32>, stream: &Arc<CudaStream>, name: &CStr) -> CUresult {
     type Name = unsafe extern "C" fn(u64, *const c_char) -> CUresult;
-    let call: Name = unsafe { std::mem::transmute(extra(c"cuda_sim_name_allocation")) };
+    let call: Name = unsafe { std::mem::transmute(simulator::function(c"cuda_sim_name_allocation")) };
     unsafe { call(data.device_ptr(stream).0, name.as_ptr()) }
 }
 

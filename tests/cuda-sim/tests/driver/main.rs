@@ -11,5 +11,7 @@ mod fatbins;
 mod graphs;
 mod launches;
 mod memory;
+#[path = "../simulator/mod.rs"]
+mod simulator;
 mod streams;
 mod support;

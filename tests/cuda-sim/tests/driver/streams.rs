@@ -139,6 +139,35 @@ fn threads_share_a_context() {
 }
 
 #[test]
+fn other_threads_go_on_while_a_kernel_runs() {
+    let context = own_context();
+    let (long, other) = (context.new_stream().unwrap(), context.new_stream().unwrap());
+    let (lasts, add) = (kernel(&context, "lasts"), kernel(&context, "add"));
+    let mut time = long.alloc_zeros::<u64>(1).unwrap();
+    let mut data = other.alloc_zeros::<u32>(32).unwrap();
+    long.synchronize().unwrap();
+    other.synchronize().unwrap();
+    unsafe { long.launch_builder(&lasts).arg(&mut time).launch(shape(1, 1)) }.unwrap();
+    let event = long.record_event(None).unwrap();
+    let over = AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            context.bind_to_thread().unwrap();
+            long.synchronize().unwrap();
+            over.store(1, Ordering::SeqCst);
+        });
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        context.mem_get_info().unwrap();
+        // A watchdog that asks again and again is not kept waiting.
+        (0..3).for_each(|_| assert!(!event.is_complete()));
+        unsafe { other.launch_builder(&add).arg(&mut data).arg(&1u32).launch(shape(1, 32)) }.unwrap();
+        assert_eq!(other.clone_dtoh(&data).unwrap(), [1; 32]);
+        assert_eq!(over.load(Ordering::SeqCst), 0, "the calls waited for the kernel");
+    });
+    assert!(event.is_complete());
+}
+
+#[test]
 fn the_legacy_stream_waits_for_what_a_destroyed_stream_was_given() {
     let (context, free) = plain_stream();
     let add = kernel(&context, "add");

@@ -1,47 +1,20 @@
 //! Loading the simulator, kernels, and processes of their own.
 
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use std::path::PathBuf;
+use std::ffi::c_void;
 use std::process::Command;
-use std::sync::{Arc, Once};
+use std::sync::Arc;
 
 use cudarc::driver::sys::{CUresult, CUstreamCaptureMode};
 use cudarc::driver::{CudaContext, CudaFunction, CudaModule, CudaStream, LaunchConfig};
 use cudarc::nvrtc::Ptx;
 
+use crate::simulator;
+
 pub const THREAD_LOCAL: CUstreamCaptureMode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
 
-unsafe extern "C" {
-    fn dlopen(path: *const c_char, flags: c_int) -> *mut c_void;
-    fn dlsym(library: *mut c_void, name: *const c_char) -> *mut c_void;
-}
-
-/// Where cargo has put the library: beside the tests, or above.
-fn library() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let mut folders = test.ancestors().skip(1).take(2).map(|folder| folder.join("libcuda_sim.so"));
-    let found = folders.find(|path| path.exists());
-    found.expect("libcuda_sim.so is built with the tests")
-}
-
-/// Loads the simulator. Its SONAME is the driver's, so that cudarc's own loading finds it from then on.
+/// Loads the simulator.
 pub fn load() {
-    static LOADED: Once = Once::new();
-    LOADED.call_once(|| {
-        let path = CString::new(library().to_str().unwrap()).unwrap();
-        // RTLD_NOW | RTLD_GLOBAL
-        let handle = unsafe { dlopen(path.as_ptr(), 0x102) };
-        assert!(!handle.is_null(), "{path:?} cannot be loaded");
-    });
-}
-
-/// A function of the simulator that is no part of the driver API.
-pub fn extra(name: &CStr) -> *mut c_void {
-    load();
-    let library = CString::new(library().to_str().unwrap()).unwrap();
-    let found = unsafe { dlsym(dlopen(library.as_ptr(), 0x102), name.as_ptr()) };
-    assert!(!found.is_null(), "{name:?} is exported");
-    found
+    simulator::load_after(|| ());
 }
 
 /// The device's primary context.
