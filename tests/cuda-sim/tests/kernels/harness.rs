@@ -1,22 +1,20 @@
-//! Runs a kernel of a fixture as an engine would, under a choice of checks and schedules.
+//! Runs a kernel of a fixture as an engine would: through the driver API, on the simulator under a choice of checks and
+//! schedules, or once on a GPU.
 
+use std::ffi::CString;
 use std::fmt;
 
-use cuda_sim::device::Checks;
-use cuda_sim::machine::fault::{Fault, Kind};
-use cuda_sim::machine::grid::Launch;
-use cuda_sim::machine::launch;
-use cuda_sim::machine::schedule::{AsyncTiming, Schedule};
-use cuda_sim::memory::{GlobalMemory, Origin};
-use cuda_sim::program::Program;
+use cuda_sim::machine::fault::Kind;
+use cudarc::driver::result;
 
+use crate::device::{self, Context, Module};
 use crate::numbers::Pod;
 
 /// What a scenario found wrong.
 #[derive(Debug)]
 pub enum Finding {
-    /// The simulator reported a fault.
-    Fault(Box<Fault>),
+    /// A launch failed: what the simulator has to say of it, or the driver's error.
+    Fault(String),
     /// A result differs from the reference.
     Wrong(String),
     /// A result differs from the one under the first schedule.
@@ -24,12 +22,9 @@ pub enum Finding {
 }
 
 impl Finding {
-    /// The fault's kind, if it is one.
-    pub fn kind(&self) -> Option<Kind> {
-        match self {
-            Finding::Fault(fault) => Some(fault.kind),
-            _ => None,
-        }
+    /// Whether it is a fault of a kind.
+    pub fn is(&self, kind: Kind) -> bool {
+        matches!(self, Finding::Fault(text) if text.starts_with(&format!("cuda-sim: {}: ", kind.describe())))
     }
 }
 
@@ -40,12 +35,6 @@ impl fmt::Display for Finding {
             Finding::Wrong(what) => write!(f, "wrong result: {what}"),
             Finding::Unstable(what) => write!(f, "depends on the schedule: {what}"),
         }
-    }
-}
-
-impl From<Box<Fault>> for Finding {
-    fn from(fault: Box<Fault>) -> Finding {
-        Finding::Fault(fault)
     }
 }
 
@@ -60,30 +49,31 @@ pub fn expect(right: bool, message: impl FnOnce() -> String) -> Outcome {
 /// A use of a fixture's kernel: uploads, launches, downloads, compares.
 pub type Scenario = fn(&mut Session) -> Outcome;
 
-/// A kernel argument.
-pub enum Arg {
-    Word(u32),
-    Long(u64),
-    Bytes(Vec<u8>),
-}
+/// The bytes of a kernel argument.
+pub struct Arg(Vec<u8>);
 
 macro_rules! arg {
-    ($($from:ty => $make:expr),* $(,)?) => {
-        $(impl From<$from> for Arg {
-            fn from(value: $from) -> Arg {
-                $make(value)
+    ($($number:ty),*) => {
+        $(impl From<$number> for Arg {
+            fn from(value: $number) -> Arg {
+                Arg(value.to_le_bytes().to_vec())
             }
         })*
     };
 }
 
-arg! {
-    i32 => |v: i32| Arg::Word(v as u32),
-    u32 => Arg::Word,
-    f32 => |v: f32| Arg::Word(v.to_bits()),
-    u64 => Arg::Long,
-    Vec<u8> => Arg::Bytes,
-    [u8; 128] => |v: [u8; 128]| Arg::Bytes(v.to_vec()),
+arg!(i32, u32, f32, u64);
+
+impl From<Vec<u8>> for Arg {
+    fn from(bytes: Vec<u8>) -> Arg {
+        Arg(bytes)
+    }
+}
+
+impl From<[u8; 128]> for Arg {
+    fn from(bytes: [u8; 128]) -> Arg {
+        Arg(bytes.to_vec())
+    }
 }
 
 /// The arguments of a launch.
@@ -120,88 +110,70 @@ impl Shape {
     }
 }
 
-/// One run of a scenario: a device with a module loaded.
+/// How the simulator runs the launches of a scenario: variables of the context.
+#[derive(Clone, Copy, Debug)]
+pub struct Schedule {
+    seed: &'static str,
+    copies: &'static str,
+}
+
+/// Every check but that for leaks: a scenario leaves its memory to the end of its context.
+pub const ALL: &str = "mem,init,race,sync";
+
+/// One run of a scenario: a context with a module loaded.
 pub struct Session {
-    memory: GlobalMemory,
-    program: Program,
-    checks: Checks,
-    schedule: Schedule,
+    context: Context,
+    module: Module,
     /// What was downloaded, to compare schedules bitwise.
     downloaded: Vec<u8>,
 }
 
 impl Session {
-    /// Loads a PTX text into an empty device.
-    pub fn new(text: &str, checks: Checks, schedule: Schedule) -> Session {
-        let memory = GlobalMemory::new(1 << 30, checks.init);
-        let program =
-            Program::load(text, &mut |v| memory.allocate(v.size, v.align.into(), Origin::Variable(v.name.clone())))
-                .unwrap_or_else(|error| panic!("{error}"));
-        for variable in &program.variables {
-            let mut bytes = variable.initial.clone();
-            bytes.resize(variable.size as usize, 0);
-            memory.write(variable.address, &bytes).expect("the variable was allocated");
+    /// Loads a PTX text into an empty context. On a GPU there are no checks and schedules to choose.
+    pub fn new(text: &str, checks: &str, schedule: Schedule) -> Session {
+        let context = Context::new();
+        if !device::is_gpu() {
+            context.set("CUDA_SIM_CHECK", checks);
+            context.set("CUDA_SIM_SEED", schedule.seed);
+            context.set("CUDA_SIM_COPIES", schedule.copies);
+            context.findings();
         }
-        Session { memory, program, checks, schedule, downloaded: Vec::new() }
+        Session { context, module: Module::new(text), downloaded: Vec::new() }
     }
 
     /// Copies values to a new allocation.
     pub fn upload<T: Pod>(&mut self, values: &[T]) -> u64 {
         let address = self.alloc::<T>(values.len());
-        self.memory.write(address, &T::bytes(values)).expect("it was allocated");
+        unsafe { result::memcpy_htod_sync(address, &T::bytes(values)) }.expect("it was allocated");
         address
     }
 
     /// A new allocation that nothing has written.
     pub fn alloc<T: Pod>(&mut self, count: usize) -> u64 {
-        self.memory.allocate((count * T::SIZE) as u64, 256, Origin::Alloc).expect("the device is large enough")
+        unsafe { result::malloc_sync(count * T::SIZE) }.expect("the device is large enough")
     }
 
     /// A new allocation of zeros.
     pub fn zeros<T: Pod>(&mut self, count: usize) -> u64 {
         let address = self.alloc::<T>(count);
-        self.memory.write(address, &vec![0; count * T::SIZE]).expect("it was allocated");
+        unsafe { result::memset_d8_sync(address, 0, count * T::SIZE) }.expect("it was allocated");
         address
     }
 
     /// Frees an allocation.
     pub fn free(&mut self, address: u64) {
-        self.memory.free(address).expect("it was allocated");
+        unsafe { result::free_sync(address) }.expect("it was allocated");
     }
 
     /// Runs a kernel to its end.
     pub fn launch(&mut self, name: &str, shape: Shape, args: &[Arg]) -> Outcome {
-        let entry =
-            self.program.entries.get(name).unwrap_or_else(|| panic!("no kernel `{name}` in the fixture")).clone();
-        let mut params = vec![0; entry.param_bytes as usize];
-        assert_eq!(args.len(), entry.params.len(), "arguments of {name}");
-        for (arg, param) in args.iter().zip(&entry.params) {
-            let bytes = match arg {
-                Arg::Word(v) => v.to_le_bytes().to_vec(),
-                Arg::Long(v) => v.to_le_bytes().to_vec(),
-                Arg::Bytes(v) => v.clone(),
-            };
-            assert_eq!(bytes.len(), param.size as usize, "size of the argument at {} of {name}", param.offset);
-            params[param.offset as usize..][..bytes.len()].copy_from_slice(&bytes);
-        }
-        let workspace = if shape.cooperative { self.zeros::<u32>(16) } else { 0 };
-        const HEAP: usize = 1 << 16;
-        let heap = if self.program.uses_heap() { (self.alloc::<u8>(HEAP), HEAP as u64) } else { (0, 0) };
-        launch(&Launch {
-            grid: shape.grid,
-            block: shape.block,
-            dynamic_shared: shape.dynamic_shared,
-            cooperative: shape.cooperative,
-            params: &params,
-            multiprocessors: 4,
-            checks: self.checks,
-            schedule: self.schedule,
-            workspace,
-            heap,
-            cluster: entry.cluster.unwrap_or(shape.cluster).map(|n| n.max(1)),
-            ..Launch::of(&self.program, name, &entry, &self.memory)
-        })?;
-        Ok(())
+        let kernel = self.module.kernel(&CString::new(name).expect("a name"));
+        let mut arguments: Vec<Vec<u8>> = args.iter().map(|arg| arg.0.clone()).collect();
+        let outcome = kernel.launch(shape, &mut arguments).and_then(|()| self.context.synchronize());
+        outcome.map_err(|error| {
+            let findings = if device::is_gpu() { String::new() } else { self.context.findings() };
+            Finding::Fault(if findings.is_empty() { format!("{name}: {error:?}") } else { findings })
+        })
     }
 
     /// Copies results back; they must be the same under every schedule.
@@ -218,7 +190,7 @@ impl Session {
 
     fn read(&self, address: u64, length: usize) -> Vec<u8> {
         let mut bytes = vec![0; length];
-        self.memory.read(address, &mut bytes).expect("it was allocated");
+        unsafe { result::memcpy_dtoh_sync(&mut bytes, address) }.expect("it was allocated");
         bytes
     }
 }
@@ -229,15 +201,15 @@ pub fn fixture(name: &str) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// The default sweep: the plain order with copies late and early, then shuffled orders.
-pub fn schedules() -> Vec<Schedule> {
-    use AsyncTiming::{Early, Late, Random};
-    let of = |(seed, async_timing)| Schedule { seed, async_timing, threads: 2 };
-    [(0, Late), (0, Early), (1, Late), (2, Early), (3, Random), (4, Random)].map(of).to_vec()
+/// The default sweep: the plain order with copies late and early, then shuffled orders. A GPU has its own.
+fn schedules() -> Vec<Schedule> {
+    let of = |(seed, copies)| Schedule { seed, copies };
+    let all = [("0", "late"), ("0", "early"), ("1", "late"), ("2", "early"), ("3", "random"), ("4", "random")];
+    all[..if device::is_gpu() { 1 } else { all.len() }].iter().copied().map(of).collect()
 }
 
 /// Everything that the scenario finds under the default sweep.
-pub fn sweep(text: &str, scenario: Scenario, checks: Checks) -> Vec<Finding> {
+pub fn sweep(text: &str, scenario: Scenario, checks: &str) -> Vec<Finding> {
     let mut first: Option<Vec<u8>> = None;
     let mut findings = Vec::new();
     for schedule in schedules() {
@@ -255,8 +227,13 @@ pub fn sweep(text: &str, scenario: Scenario, checks: Checks) -> Vec<Finding> {
     findings
 }
 
-/// The scenario finds nothing wrong, under any schedule, with all checks.
+/// The scenario finds nothing wrong, under any schedule, with all checks. What the device cannot run is left out.
 pub fn run(name: &str, scenario: Scenario) {
-    let findings = sweep(&fixture(name), scenario, Checks::ALL);
+    let text = fixture(name);
+    if let Some(reason) = device::unfit(&text) {
+        eprintln!("{name}: skipped: {reason}");
+        return;
+    }
+    let findings = sweep(&text, scenario, ALL);
     assert!(findings.is_empty(), "{name}: {}", findings.iter().map(|f| format!("\n  {f}")).collect::<String>());
 }

@@ -1,36 +1,61 @@
-use cuda_sim::isa::tensor_map::{Request, TensorMap};
+use cudarc::driver::sys::{self, CUresult};
 use half::bf16;
 
 use crate::args;
 use crate::harness::{Outcome, Session, expect, line, plane, run};
 use crate::numbers::{bf16s, close, f32s, matmul, noise, same, wide};
 
-/// Raw values of the driver's enums.
-pub const U8: u32 = 0;
-pub const F16: u32 = 6;
-pub const F32: u32 = 7;
-pub const BF16: u32 = 9;
+pub use sys::CUtensorMapDataType_enum::{
+    CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 as BF16, CU_TENSOR_MAP_DATA_TYPE_FLOAT16 as F16,
+    CU_TENSOR_MAP_DATA_TYPE_FLOAT32 as F32, CU_TENSOR_MAP_DATA_TYPE_UINT8 as U8,
+};
+
+/// An element's type and its bytes.
+type Element = (sys::CUtensorMapDataType, u64);
 
 /// The tensor map of a matrix with contiguous rows: `swizzle` 0 none, 1 to 3 for 32, 64 and 128 bytes.
-pub fn matrix_map(address: u64, ty: (u32, u64), rows: usize, cols: usize, tile: [u32; 2], swizzle: u32) -> [u8; 128] {
+pub fn matrix_map(address: u64, ty: Element, rows: usize, cols: usize, tile: [u32; 2], swizzle: usize) -> [u8; 128] {
     encode(address, ty.0, &[cols as u64, rows as u64], &[cols as u64 * ty.1], &tile, swizzle)
 }
 
-fn encode(address: u64, data_type: u32, dims: &[u64], strides: &[u64], tile: &[u32], swizzle: u32) -> [u8; 128] {
+fn encode(
+    address: u64,
+    data_type: sys::CUtensorMapDataType,
+    dims: &[u64],
+    strides: &[u64],
+    tile: &[u32],
+    swizzle: usize,
+) -> [u8; 128] {
+    use sys::CUtensorMapFloatOOBfill_enum::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE as ZEROS;
+    use sys::CUtensorMapInterleave_enum::CU_TENSOR_MAP_INTERLEAVE_NONE as PLAIN;
+    use sys::CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_NONE as NO_PROMOTION;
+    use sys::CUtensorMapSwizzle_enum::*;
+    let swizzles =
+        [CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_SWIZZLE_32B, CU_TENSOR_MAP_SWIZZLE_64B, CU_TENSOR_MAP_SWIZZLE_128B];
     let ones = vec![1; dims.len()];
-    let request = Request {
-        data_type,
-        address,
-        dims,
-        strides,
-        tile,
-        element_strides: &ones,
-        interleave: 0,
-        swizzle,
-        promotion: 0,
-        fill: 0,
+    let mut map = sys::CUtensorMap { opaque: [0; 16] };
+    let made = unsafe {
+        sys::cuTensorMapEncodeTiled(
+            &mut map,
+            data_type,
+            dims.len() as u32,
+            address as *mut _,
+            dims.as_ptr(),
+            strides.as_ptr(),
+            tile.as_ptr(),
+            ones.as_ptr(),
+            PLAIN,
+            swizzles[swizzle],
+            NO_PROMOTION,
+            ZEROS,
+        )
     };
-    TensorMap::tiled(&request).expect("a map that the driver takes").encode()
+    assert_eq!(made, CUresult::CUDA_SUCCESS, "a map that the driver takes");
+    let mut bytes = [0; 128];
+    for (bytes, word) in bytes.chunks_exact_mut(8).zip(map.opaque) {
+        bytes.copy_from_slice(&word.to_le_bytes());
+    }
+    bytes
 }
 
 /// A product by one of the wgmma kernels: both have the same arguments.

@@ -1,8 +1,7 @@
-use cuda_sim::device::Checks;
 use cuda_sim::machine::fault::Kind;
 
 use crate::args;
-use crate::harness::{Finding, Outcome, Session, fixture, line, run, sweep};
+use crate::harness::{ALL, Finding, Outcome, Session, fixture, line, run, sweep};
 use crate::numbers::{f32s, noise, same};
 
 fn ackermann(m: i32, n: i32) -> i32 {
@@ -128,21 +127,21 @@ fn prints() {
 
 #[test]
 fn stops() {
-    let stopped = |kernel: fn(&mut Session) -> Outcome| {
-        let findings = sweep(&fixture("language"), kernel, Checks::ALL);
-        assert!(!findings.is_empty(), "nothing stopped");
-        findings.iter().map(Finding::kind).collect::<Vec<_>>()
+    let stopped = |kernel: fn(&mut Session) -> Outcome, kind: Kind, error: &str| {
+        let findings = sweep(&fixture("language"), kernel, ALL);
+        let as_it_should = |finding: &Finding| finding.is(kind) || finding.to_string().ends_with(error);
+        assert!(!findings.is_empty() && findings.iter().all(as_it_should), "{findings:?}");
     };
-    let asserts = stopped(|s| {
+    let asserts = |s: &mut Session| {
         let x = s.upload(&[1, 2, -3, 4]);
         s.launch("asserts", line(1, 32), &args![x, 4])
-    });
-    assert!(asserts.iter().all(|&kind| kind == Some(Kind::Assert)), "{asserts:?}");
-    let traps = stopped(|s| {
+    };
+    stopped(asserts, Kind::Assert, ": CUDA_ERROR_ASSERT");
+    let traps = |s: &mut Session| {
         let x = s.upload(&[1, 2, -3, 4]);
         s.launch("traps", line(1, 4), &args![x])
-    });
-    assert!(traps.iter().all(|&kind| kind == Some(Kind::Trap)), "{traps:?}");
+    };
+    stopped(traps, Kind::Trap, ": CUDA_ERROR_LAUNCH_FAILED");
     run("language", |s| {
         let x = s.upload(&[1, 2, 3, 4]);
         s.launch("asserts", line(1, 32), &args![x, 4])?;
