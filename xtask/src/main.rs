@@ -1,6 +1,7 @@
 //! Project chores: `cargo xtask test` does what a change must pass.
 
 mod abi;
+mod gpu;
 mod nvcc;
 mod toolkit;
 
@@ -9,6 +10,7 @@ use std::process::{Command, ExitCode};
 
 const USAGE: &str = "\
 usage: cargo xtask test           check the format, lint, run every test, compare what is generated with its sources
+       cargo xtask test --gpu     run the tests of kernels on this machine's GPU instead of the simulator
        cargo xtask toolkit        find nvcc, or install it; print its path on the last line
        cargo xtask abi [--check]  make src/backend/cuda/abi.rs from include/kernel_abi.h, or see that it is up to date";
 
@@ -16,6 +18,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["test"] => test(),
+        ["test", "--gpu"] => test_on_gpu(),
         ["toolkit"] => toolkit::nvcc().map(|nvcc| println!("{}", nvcc.display())),
         ["abi"] => abi::write(),
         ["abi", "--check"] => abi::check(),
@@ -58,6 +61,18 @@ fn test() -> Result<(), String> {
         abi::check()?;
     }
     nvcc.map_or(Ok(()), |nvcc| fixtures(&nvcc))
+}
+
+/// The same tests of kernels that [`test`] runs on the simulator.
+fn test_on_gpu() -> Result<(), String> {
+    gpu::find_driver()?;
+    for step in gpu::TESTS {
+        run(
+            Command::new(env!("CARGO")).args(step).env("WEFT_GPU", "1"),
+            &format!("WEFT_GPU=1 cargo {}", step.join(" ")),
+        )?;
+    }
+    Ok(())
 }
 
 /// A developer without a network loses what needs it; CI must not.
