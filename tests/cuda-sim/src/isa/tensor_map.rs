@@ -596,7 +596,7 @@ mod tests {
         assert!(matches!(try_with(&|r| r.element_strides = &[1, 9]), Err(Error::Invalid(_))));
         assert!(matches!(try_with(&|r| r.dims = &[64, 0]), Err(Error::Invalid(_))));
         assert!(matches!(try_with(&|r| (r.data_type, r.fill) = (1, 1)), Err(Error::Invalid(_))), "NaN of integers");
-        assert!(matches!(try_with(&|r| r.data_type = 11), Err(Error::Unsupported(_))));
+        assert!(matches!(try_with(&|r| r.data_type = 12), Err(Error::Unsupported(_))));
         assert!(matches!(try_with(&|r| r.interleave = 1), Err(Error::Unsupported(_))));
         assert!(try_with(&|r| (r.tile, r.swizzle) = (&[256, 8], 0)).is_ok());
         assert_eq!(try_with(&|r| r.fill = 1).unwrap().fill(), [0xff, 0x7f].repeat(8)[..]);
