@@ -382,7 +382,7 @@ __device__ __forceinline__ bool merge_blocks(Best &best, Best *partial, uint32_t
   if (threadIdx.x == 0) {
     partial[blockIdx.x] = best;
     __threadfence();
-    shared.flag = atomicAdd(arrived, 1) + 1 == gridDim.x;
+    shared.flag = atomicInc(arrived, gridDim.x - 1) == gridDim.x - 1;  // which makes it zero again
   }
   __syncthreads();
   if (!shared.flag) return false;
@@ -393,7 +393,6 @@ __device__ __forceinline__ bool merge_blocks(Best &best, Best *partial, uint32_t
       const float score = __ldcg(&partial[block].score);
       best.merge(score, __ldcg(&partial[block].token));
     }
-    *arrived = 0;
   }
   return true;
 }
