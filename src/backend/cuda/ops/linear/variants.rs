@@ -104,7 +104,7 @@ static FP8: [Variant; 10] = [
     fp8("weft_linear_fp8_two_144", true, Shape(4, 2, 2, 9, 64, 3)),
     fp8("weft_linear_fp8_two_256", true, Shape(4, 2, 2, 16, 64, 2)),
 ];
-static INT4: [Variant; 10] = [
+static INT4: [Variant; 9] = [
     int4("weft_linear_int4_8", false, Shape(4, 1, 1, 1, 64, 6)),
     int4("weft_linear_int4_two_8", false, Shape(4, 1, 2, 1, 64, 6)),
     int4("weft_linear_int4_16", false, Shape(4, 1, 1, 2, 64, 6)),
@@ -114,7 +114,6 @@ static INT4: [Variant; 10] = [
     int4("weft_linear_int4_two_64", true, Shape(4, 2, 2, 4, 64, 6)),
     int4("weft_linear_int4_two_96", true, Shape(4, 2, 2, 6, 64, 5)),
     int4("weft_linear_int4_two_144", true, Shape(4, 2, 2, 9, 64, 4)),
-    int4("weft_linear_int4_two_192", true, Shape(4, 2, 2, 12, 64, 3)),
 ];
 static HOPPER: [Variant; 7] = [
     hopper("weft_linear_hopper_8", 1, 8, 8),
