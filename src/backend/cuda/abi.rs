@@ -2,7 +2,6 @@
 
 //! Made from include/kernel_abi.h by `cargo xtask abi`: not to be edited.
 #![allow(missing_docs, dead_code, non_camel_case_types, non_upper_case_globals)]
-#![allow(clippy::undocumented_unsafe_blocks)]
 
 pub const WEFT_PAGE: u32 = 16;
 pub const WEFT_ATTENTION_SPLIT: u32 = 256;
@@ -229,15 +228,6 @@ const _: () = {
     ["Offset of field: WeftStep::images"][::core::mem::offset_of!(WeftStep, images) - 88usize];
     ["Offset of field: WeftStep::copies"][::core::mem::offset_of!(WeftStep, copies) - 96usize];
 };
-impl Default for WeftStep {
-    fn default() -> Self {
-        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
-        unsafe {
-            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
-            s.assume_init()
-        }
-    }
-}
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]
 pub struct WeftRows {
@@ -251,12 +241,3 @@ const _: () = {
     ["Offset of field: WeftRows::count"][::core::mem::offset_of!(WeftRows, count) - 0usize];
     ["Offset of field: WeftRows::max"][::core::mem::offset_of!(WeftRows, max) - 8usize];
 };
-impl Default for WeftRows {
-    fn default() -> Self {
-        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
-        unsafe {
-            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
-            s.assume_init()
-        }
-    }
-}
