@@ -145,7 +145,7 @@ fn measure(memory: &GlobalMemory, case: &Case) {
         let busy = (processor_time() - busy).as_secs_f64() * 1e3 / f64::from(count.max(1));
         let seconds = best.as_secs_f64();
         let lanes = report.counters.all_lane_operations() as f64 / seconds / 1e9;
-        let flops = report.counters.matrix_flops as f64 / seconds / 1e9;
+        let flops = report.counters.sums.matrix_flops as f64 / seconds / 1e9;
         println!(
             "  {name:15} {:8.2} ms  {busy:8.2} ms of processors  {lanes:6.2} G lane-ops/s  {flops:6.1} GFLOP/s on tensor \
              cores",

@@ -1,7 +1,7 @@
 //! Runs a few instructions on one warp, for the unit tests of the families.
 
 use crate::check::Checks;
-use crate::code::{Flow, Guard};
+use crate::code::Flow;
 use crate::counters::Counters;
 use crate::lower::{Lower, Symbol};
 use crate::machine::block::Block;
@@ -115,27 +115,12 @@ impl Snippet {
         let block = self.block.get_or_insert_with(|| Block::new(&grid, 0));
         let code = &self.lower.code;
         for (pc, op) in code.ops.iter().enumerate() {
-            let mut mask = lanes;
-            if op.guard != Guard::ALWAYS {
-                let guard = self.warp.preds[op.guard.predicate as usize];
-                mask &= if op.guard.negated { !guard } else { guard };
-            }
+            let mask = self.warp.guarded(op.guard, lanes);
             if mask == 0 {
                 continue;
             }
             let counters = &mut Counters::default();
-            let mut cx = Cx {
-                warp: &mut self.warp,
-                code,
-                mask,
-                pc: pc as u32,
-                block,
-                grid: &grid,
-                counters,
-                fault: None,
-                turn: None,
-                repeats: Default::default(),
-            };
+            let mut cx = Cx { mask, pc: pc as u32, ..Cx::new(&mut self.warp, code, block, &grid, counters) };
             // SAFETY: `run` was chosen by `simd::choose` on this machine.
             let flow = unsafe { (op.run)(&mut cx, op) };
             assert_eq!(flow, Flow::Next, "PTX line {}: {:?}", op.line, cx.fault);

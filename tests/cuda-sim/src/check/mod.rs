@@ -134,10 +134,10 @@ fn in_cluster(cx: &mut Cx<'_>, addresses: &Row<u64>, size: u64, effect: Effect) 
 /// Watches `length` neighbouring bytes of global memory that a bulk copy moves for a warp, and counts them.
 pub fn bulk(cx: &mut Cx<'_>, address: u64, length: u64, effect: Effect) -> Result<(), Fault> {
     if effect != Effect::Store {
-        cx.counters.load_bytes += length;
+        cx.counters.sums.load_bytes += length;
     }
     if effect != Effect::Load {
-        cx.counters.store_bytes += length;
+        cx.counters.sums.store_bytes += length;
     }
     traffic::range(cx, address, length, effect);
     if effect == Effect::Atomic {

@@ -14,8 +14,8 @@ pub fn count(cx: &mut Cx<'_>, region: Region, addresses: &Row<u64>, size: u64, e
         Region::Global => global(cx, addresses, size, effect),
         Region::Shared => {
             let (passes, least) = passes(cx.mask, addresses, size, effect);
-            cx.counters.shared_passes += passes;
-            cx.counters.bank_conflicts += passes - least;
+            cx.counters.sums.shared_passes += passes;
+            cx.counters.sums.bank_conflicts += passes - least;
         }
         _ => {}
     }

@@ -34,9 +34,9 @@ const CLASSES: [(Class, &str); 17] = [
 /// Bytes of a sector, the unit in which global memory is moved.
 pub const SECTOR: u64 = 32;
 
-/// What one host thread counts for a launch; summed at its end.
-#[derive(Clone, Debug, Default)]
-pub struct Counters {
+/// Sums over a host thread's part of a launch, or over all of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sums {
     /// Operations of tensor cores, a multiply-add being two.
     pub matrix_flops: u64,
     /// Arrivals of warps at barriers.
@@ -49,6 +49,13 @@ pub struct Counters {
     pub shared_passes: u64,
     /// Passes beyond what the same bytes would have needed without bank conflicts.
     pub bank_conflicts: u64,
+}
+
+/// What one host thread counts for a launch; summed at its end.
+#[derive(Clone, Debug, Default)]
+pub struct Counters {
+    /// What is added up as it is.
+    pub sums: Sums,
     /// Lanes that a guard left out, by class.
     pub(crate) masked: [u64; CLASSES.len()],
     /// Where each function's operations begin in the two lists below.
@@ -57,6 +64,17 @@ pub struct Counters {
     starts: Vec<(i64, i64)>,
     /// What was asked of every allocation; empty if that is not wanted.
     pub(crate) asked: Vec<Asked>,
+}
+
+impl Sums {
+    fn add(&mut self, part: &Sums) {
+        self.matrix_flops += part.matrix_flops;
+        self.barriers += part.barriers;
+        self.load_bytes += part.load_bytes;
+        self.store_bytes += part.store_bytes;
+        self.shared_passes += part.shared_passes;
+        self.bank_conflicts += part.bank_conflicts;
+    }
 }
 
 impl Counters {
@@ -92,18 +110,8 @@ pub struct Totals {
     pub instructions: [u64; CLASSES.len()],
     /// The same times the lanes that executed them.
     pub lane_operations: [u64; CLASSES.len()],
-    /// See [`Counters`].
-    pub matrix_flops: u64,
-    /// See [`Counters`].
-    pub barriers: u64,
-    /// See [`Counters`].
-    pub load_bytes: u64,
-    /// See [`Counters`].
-    pub store_bytes: u64,
-    /// See [`Counters`].
-    pub shared_passes: u64,
-    /// See [`Counters`].
-    pub bank_conflicts: u64,
+    /// What was added up as it is.
+    pub sums: Sums,
     /// What was moved to and from global memory, if that was wanted.
     pub traffic: Option<Total>,
 }
@@ -113,12 +121,7 @@ impl Totals {
     pub fn of(grid: &Grid<'_>, parts: &[Counters]) -> Totals {
         let mut totals = Totals::default();
         for part in parts {
-            totals.matrix_flops += part.matrix_flops;
-            totals.barriers += part.barriers;
-            totals.load_bytes += part.load_bytes;
-            totals.store_bytes += part.store_bytes;
-            totals.shared_passes += part.shared_passes;
-            totals.bank_conflicts += part.bank_conflicts;
+            totals.sums.add(&part.sums);
             totals.operations(grid, part);
         }
         let asked = parts.iter().map(|part| part.asked.as_slice());
@@ -156,16 +159,16 @@ impl Totals {
         let mut counters = json!({
             "instructions": by_class(&self.instructions),
             "lane_operations": by_class(&self.lane_operations),
-            "matrix_flops": self.matrix_flops,
-            "barriers": self.barriers,
-            "global_load_bytes": self.load_bytes,
-            "global_store_bytes": self.store_bytes,
+            "matrix_flops": self.sums.matrix_flops,
+            "barriers": self.sums.barriers,
+            "global_load_bytes": self.sums.load_bytes,
+            "global_store_bytes": self.sums.store_bytes,
         });
         if let Some(traffic) = &self.traffic {
             let asked = traffic.asked();
             let more = json!({
-                "shared_passes": self.shared_passes,
-                "bank_conflicts": self.bank_conflicts,
+                "shared_passes": self.sums.shared_passes,
+                "bank_conflicts": self.sums.bank_conflicts,
                 "global_load_sectors": asked.load_sectors,
                 "global_store_sectors": asked.store_sectors,
                 "distinct_bytes": traffic.distinct_sectors * SECTOR,

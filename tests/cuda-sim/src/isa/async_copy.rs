@@ -113,7 +113,7 @@ fn copy(cx: &mut Cx<'_>, op: &Op) -> Flow {
         Ok(copy) => copy,
         Err(fault) => return cx.fail(fault),
     };
-    cx.counters.load_bytes += active(copy.lanes).map(|lane| u64::from(copy.take[lane])).sum::<u64>();
+    cx.counters.sums.load_bytes += active(copy.lanes).map(|lane| u64::from(copy.take[lane])).sum::<u64>();
     if cx.grid.watched
         && let Some(flow) = watch(cx, op, &copy)
     {

@@ -264,8 +264,8 @@ fn run(cx: &mut Cx<'_>, op: &Op) -> Flow {
         let hosts: Row<u64> = std::array::from_fn(host);
         let work = Work { flush: work.value == Value::F32 && region == Region::Global, ..work };
         if region == Region::Global {
-            cx.counters.load_bytes += size * u64::from(cx.mask.count_ones());
-            cx.counters.store_bytes += size * u64::from(cx.mask.count_ones());
+            cx.counters.sums.load_bytes += size * u64::from(cx.mask.count_ones());
+            cx.counters.sums.store_bytes += size * u64::from(cx.mask.count_ones());
         }
         let rows = op.list.0 as usize;
         match work.width {

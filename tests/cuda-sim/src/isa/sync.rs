@@ -106,7 +106,7 @@ fn arrive(cx: &mut Cx<'_>, op: &Op) -> Flow {
         if op.imm & FORM >= POPC { cx.pred(op.src[2]) ^ if op.imm & NEGATED != 0 { u32::MAX } else { 0 } } else { 0 };
     let lanes = cx.mask.count_ones();
     let whole = cx.mask == cx.warp.live();
-    cx.counters.barriers += 1;
+    cx.counters.sums.barriers += 1;
     let barrier = &mut cx.block.barriers[id as usize];
     if barrier.threads != 0 && barrier.expected != count {
         let message = format!("barrier {id} waits for {} threads, this warp names {count}", barrier.expected);
@@ -195,7 +195,7 @@ fn cluster_arrive(cx: &mut Cx<'_>, op: &Op) -> Flow {
     {
         return flow;
     }
-    cx.counters.barriers += 1;
+    cx.counters.sums.barriers += 1;
     let lanes = cx.mask.count_ones();
     let barrier = &mut cx.block.barriers[CLUSTER_BARRIER];
     barrier.threads += lanes;

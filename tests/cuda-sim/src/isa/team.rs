@@ -1,7 +1,7 @@
 //! Runs straight-line code on several warps of a block, for the tests of collective and asynchronous instructions.
 
 use crate::check::{Checks, race};
-use crate::code::{Flow, Guard};
+use crate::code::Flow;
 use crate::counters::Counters;
 use crate::lower::{Lower, Symbol};
 use crate::machine::async_queue;
@@ -142,24 +142,9 @@ impl Team {
                 while self.at[w] < end {
                     let pc = self.at[w];
                     let op = &code.ops[pc];
-                    let mut mask = FULL;
-                    if op.guard != Guard::ALWAYS {
-                        let guard = warp.preds[op.guard.predicate as usize];
-                        mask = if op.guard.negated { !guard } else { guard };
-                    }
+                    let mask = warp.guarded(op.guard, FULL);
                     if mask != 0 {
-                        let mut cx = Cx {
-                            warp,
-                            code,
-                            mask,
-                            pc: pc as u32,
-                            block,
-                            grid: &grid,
-                            counters,
-                            fault: None,
-                            turn: None,
-                            repeats: Default::default(),
-                        };
+                        let mut cx = Cx { mask, pc: pc as u32, ..Cx::new(warp, code, block, &grid, counters) };
                         // SAFETY: `run` was chosen by `simd::choose` on this machine.
                         match unsafe { (op.run)(&mut cx, op) } {
                             Flow::Next | Flow::Yield => {}

@@ -73,7 +73,18 @@ pub enum Repeats {
     Doubted(Box<Fault>),
 }
 
-impl Cx<'_> {
+impl<'a> Cx<'a> {
+    /// Before the first operation.
+    pub fn new(
+        warp: &'a mut Warp,
+        code: &'a Code,
+        block: &'a mut Block,
+        grid: &'a Grid<'a>,
+        counters: &'a mut Counters,
+    ) -> Cx<'a> {
+        Cx { warp, code, mask: 0, pc: 0, block, grid, counters, fault: None, turn: None, repeats: Repeats::No }
+    }
+
     /// Records a fault at the current operation.
     #[cold]
     pub fn fail(&mut self, fault: Fault) -> Flow {

@@ -31,8 +31,7 @@ pub fn turn(
         return Ok(Turn::Exited);
     };
     let code = &*grid.program.functions[group.function as usize];
-    let mut cx =
-        Cx { warp, code, mask: 0, pc: 0, block, grid, counters, fault: None, turn: None, repeats: Default::default() };
+    let mut cx = Cx::new(warp, code, block, grid, counters);
     let mut left = i64::from(budget);
     let groups = cx.warp.groups.len();
     while left > 0 {
@@ -206,9 +205,8 @@ fn straight(cx: &mut Cx<'_>, start: u32, end: u32, mask: u32) -> (u32, Flow) {
     let mut pc = start;
     for op in &cx.code.ops[start as usize..end as usize] {
         let mut active = mask;
-        if op.guard.predicate != Guard::ALWAYS.predicate {
-            let guard = cx.warp.preds[cx.warp.window.2 + op.guard.predicate as usize];
-            active &= if op.guard.negated { !guard } else { guard };
+        if op.guard != Guard::ALWAYS {
+            active = cx.warp.guarded(op.guard, mask);
             cx.counters.masked[op.class as usize] += u64::from((mask & !active).count_ones());
             if active == 0 {
                 pc += 1;

@@ -27,8 +27,8 @@ fn a_grid_covers_its_data_and_a_guard_its_end() {
         let at = k.buffer(&(0..1000).map(|i| i * i).collect::<Vec<_>>());
         let report = k.run_as(seed, threads).unwrap();
         assert_eq!(k.read(at, 1000), (0..1000).map(|i| 3 * i * i + i).collect::<Vec<_>>());
-        assert_eq!(report.counters.load_bytes, 4000);
-        assert_eq!(report.counters.store_bytes, 4000);
+        assert_eq!(report.counters.sums.load_bytes, 4000);
+        assert_eq!(report.counters.sums.store_bytes, 4000);
     }
 }
 
@@ -474,7 +474,7 @@ fn counters_count_what_was_run() {
     assert_eq!(counters.lane_operations[Class::GlobalLoad as usize], 64);
     // Only the first block has threads below 8.
     assert_eq!(counters.lane_operations[Class::GlobalStore as usize], 8);
-    assert_eq!((counters.load_bytes, counters.store_bytes), (512, 32));
+    assert_eq!((counters.sums.load_bytes, counters.sums.store_bytes), (512, 32));
     let traffic = counters.traffic.unwrap();
     assert_eq!((traffic.asked().load_sectors, traffic.asked().store_sectors), (2, 1));
     assert_eq!((traffic.distinct_sectors, traffic.dram.read, traffic.dram.written), (1, 1, 1));
@@ -491,7 +491,7 @@ fn bank_conflicts_are_counted() {
         k.count = Some(1 << 20);
         k.buffer(&[0; 64]);
         let counters = k.run().counters;
-        (counters.shared_passes, counters.bank_conflicts)
+        (counters.sums.shared_passes, counters.sums.bank_conflicts)
     };
     assert_eq!(passes(4), (1, 0));
     assert_eq!(passes(0), (1, 0));
@@ -513,8 +513,14 @@ fn asynchronous_copies_are_counted_at_both_ends() {
         let counters = k.run().counters;
         let traffic = counters.traffic.unwrap();
         let (asked, distinct) = (traffic.asked(), traffic.allocations[0].distinct);
-        assert_eq!(asked.load_bytes, counters.load_bytes);
-        (asked.load_bytes, distinct.read_bytes, distinct.read_sectors, counters.shared_passes, counters.bank_conflicts)
+        assert_eq!(asked.load_bytes, counters.sums.load_bytes);
+        (
+            asked.load_bytes,
+            distinct.read_bytes,
+            distinct.read_sectors,
+            counters.sums.shared_passes,
+            counters.sums.bank_conflicts,
+        )
     };
     assert_eq!(run(16, 16), (512, 512, 16, 4, 0));
     assert_eq!(run(32, 16), (512, 512, 16, 8, 4));

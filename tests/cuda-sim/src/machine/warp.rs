@@ -3,7 +3,7 @@
 use super::async_queue::WarpState;
 use super::grid::Grid;
 use super::{LANES, Row};
-use crate::code::Code;
+use crate::code::{Code, Guard};
 
 /// Where a function's registers begin in the three files, and its local memory in each lane's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -109,6 +109,16 @@ pub struct Warp {
 }
 
 impl Warp {
+    /// Those of some lanes that a guard lets through.
+    #[inline(always)]
+    pub fn guarded(&self, guard: Guard, lanes: u32) -> u32 {
+        if guard == Guard::ALWAYS {
+            return lanes;
+        }
+        let predicate = self.preds[self.window.2 + guard.predicate as usize];
+        lanes & if guard.negated { !predicate } else { predicate }
+    }
+
     /// Begins a kernel: all lanes with a thread at operation 0 of `function`.
     pub fn start(&mut self, id: u32, block_dim: [u32; 3], function: u32, code: &Code) {
         let threads = block_dim.iter().product::<u32>();

@@ -323,29 +323,23 @@ impl Float for f64 {
     }
 }
 
-impl Float for formats::F16 {
-    #[inline(always)]
-    fn to_f64(self) -> f64 {
-        self.decode() as f64
-    }
+macro_rules! halves {
+    ($($type:ty),*) => {
+        $(impl Float for $type {
+            #[inline(always)]
+            fn to_f64(self) -> f64 {
+                self.decode() as f64
+            }
 
-    #[inline(always)]
-    fn of_f64(x: f64, imm: u64) -> Self {
-        half(x, imm)
-    }
+            #[inline(always)]
+            fn of_f64(x: f64, imm: u64) -> Self {
+                half(x, imm)
+            }
+        })*
+    };
 }
 
-impl Float for Bf16 {
-    #[inline(always)]
-    fn to_f64(self) -> f64 {
-        self.decode() as f64
-    }
-
-    #[inline(always)]
-    fn of_f64(x: f64, imm: u64) -> Self {
-        half(x, imm)
-    }
-}
+halves!(formats::F16, Bf16);
 
 /// A half number by the immediate's rounding and flags.
 #[inline(always)]

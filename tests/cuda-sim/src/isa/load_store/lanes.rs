@@ -224,7 +224,7 @@ impl<T: Element, const N: usize> Semantics for Load<T, N> {
                 }
                 cx.reached();
                 if region == Region::Global {
-                    cx.counters.load_bytes += size * u64::from(cx.mask.count_ones());
+                    cx.counters.sums.load_bytes += size * u64::from(cx.mask.count_ones());
                 }
             }
             for (k, row) in rows.iter().enumerate() {
@@ -300,7 +300,7 @@ impl<T: Element, const N: usize> Semantics for Store<T, N> {
             }
             cx.reached();
             if region == Region::Global {
-                cx.counters.store_bytes += size * u64::from(cx.mask.count_ones());
+                cx.counters.sums.store_bytes += size * u64::from(cx.mask.count_ones());
             }
             Flow::Next
         })

@@ -2,6 +2,7 @@
 
 use std::marker::PhantomData;
 
+use super::fragment::{NUMBERS, Number};
 use super::number::{BF16, Byte, E4M3, E5M2, F16, Float, S8, TF32, U8, canonical, decode_bytes, decode_floats, to_f16};
 use super::product::{ROWS, accumulate, accumulate_integers};
 use super::{aligned, registers};
@@ -15,36 +16,6 @@ use crate::ptx::ast::Instruction;
 const COLUMNS: usize = 8;
 /// The deepest product of a shape.
 const MAX_DEPTH: usize = 32;
-
-/// The types of an instruction's multiplicands.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Element {
-    /// `.f16`
-    F16,
-    /// `.bf16`
-    BF16,
-    /// `.tf32`
-    TF32,
-    /// `.e4m3`
-    E4M3,
-    /// `.e5m2`
-    E5M2,
-    /// `.s8`
-    S8,
-    /// `.u8`
-    U8,
-}
-
-/// Their names.
-pub const ELEMENTS: &[(&str, Element)] = &[
-    ("f16", Element::F16),
-    ("bf16", Element::BF16),
-    ("tf32", Element::TF32),
-    ("e4m3", Element::E4M3),
-    ("e5m2", Element::E5M2),
-    ("s8", Element::S8),
-    ("u8", Element::U8),
-];
 
 /// The types of C and D.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -77,8 +48,8 @@ pub fn lower(cx: &mut Lower, i: &Instruction) -> Result<()> {
     let mixed = m.take("kind::f8f6f4");
     let saturate = m.take("satfinite");
     let d = m.expect(SUMS)?;
-    let a = m.expect(ELEMENTS)?;
-    let b = m.expect(ELEMENTS)?;
+    let a = m.expect(NUMBERS)?;
+    let b = m.expect(NUMBERS)?;
     let c = m.expect(SUMS)?;
     m.finish()?;
     let Some((run, blocks)) = select(rows, depth, d, a, b, mixed, saturate).filter(|_| c == d) else {
@@ -103,12 +74,12 @@ fn select(
     rows: usize,
     depth: usize,
     sum: Sum,
-    a: Element,
-    b: Element,
+    a: Number,
+    b: Number,
     mixed: bool,
     saturate: bool,
 ) -> Option<(Run, usize)> {
-    use Element as E;
+    use Number as E;
     let float = rows == 16 && !saturate;
     let run = match (a, b, sum, depth) {
         (E::F16, E::F16, Sum::F16, 8) if float && !mixed => choose::<Floats<F16, F16, 1, true>>(),
@@ -139,8 +110,8 @@ fn select(
     Some((run, blocks))
 }
 
-fn eights<const BLOCKS: usize>(a: Element, b: Element, sum: Sum) -> Run {
-    use Element::E4M3 as Four;
+fn eights<const BLOCKS: usize>(a: Number, b: Number, sum: Sum) -> Run {
+    use Number::E4M3 as Four;
     match (a == Four, b == Four, sum == Sum::F16) {
         (true, true, false) => choose::<Floats<E4M3, E4M3, BLOCKS, false>>(),
         (true, true, true) => choose::<Floats<E4M3, E4M3, BLOCKS, true>>(),
@@ -153,8 +124,8 @@ fn eights<const BLOCKS: usize>(a: Element, b: Element, sum: Sum) -> Run {
     }
 }
 
-fn integers<const HALVES: usize, const BLOCKS: usize>(a: Element, b: Element, saturate: bool) -> Run {
-    match (a == Element::S8, b == Element::S8, saturate) {
+fn integers<const HALVES: usize, const BLOCKS: usize>(a: Number, b: Number, saturate: bool) -> Run {
+    match (a == Number::S8, b == Number::S8, saturate) {
         (true, true, false) => choose::<Integers<S8, S8, HALVES, BLOCKS, false>>(),
         (true, true, true) => choose::<Integers<S8, S8, HALVES, BLOCKS, true>>(),
         (true, false, false) => choose::<Integers<S8, U8, HALVES, BLOCKS, false>>(),
@@ -247,7 +218,7 @@ impl<A: Float, B: Float, const BLOCKS: usize, const HALF: bool> Semantics for Fl
         if let Some(flow) = aligned(cx) {
             return flow;
         }
-        cx.counters.matrix_flops += op.imm;
+        cx.counters.sums.matrix_flops += op.imm;
         let code = cx.code;
         let list = &code.list[op.list.0 as usize..op.list.1 as usize];
         let (d, list) = list.split_at(if HALF { 2 } else { 4 });
@@ -301,7 +272,7 @@ impl<A: Byte, B: Byte, const HALVES: usize, const BLOCKS: usize, const SATURATE:
         if let Some(flow) = aligned(cx) {
             return flow;
         }
-        cx.counters.matrix_flops += op.imm;
+        cx.counters.sums.matrix_flops += op.imm;
         let code = cx.code;
         let list = &code.list[op.list.0 as usize..op.list.1 as usize];
         let (d, list) = list.split_at(2 * HALVES);

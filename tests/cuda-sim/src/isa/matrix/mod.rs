@@ -2,7 +2,7 @@
 //! `movmatrix`.
 
 mod exchange;
-mod fragment;
+pub mod fragment;
 pub mod mma;
 pub mod number;
 pub mod product;

@@ -394,7 +394,7 @@ fn run_product(cx: &mut Cx<'_>, op: &Op) -> Flow {
     }
     let product = Product::unpack(op.imm);
     let (m, n, k) = product.shape;
-    cx.counters.matrix_flops += (2 * m * n * k) as u64;
+    cx.counters.sums.matrix_flops += (2 * m * n * k) as u64;
     let [a, b, c, d] = product.fragments();
     let code = cx.code;
     let list = &code.list[op.list.0 as usize..op.list.1 as usize];

@@ -3,7 +3,8 @@
 use super::{Issue, Shape, Sum, SumF16, SumF32, SumS32, commit, fence, wait};
 use crate::code::{Class, Run};
 use crate::isa::async_copy::immediate;
-use crate::isa::matrix::mma::{self, ELEMENTS, Element, SUMS};
+use crate::isa::matrix::fragment::{NUMBERS, Number};
+use crate::isa::matrix::mma::{self, SUMS};
 use crate::isa::matrix::number::{BF16, E4M3, E5M2, F16, Float, TF32};
 use crate::isa::matrix::registers;
 use crate::lower::{Lower, Modifiers, Result};
@@ -42,15 +43,15 @@ fn lower_mma(cx: &mut Lower, i: &Instruction, mut m: Modifiers<'_>) -> Result<()
     m.take(name);
     let saturate = m.take("satfinite");
     let d = m.expect(SUMS)?;
-    let a = m.expect(ELEMENTS)?;
-    let b = m.expect(ELEMENTS)?;
+    let a = m.expect(NUMBERS)?;
+    let b = m.expect(NUMBERS)?;
     m.finish()?;
     let Some(run) = select(columns, depth, d, a, b, saturate) else {
         return cx.error(i, "there is no such combination of shape and types, or it is not supported");
     };
     let registers_a = matches!(i.operands.get(1), Some(Operand::Vector(_)));
     let integers = d == mma::Sum::S32;
-    let halves = matches!(a, Element::F16 | Element::BF16);
+    let halves = matches!(a, Number::F16 | Number::BF16);
     let transposes = if !halves { 0 } else { 2 - registers_a as usize };
     cx.arity(i, &[if integers { 4 } else { 6 + transposes }])?;
     let mut shape = Shape { columns, registers: registers_a, negate: [false; 2], transposed: [false; 2], saturate };
@@ -92,8 +93,8 @@ fn shape(name: &str) -> Option<(usize, usize)> {
 }
 
 /// The semantics of a combination, if the ISA has it.
-fn select(columns: usize, depth: usize, d: mma::Sum, a: Element, b: Element, saturate: bool) -> Option<Run> {
-    use Element as E;
+fn select(columns: usize, depth: usize, d: mma::Sum, a: Number, b: Number, saturate: bool) -> Option<Run> {
+    use Number as E;
     use mma::Sum as S;
     let bits = match a {
         E::TF32 => 32,
@@ -123,8 +124,8 @@ fn select(columns: usize, depth: usize, d: mma::Sum, a: Element, b: Element, sat
     })
 }
 
-fn eights<S: Sum>(a: Element, b: Element) -> Run {
-    match (a == Element::E4M3, b == Element::E4M3) {
+fn eights<S: Sum>(a: Number, b: Number) -> Run {
+    match (a == Number::E4M3, b == Number::E4M3) {
         (true, true) => choose::<Issue<E4M3, E4M3, S>>(),
         (true, false) => choose::<Issue<E4M3, E5M2, S>>(),
         (false, true) => choose::<Issue<E5M2, E4M3, S>>(),

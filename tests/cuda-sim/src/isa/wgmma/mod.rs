@@ -443,7 +443,7 @@ impl<A: Float, B: Float, S: Sum> Semantics for Mma<A, B, S> {
         let code = cx.code;
         let list = &code.list[op.list.0 as usize..op.list.1 as usize];
         let (d, a) = list.split_at(list.len() - if shape.registers { 4 } else { 0 });
-        cx.counters.matrix_flops += (2 * ROWS * shape.columns * depth) as u64;
+        cx.counters.sums.matrix_flops += (2 * ROWS * shape.columns * depth) as u64;
         let mask = std::mem::replace(&mut cx.mask, u32::MAX);
         let keep = op.dst[1].0 != 0;
         if shape.registers {
