@@ -37,6 +37,16 @@ struct LinearArgs {
   uint32_t *arrived;       // blocks that left theirs; zero before and after a launch
 };
 
+template <int kNT, int kMT>
+__device__ __forceinline__ void clear_sums(float (&sums)[kNT][kMT][4]) {
+#pragma unroll
+  for (int i = 0; i < kNT; i++)
+#pragma unroll
+    for (int j = 0; j < kMT; j++)
+#pragma unroll
+      for (int e = 0; e < 4; e++) sums[i][j][e] = 0.0f;
+}
+
 // ---- Formats of the weight ----
 
 // A unit holds 512 / 32 = 16 bytes per lane: the operands of kSteps steps of 16 columns.
@@ -433,12 +443,7 @@ struct Linear {
     }
 
     float sums[kNT][kMT][4];
-#pragma unroll
-    for (int i = 0; i < kNT; i++)
-#pragma unroll
-      for (int j = 0; j < kMT; j++)
-#pragma unroll
-        for (int e = 0; e < 4; e++) sums[i][j][e] = 0.0f;
+    clear_sums(sums);
 
     const uint32_t tile_a = tile + nw, tile_b = swiglu ? tile_a : tile_a + kNW;
     typename Format::Scale scale[kNT], next[kNT];

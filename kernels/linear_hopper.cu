@@ -143,12 +143,7 @@ struct Hopper {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
     const uint32_t thread = threadIdx.x - 128, warp = thread / 32, lane = thread % 32;
     float sums[kNT][kMT][4];
-#pragma unroll
-    for (int i = 0; i < kNT; i++)
-#pragma unroll
-      for (int j = 0; j < kMT; j++)
-#pragma unroll
-        for (int e = 0; e < 4; e++) sums[i][j][e] = 0.0f;
+    clear_sums(sums);
     consume(sums, at, ring, full, empty, warp, lane);
     if (args.parts > 1 &&
         !End::add_parts(args, sums, at.column_block * args.row_blocks + at.row_block, at.part, thread, 0, rows))

@@ -34,8 +34,7 @@ pub fn run(backend: &CudaBackend, watch: &Stopwatch, copy: f64, small: bool) -> 
         for &m in rows {
             let (x, mut out) = (filled(backend, m, k)?, backend.tensor(m, n)?);
             let bytes = 2 * n * k + 4 * m * (n + k);
-            let queue = || backend.linear(&x, &w, &mut out, Epilogue::Store, Grouping::One);
-            let mut queue = queue;
+            let mut queue = || backend.linear(&x, &w, &mut out, Epilogue::Store, Grouping::One);
             let seconds = best(|| watch.cold_seconds(&mut queue))?;
             all.push(report(name, m, bytes, seconds, copy));
         }

@@ -51,8 +51,8 @@ pub struct Args {
     tokens: bool,
 }
 
-/// The fewest passes whose attribute accuracy lies within a point of plain AR's, see the README's table: no relaxed
-/// decoder qualifies on the present model.
+/// The fewest passes among the decoders whose pictures are as good as plain AR's, to the figures of the README's table and
+/// to the eye: the wavefront has the figures, but more faces that are smudged.
 pub const DEFAULT_DECODER: &str = "exact";
 
 /// Runs the command.

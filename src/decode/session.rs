@@ -239,10 +239,9 @@ impl<'m, B: Backend> Session<'m, B> {
         let (vocab, sampling) = (self.model.config.image_vocab_size, &self.image.sampling);
         let (conditional, unconditional) = logits.split_at(logits.len() / self.branches());
         let mut out = vec![0.0; conditional.len()];
-        for (row, out) in out.chunks_exact_mut(vocab).enumerate() {
-            let of = |logits: &'_ [f32]| logits[row * vocab..][..vocab].to_vec();
-            let unconditional = (!unconditional.is_empty()).then(|| of(unconditional));
-            sampling.process(&of(conditional), unconditional.as_deref(), out);
+        let rows = conditional.chunks_exact(vocab).zip(out.chunks_exact_mut(vocab));
+        for (row, (conditional, out)) in rows.enumerate() {
+            sampling.process(conditional, unconditional.chunks_exact(vocab).nth(row), out);
         }
         out
     }
