@@ -56,7 +56,6 @@ typedef struct WeftSequence {
   uint32_t grid_pages;     // first of its grid pages
   uint32_t scratch_pages;  // first of its scratch pages
   uint32_t frontier;       // first of its `height` frontiers in WeftStep.frontiers
-  uint32_t highest;        // one past the last grid slot that any of its rows may see
 } WeftSequence;
 
 // Up to WEFT_ATTENTION_ROWS adjacent rows of one sequence.
@@ -100,7 +99,6 @@ typedef struct WeftImage {
   float temperature;
   uint32_t top_k;
   float top_p;
-  uint32_t positions;  // of its grid: the canvas of image i begins at i * positions
 } WeftImage;
 
 // Copies a row of the logits to another.

@@ -71,11 +71,10 @@ pub struct WeftSequence {
     pub grid_pages: u32,
     pub scratch_pages: u32,
     pub frontier: u32,
-    pub highest: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of WeftSequence"][::core::mem::size_of::<WeftSequence>() - 36usize];
+    ["Size of WeftSequence"][::core::mem::size_of::<WeftSequence>() - 32usize];
     ["Alignment of WeftSequence"][::core::mem::align_of::<WeftSequence>() - 4usize];
     ["Offset of field: WeftSequence::image"][::core::mem::offset_of!(WeftSequence, image) - 0usize];
     ["Offset of field: WeftSequence::prefix_len"][::core::mem::offset_of!(WeftSequence, prefix_len) - 4usize];
@@ -85,7 +84,6 @@ const _: () = {
     ["Offset of field: WeftSequence::grid_pages"][::core::mem::offset_of!(WeftSequence, grid_pages) - 20usize];
     ["Offset of field: WeftSequence::scratch_pages"][::core::mem::offset_of!(WeftSequence, scratch_pages) - 24usize];
     ["Offset of field: WeftSequence::frontier"][::core::mem::offset_of!(WeftSequence, frontier) - 28usize];
-    ["Offset of field: WeftSequence::highest"][::core::mem::offset_of!(WeftSequence, highest) - 32usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -165,11 +163,10 @@ pub struct WeftImage {
     pub temperature: f32,
     pub top_k: u32,
     pub top_p: f32,
-    pub positions: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of WeftImage"][::core::mem::size_of::<WeftImage>() - 32usize];
+    ["Size of WeftImage"][::core::mem::size_of::<WeftImage>() - 28usize];
     ["Alignment of WeftImage"][::core::mem::align_of::<WeftImage>() - 4usize];
     ["Offset of field: WeftImage::seed_low"][::core::mem::offset_of!(WeftImage, seed_low) - 0usize];
     ["Offset of field: WeftImage::seed_high"][::core::mem::offset_of!(WeftImage, seed_high) - 4usize];
@@ -178,7 +175,6 @@ const _: () = {
     ["Offset of field: WeftImage::temperature"][::core::mem::offset_of!(WeftImage, temperature) - 16usize];
     ["Offset of field: WeftImage::top_k"][::core::mem::offset_of!(WeftImage, top_k) - 20usize];
     ["Offset of field: WeftImage::top_p"][::core::mem::offset_of!(WeftImage, top_p) - 24usize];
-    ["Offset of field: WeftImage::positions"][::core::mem::offset_of!(WeftImage, positions) - 28usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]

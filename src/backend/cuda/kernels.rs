@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUfunction_attribute as Attribute};
 
-use super::abi;
 use super::device::{Device, count_one, driver_version, lock};
 use super::gate::Entered;
 use super::memory::{Allocation, Buffer};
@@ -72,13 +71,11 @@ impl Args {
         unsafe { self.words[first..].as_mut_ptr().cast::<T>().write_unaligned(*value) };
     }
 
-    /// Where each parameter is, and zeros for parameters that were forgotten: the driver reads as many as the kernel has.
+    /// Where each parameter is.
     fn pointers(&mut self) -> Vec<*mut c_void> {
-        static ZEROS: [u64; 64] = [0; 64];
         let words = self.words.as_mut_ptr();
         // SAFETY: each place is inside the words.
-        let given = self.places.iter().map(|&(first, _)| unsafe { words.add(first) }.cast());
-        given.chain(std::iter::repeat_n(ZEROS.as_ptr().cast_mut().cast(), 16)).collect()
+        self.places.iter().map(|&(first, _)| unsafe { words.add(first) }.cast()).collect()
     }
 
     /// A launch with other parameters than the kernel's is a bug of this crate: found at the kernel's first launch.
@@ -86,13 +83,16 @@ impl Args {
         if driver_version() < CAN_TELL {
             return;
         }
-        for (index, &(_, bytes)) in self.places.iter().enumerate() {
+        let wants = |index: usize| {
             let (mut offset, mut size) = (0, 0);
             // SAFETY: the function is loaded; the driver writes two integers.
-            let found = unsafe { sys::cuFuncGetParamInfo(function, index, &mut offset, &mut size) }.result();
-            assert!(found.is_ok(), "{name} has fewer than {} parameters", self.places.len());
-            assert_eq!(size, bytes, "parameter {index} of {name} has {size} bytes");
+            let found = unsafe { sys::cuFuncGetParamInfo(function, index, &mut offset, &mut size) };
+            found.result().is_ok().then_some(size)
+        };
+        for (index, &(_, bytes)) in self.places.iter().enumerate() {
+            assert_eq!(wants(index), Some(bytes), "parameter {index} of {name}");
         }
+        assert_eq!(wants(self.places.len()), None, "{name} has more than {} parameters", self.places.len());
     }
 }
 
@@ -137,21 +137,7 @@ pub(super) struct Held<'a, T> {
     pub(super) memory: Option<&'a Arc<Allocation>>,
 }
 
-impl Arg for Held<'_, abi::WeftStep> {
-    fn push(&self, args: &mut Args) {
-        args.value(&self.value);
-        args.memory.extend(self.memory.cloned());
-    }
-}
-
-impl Arg for Held<'_, *const u32> {
-    fn push(&self, args: &mut Args) {
-        args.value(&self.value);
-        args.memory.extend(self.memory.cloned());
-    }
-}
-
-impl Arg for Held<'_, abi::WeftRows> {
+impl<T: Copy> Arg for Held<'_, T> {
     fn push(&self, args: &mut Args) {
         args.value(&self.value);
         args.memory.extend(self.memory.cloned());

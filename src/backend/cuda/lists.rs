@@ -78,7 +78,6 @@ impl<'a> Lists<'a> {
             grid_pages,
             scratch_pages,
             frontier: self.frontiers.len() as u32,
-            highest: 0,
         });
         self.frontiers.extend_from_slice(frontier);
     }
@@ -98,8 +97,6 @@ impl<'a> Lists<'a> {
             before = Some(index);
             let tile = self.tiles.last_mut().expect("there is one for every row");
             see(tile, &row, table);
-            let highest = &mut self.sequences[index].highest;
-            *highest = (*highest).max(tile.end);
             if row.kind == WEFT_SLOT_GRID {
                 self.reaches(Bound::Images, table.image);
                 self.reaches(Bound::Positions, row.at);
@@ -190,7 +187,7 @@ impl<'a> Lists<'a> {
     /// Writes the lists where the region says; returns how many bytes are of use.
     pub(super) fn write(&self, region: &Region, to: &mut [u8]) -> usize {
         let step = self.step;
-        let images: Vec<WeftImage> = (0..step.images.len()).map(|i| self.image(i, &step.images[i])).collect();
+        let images: Vec<WeftImage> = step.images.iter().map(image).collect();
         let sources: Vec<_> = step.sources.iter().map(|s| WeftSource { state: s.state, token: s.token }).collect();
         let copies: Vec<_> = step.copies.iter().map(|c| WeftCopy { from: c.from, to: c.to }).collect();
         let (drafts, verdicts): (Vec<_>, Vec<_>) =
@@ -220,20 +217,18 @@ impl<'a> Lists<'a> {
         }
         end
     }
+}
 
-    fn image(&self, index: usize, image: &Image) -> WeftImage {
-        let of = self.step.layout.sequences.iter().find(|s| s.image as usize == index);
-        let Image { stream, sampling } = image;
-        WeftImage {
-            seed_low: stream.seed as u32,
-            seed_high: (stream.seed >> 32) as u32,
-            stream: stream.image,
-            cfg: sampling.cfg,
-            temperature: sampling.temperature,
-            top_k: u32::try_from(sampling.top_k).unwrap_or(u32::MAX),
-            top_p: sampling.top_p,
-            positions: of.map_or(0, |s| (s.width * s.frontier.len()) as u32),
-        }
+fn image(image: &Image) -> WeftImage {
+    let Image { stream, sampling } = image;
+    WeftImage {
+        seed_low: stream.seed as u32,
+        seed_high: (stream.seed >> 32) as u32,
+        stream: stream.image,
+        cfg: sampling.cfg,
+        temperature: sampling.temperature,
+        top_k: u32::try_from(sampling.top_k).unwrap_or(u32::MAX),
+        top_p: sampling.top_p,
     }
 }
 
