@@ -24,6 +24,12 @@ THETA, TOKENS = 100.0, GRID * GRID
 PREFIX = 36  # ids per caption in training, padded
 
 
+def shape(grid, layers):
+    """Models made from now on have another grid and depth: the low-resolution one of low.py."""
+    global GRID, TOKENS, LAYERS
+    GRID, TOKENS, LAYERS = grid, grid * grid, layers
+
+
 def rotary(y, x):
     """cos, sin [n,1,64] for coordinates y, x [n]: dims 0..31 turn with y, 32..63 with x, pairs (j, j+16)."""
     f = THETA ** (-torch.arange(16) / 16)
@@ -216,6 +222,7 @@ def shipped(path):
 
 
 def train(rank, world, o):
+    shape(o.grid, o.layers)
     data = Batches(o.work, "train", 100 + rank + o.seed, full=.8)
     model = Avatar(len(data.captioner.vocabulary))
     model.fast = not o.plain
@@ -281,7 +288,7 @@ def train(rank, world, o):
         muon.zero_grad()
         adam.zero_grad()
         if clock is None:
-            clock = common.Clock(o.minutes)
+            clock = common.Clock(o.minutes, time.process_time if o.cpu else time.time)
         step += 1
         mean, tick = mean + each.detach()[spoiled:].mean().item() / math.log(2), tick + 1
         if rank == 0 and step % 50 == 0:
@@ -304,6 +311,9 @@ if __name__ == "__main__":
     p = argparse.ArgumentParser()
     p.add_argument("--work", type=pathlib.Path, default="target/avatar")
     p.add_argument("--minutes", type=float, default=60)
+    p.add_argument("--cpu", action="store_true", help="--minutes counts processor time")
+    p.add_argument("--grid", type=int, default=GRID)
+    p.add_argument("--layers", type=int, default=LAYERS)
     p.add_argument("--batch", type=int, default=8, help="per process")
     p.add_argument("--lr", type=float, default=.02, help="Muon")
     p.add_argument("--adam", type=float, default=4e-3)

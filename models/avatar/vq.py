@@ -86,13 +86,14 @@ class VQ(nn.Module):
         return (c.square().sum(1) - 2 * z @ c.T).argmin(1)
 
     def encode(self, x):
-        """[n,3,96,96] -> tokens [n,576]."""
+        """[n,3,4g,4g] -> tokens [n,g*g]."""
         z = self.encoder(x).float().permute(0, 2, 3, 1)
         return self.nearest(z.reshape(-1, LATENT)).view(len(x), -1)
 
     def decode(self, tokens):
-        """tokens [n,576] -> [n,3,96,96] in [-1,1]."""
-        z = self.codebook.weight[tokens].view(len(tokens), 24, 24, LATENT).permute(0, 3, 1, 2)
+        """tokens [n,g*g] of a square grid -> [n,3,4g,4g] in [-1,1]."""
+        side = math.isqrt(tokens.size(1))
+        z = self.codebook.weight[tokens].view(len(tokens), side, side, LATENT).permute(0, 3, 1, 2)
         return self.decoder(z.contiguous(memory_format=torch.channels_last)).float().clamp(-1, 1)
 
 
@@ -124,6 +125,12 @@ def loss_of(y, x):
     return (y - x).abs().mean() + 2 * (y - x).square().mean() + e
 
 
+def pictures(o, data, index):
+    """A batch, at half size (mean of 2x2) for the low-resolution copy."""
+    x = data.batch(index)
+    return (F.avg_pool2d(x, 2) if o.half else x).contiguous(memory_format=torch.channels_last)
+
+
 def train(rank, world, o):
     data = common.Images(o.work, "train")
     n = min(len(data.x), o.images)
@@ -137,10 +144,10 @@ def train(rank, world, o):
     opt = torch.optim.AdamW(params, lr=o.lr, betas=(.9, .98), weight_decay=1e-4)
     average = [p.detach().clone() for p in params]
     size, total = torch.ones(CODES), torch.zeros(CODES, LATENT)
-    rng, clock = np.random.default_rng(rank), common.Clock(o.minutes)
+    rng, clock = np.random.default_rng(rank), common.Clock(o.minutes, time.process_time if o.cpu else time.time)
     step, quantize, seen, t0 = 0, o.resume, torch.zeros(CODES), time.time()
     if o.resume:
-        size.fill_(float(o.batch * world * 576 / CODES))
+        size.fill_(float(o.batch * world * (144 if o.half else 576) / CODES))
         total.copy_(model.codebook.weight * size[:, None])
     stop = torch.zeros(1)
     while True:
@@ -152,7 +159,7 @@ def train(rank, world, o):
         lr = o.lr * min(1, (step + 1) / 100) * min(1, (1 - part) / .7)
         for g in opt.param_groups:
             g["lr"] = max(lr, 1e-6)
-        x = data.batch(rng.integers(0, n, o.batch)).contiguous(memory_format=torch.channels_last)
+        x = pictures(o, data, rng.integers(0, n, o.batch))
         with torch.autocast("cpu", torch.bfloat16):
             z = model.encoder(x)
         z = z.float()
@@ -177,7 +184,7 @@ def train(rank, world, o):
                 common.all_sum([count, add, spare], world)
             q = model.codebook.weight[near]
             commit = (flat - q).square().mean()
-            zq = (flat + (q - flat).detach()).view(len(x), 24, 24, LATENT).permute(0, 3, 1, 2)
+            zq = (flat + (q - flat).detach()).view(len(x), *z.shape[2:], LATENT).permute(0, 3, 1, 2)
         else:
             zq = z
         with torch.autocast("cpu", torch.bfloat16):
@@ -237,13 +244,14 @@ def encode(rank, world, o):
         data = common.Images(o.work, split)
         path = o.work / f"tokens_{split}.npy"
         if rank == 0:
-            np.lib.format.open_memmap(path, "w+", np.uint16, (len(data.x), 576))
+            np.lib.format.open_memmap(path, "w+", np.uint16, (len(data.x), 144 if o.half else 576))
         if world > 1:
             torch.distributed.barrier()
         out = np.load(path, mmap_mode="r+")
-        for i in range(rank * 50, len(data.x), 50 * world):
-            index = range(i, min(i + 50, len(data.x)))
-            x = data.batch(index).contiguous(memory_format=torch.channels_last)
+        n = min(len(data.x), o.images)
+        for i in range(rank * 50, n, 50 * world):
+            index = range(i, min(i + 50, n))
+            x = pictures(o, data, index)
             with torch.autocast("cpu", torch.bfloat16):
                 tokens = model.encode(x)
             out[i:i + len(index)] = tokens.numpy()
@@ -265,6 +273,8 @@ if __name__ == "__main__":
     p.add_argument("--lr", type=float, default=1.5e-3)
     p.add_argument("--warm", type=int, default=200, help="steps before quantisation")
     p.add_argument("--images", type=int, default=10 ** 9)
+    p.add_argument("--half", action="store_true", help="pictures of 48x48, 12x12 tokens")
+    p.add_argument("--cpu", action="store_true", help="--minutes counts processor time")
     p.add_argument("--procs", type=int, default=2)
     p.add_argument("--resume", action="store_true", help="go on from WORK/vq.pt")
     p.add_argument("--encode", action="store_true")
