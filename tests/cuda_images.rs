@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use weft::backend::cpu::{CpuBackend, Isa};
 use weft::backend::cuda::CudaBackend;
-use weft::backend::{Backend, Image};
+use weft::backend::{Backend, Image, Test};
 use weft::decode::Acceptance;
 use weft::decode::methods::Method;
 use weft::engine::{Generator, Output, Request};
@@ -63,7 +63,7 @@ fn tokens<B: Backend>(generator: &Generator<B>, method: Method, sampling: Sampli
 /// Processed log-weights of every position, `[positions, vocab]`, given the tokens before it.
 fn forced<B: Backend>(generator: &Generator<B>, sampling: Sampling, tokens: &[u32]) -> Vec<f32> {
     let grid = generator.model.grid();
-    let image = Image { stream: Stream { seed: SEED, image: 0 }, sampling };
+    let image = Image { stream: Stream { seed: SEED, image: 0 }, sampling, test: Test::Token };
     let mut session = generator.session(PROMPT, image, Acceptance::Coupled).unwrap();
     let mut log_weights = session.prompt_log_weights().unwrap();
     let block: Vec<usize> = (0..grid.len() - 1).collect();
@@ -145,7 +145,8 @@ fn pixels_agree_with_the_processor() {
 fn a_step_is_one_upload_one_graph_and_one_download() {
     let _turn = alone();
     let generator = gpu();
-    let image = Image { stream: Stream { seed: SEED, image: 0 }, sampling: generator.default_sampling() };
+    let image =
+        Image { stream: Stream { seed: SEED, image: 0 }, sampling: generator.default_sampling(), test: Test::Token };
     let mut session = generator.session(PROMPT, image, Acceptance::Coupled).unwrap();
     let mut schedule = Method::EXACT.schedule(generator.model.grid(), (5, 3));
     let device = generator.model.backend.device();
@@ -168,7 +169,8 @@ fn a_row_does_not_depend_on_its_company() {
     let _turn = alone();
     let generator = gpu();
     let (grid, vocab) = (generator.model.grid(), generator.model.config.image_vocab_size);
-    let image = Image { stream: Stream { seed: SEED, image: 0 }, sampling: generator.default_sampling() };
+    let image =
+        Image { stream: Stream { seed: SEED, image: 0 }, sampling: generator.default_sampling(), test: Test::Token };
     let tokens: Vec<u32> = (0..grid.len()).map(|position| (position * 37 % 512) as u32).collect();
     let garbage = vec![3; grid.len()];
     let beyond = vec![grid.width as u32; grid.height];

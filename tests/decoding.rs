@@ -1,7 +1,7 @@
 //! Decoders and row invariance on the embedded model.
 
-use weft::backend::Image;
 use weft::backend::cpu::CpuBackend;
+use weft::backend::{Image, Test};
 use weft::decode::Acceptance;
 use weft::decode::methods::Method;
 use weft::engine::{Generator, Request};
@@ -61,7 +61,8 @@ fn seeds_differ_and_repeat() {
 fn a_row_does_not_depend_on_its_company() {
     let generator = generator();
     let (grid, vocab) = (generator.model.grid(), generator.model.config.image_vocab_size);
-    let image = Image { stream: Stream { seed: 0, image: 0 }, sampling: generator.default_sampling() };
+    let image =
+        Image { stream: Stream { seed: 0, image: 0 }, sampling: generator.default_sampling(), test: Test::Token };
     let tokens: Vec<u32> = (0..grid.len()).map(|position| (position * 37 % 512) as u32).collect();
     let distributions = |sizes: &[usize], garbage: bool| {
         let mut session = generator.session(PROMPT, image, Acceptance::Coupled).unwrap();

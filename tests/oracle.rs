@@ -4,7 +4,7 @@
 use half::bf16;
 use safetensors::SafeTensors;
 use weft::backend::cpu::CpuBackend;
-use weft::backend::{Backend, Epilogue, Grouping, Image};
+use weft::backend::{Backend, Epilogue, Grouping, Image, Test};
 use weft::decode::session::Session;
 use weft::decode::{Acceptance, Target};
 use weft::engine::Generator;
@@ -64,7 +64,7 @@ const CLOSE: f64 = 0.02;
 /// A session of one unguided image, and the logits of every position given the fixture's tokens.
 fn session<'m>(generator: &'m Generator<CpuBackend>, prompt: &str) -> (Session<'m, CpuBackend>, Vec<f32>) {
     let sampling = Sampling { cfg: 1.0, temperature: 1.0, top_k: 0, top_p: 1.0 };
-    let image = Image { stream: Stream { seed: 0, image: 0 }, sampling };
+    let image = Image { stream: Stream { seed: 0, image: 0 }, sampling, test: Test::Token };
     let mut session = generator.session(prompt, image, Acceptance::Coupled).unwrap();
     let (tokens, grid) = (Oracle::load().tokens(), generator.model.grid());
     let block: Vec<usize> = (0..grid.len() - 1).collect();

@@ -15,6 +15,7 @@
 //! one piece by [`Backend::set_step`]; ops read it there. So [`Backend::run`] may record the ops of a step once and
 //! replay them.
 
+mod codebook;
 pub mod cpu;
 #[cfg(weft_cuda)]
 pub mod cuda;
@@ -22,7 +23,10 @@ pub mod cuda;
 pub(crate) mod reference;
 mod step;
 
-pub use step::{Copy, Draw, Drawn, Image, Layout, NONE, PageTable, Phase, RowPlace, Rule, Slot, Source, Step};
+pub use step::{
+    Copy, Draw, Drawn, GROUP, Image, Layout, NONE, PageTable, Phase, PoolBound, Put, RowPlace, Rule, Slot, Source,
+    Step, Test,
+};
 
 use half::bf16;
 
@@ -214,6 +218,8 @@ pub trait Backend: Send + Sync {
     type Step: Send + Sync;
     /// The tokens of images in the making, and what their acceptance rules keep from round to round.
     type Canvas: Send + Sync;
+    /// A vector for each token, and the nearest others of each: what the relaxed [`Test`]s look at.
+    type Codebook: Send + Sync;
 
     /// Name for people: device and instruction set.
     fn name(&self) -> String;
@@ -232,6 +238,9 @@ pub trait Backend: Send + Sync {
     /// Canvases of `images` images with so many positions; `proposals` reserves what [`Rule::AutoCorrect`] keeps:
     /// a distribution `[vocab]` per position.
     fn canvas(&self, images: usize, positions: usize, vocab: usize, proposals: bool) -> Result<Self::Canvas, Error>;
+    /// A vector for each token, `[vocab, dim]`, and for each token so many others, nearest first: sorted by Euclidean
+    /// distance, then index.
+    fn codebook(&self, vectors: &[f32], dim: usize, neighbours: usize) -> Result<Self::Codebook, Error>;
     /// Sets the tensor to these rows; `data.len()` is a multiple of its columns.
     fn upload(&self, data: &[f32], out: &mut Self::Tensor);
     /// Row-major copy of the tensor on the host, once all queued work is done.
@@ -317,9 +326,18 @@ pub trait Backend: Send + Sync {
     );
     /// `logits[to] = logits[from]` for the step's copies, whose targets lie beyond the rows in use.
     fn copy_rows(&self, step: &Self::Step, logits: &mut Self::Tensor);
+    /// Puts the step's [`Put`]s, which name a position at most once, into the canvas.
+    fn put(&self, step: &Self::Step, canvas: &mut Self::Canvas);
     /// Draws the tokens of a phase from `logits` into the canvas: guidance, temperature, top-k, top-p, then the rule
-    /// of each [`Draw`].
-    fn draw(&self, step: &Self::Step, phase: Phase, logits: &Self::Tensor, canvas: &mut Self::Canvas);
+    /// of each [`Draw`]. The codebook is that of the images' [`Test`]s, unless they look at none.
+    fn draw(
+        &self,
+        step: &Self::Step,
+        phase: Phase,
+        logits: &Self::Tensor,
+        canvas: &mut Self::Canvas,
+        codebook: Option<&Self::Codebook>,
+    );
     /// What the verdicts of the last step drew, in their order, once all queued work is done.
     fn drawn(&self, step: &Self::Step, canvas: &Self::Canvas) -> Result<Vec<Drawn>, Error>;
     /// The tokens of an image.

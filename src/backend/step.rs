@@ -6,12 +6,14 @@ use crate::sampling::Sampling;
 /// "No row".
 pub const NONE: u32 = u32::MAX;
 
-/// One step of decoding: spatial heads draft tokens, a pass runs over rows, verdicts draw tokens from what it
-/// predicts. Every part may be empty.
+/// One step of decoding: tokens are put, spatial heads draft tokens, a pass runs over rows, verdicts draw tokens from what
+/// it predicts. Every part may be empty.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Step {
     /// The images, by the index that sequences and draws use.
     pub images: Vec<Image>,
+    /// Tokens that the host chooses.
+    pub puts: Vec<Put>,
     /// Rows of the pass.
     pub layout: Layout,
     /// Input rows of the spatial heads, sorted by head.
@@ -35,6 +37,66 @@ pub struct Image {
     pub stream: Stream,
     /// How its logits become a distribution.
     pub sampling: Sampling,
+    /// What [`Rule::AutoCorrect`] asks of its tokens.
+    pub test: Test,
+}
+
+/// When a token t that was drawn from q passes for one that was drawn from p. Both are after guidance, temperature, top-k
+/// and top-p. Masses of several tokens are sums in fixed point, 2^-56, so that they depend on no order.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Test {
+    /// With probability min(1, p(t)/q(t)); a token that fails is replaced by one of max(0, p - q), normalised, so that the
+    /// law is p exactly (Leviathan et al., arXiv 2211.17192).
+    #[default]
+    Token,
+    /// Grouped Speculative Decoding (arXiv 2508.07747), relaxed: with probability min(1, P(C)/Q(C)), masses of the group C
+    /// of t: the tokens c among the `size` whose ranks by p are nearest to t's (t among them; of an even `size` one more
+    /// that is less likely; at the ends of the ranks the group goes further on the other side) with |p(c) - p(t)| < `delta`
+    /// and squared distance of their vectors below `distance`. A token that p excludes has no rank and does not pass. What
+    /// fails is replaced as by [`Test::Token`].
+    ///
+    /// `size` 1 is [`Test::Token`], bit for bit. The released code differs: its window is fixed to 7 less likely and 6 more
+    /// likely tokens, cut off at the most likely, and a token among the 7 least likely is tested alone.
+    Grouped {
+        /// Tokens in a group at most, [`GROUP`] at most.
+        size: u32,
+        /// How far probabilities in a group may lie apart.
+        delta: f32,
+        /// How far vectors may lie apart, squared; infinite needs no [`Backend::Codebook`](super::Backend::Codebook).
+        distance: f32,
+    },
+    /// LANTERN and LANTERN++ (arXiv 2410.03355, 2502.06352), relaxed: with probability min(1, p'(t)/q(t)), p'(t) being p(t)
+    /// and the mass of B, the longest prefix of t's nearest others in the codebook whose mass does not exceed the bound. A
+    /// token that fails is replaced by one of max(0, p' - q), where p' is p with the mass of B moved to t.
+    ///
+    /// `neighbours` 0 is [`Test::Token`], bit for bit. The released code differs: what replaces a token is never one of its
+    /// `neighbours` nearest (when B is not empty), in B or not.
+    Pooled {
+        /// Nearest others that are looked at.
+        neighbours: u32,
+        /// What they may add.
+        bound: PoolBound,
+    },
+    /// MuLo-SD (arXiv 2601.05149), relaxed: t passes if p(t) and the mass of its nearest others in the codebook reach
+    /// `least`. Nothing random, and q plays no part. A token that fails is replaced by one of p.
+    Threshold {
+        /// Nearest others that are looked at.
+        neighbours: u32,
+        /// The mass that passes.
+        least: f32,
+    },
+}
+
+/// The largest [`Test::Grouped`].
+pub const GROUP: u32 = 1024;
+
+/// How much the neighbours of a token t may add to its probability.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum PoolBound {
+    /// So much (LANTERN's delta).
+    Mass(f32),
+    /// p(t) times this less one (LANTERN++'s lambda, at least 1).
+    Ratio(f32),
 }
 
 /// Where a row's keys and values live, and which keys it sees: one forward pass, backend independent.
@@ -99,6 +161,17 @@ pub enum Slot {
     },
 }
 
+/// A token that the host chooses. The law that it counts as drawn from has it alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Put {
+    /// Index into [`Step::images`].
+    pub image: u32,
+    /// Raster position that receives it.
+    pub position: u32,
+    /// The token.
+    pub token: u32,
+}
+
 /// An input row of the spatial heads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Source {
@@ -117,9 +190,9 @@ pub enum Rule {
     /// argmax(log p + noise of its own), and p is kept as the law that the token was drawn from. For
     /// [`Rule::AutoCorrect`] to judge later.
     Draft = 1,
-    /// SSD's "verification as auto correction" (arXiv 2606.20543, Eq. 4-5), per position and without a prefix rule:
-    /// keep the token t with probability min(1, p(t)/q(t)), else draw from max(0, p - q) normalised; q is the law it
-    /// was drawn from, and p is kept as the law that the token then has.
+    /// Keep the token if it passes the image's [`Test`], else replace it; q is the law that it was drawn from, and p is
+    /// kept as the law that it then has. With [`Test::Token`] at every position and without a prefix rule this is SSD's
+    /// "verification as auto correction" (arXiv 2606.20543, Eq. 4-5).
     AutoCorrect = 2,
 }
 
@@ -141,6 +214,10 @@ pub struct Draw {
     pub position: u32,
     /// How.
     pub rule: Rule,
+    /// Links this verdict to the one before it in the list; both are of [`Rule::AutoCorrect`]. It is judged only if that
+    /// one was judged and kept its token; otherwise its token is drawn from p alone, whatever it was. So a chain of
+    /// verdicts stops at the first token that fails.
+    pub follows: bool,
     /// Round of its random numbers ([`Stream`]); coupled draws use round 0 whatever this is.
     pub round: u32,
     /// The conditional branch; the second is [`NONE`] unless the mean of the log-weights of two distributions, each
@@ -148,6 +225,19 @@ pub struct Draw {
     pub conditional: [u32; 2],
     /// The unconditional branch; [`NONE`] without guidance.
     pub unconditional: [u32; 2],
+}
+
+/// Checks that verdicts follow verdicts.
+///
+/// # Panics
+/// If one does not.
+pub(super) fn check_chains(draws: &[Draw]) {
+    let mut before = None;
+    for draw in draws {
+        let linked = (draw.rule, Some(draw.image)) == (Rule::AutoCorrect, before);
+        assert!(!draw.follows || linked, "position {} follows no verdict of its image", draw.position);
+        before = (draw.rule == Rule::AutoCorrect).then_some(draw.image);
+    }
 }
 
 /// What a drawn token replaced.

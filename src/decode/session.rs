@@ -220,8 +220,12 @@ impl<'m, B: Backend> Session<'m, B> {
     fn execute(&mut self, plan: Step) -> Result<(), Error> {
         let Self { model, step, state, .. } = self;
         let (drafting, feeding) = (!plan.sources.is_empty(), !plan.layout.rows.is_empty());
+        let putting = !plan.puts.is_empty();
         model.backend.set_step(plan, step)?;
         model.backend.run(step, &mut |backend, step| {
+            if putting {
+                backend.put(step, &mut state.canvas);
+            }
             if drafting {
                 state.draft(model, step);
             }
@@ -316,7 +320,7 @@ impl<B: Backend> State<B> {
         backend.gather_sources(step, &self.states, model.token_table(), &self.canvas, &mut self.source);
         model.heads.predict(backend, step, &self.source, &mut self.heads, &mut self.drafted);
         model.transformer.logits(backend, &self.drafted, &mut self.heads.normed, &mut self.draft_logits);
-        backend.draw(step, Phase::Drafts, &self.draft_logits, &mut self.canvas);
+        backend.draw(step, Phase::Drafts, &self.draft_logits, &mut self.canvas, None);
     }
 
     /// Runs the step's rows, whose inputs are in `hidden`, and draws its verdicts.
@@ -330,7 +334,7 @@ impl<B: Backend> State<B> {
         backend.copy_rows(step, &mut self.logits);
         drop(span);
         let _span = info_span!("verify").entered();
-        backend.draw(step, Phase::Verdicts, &self.logits, &mut self.canvas);
+        backend.draw(step, Phase::Verdicts, &self.logits, &mut self.canvas, None);
     }
 }
 
@@ -367,7 +371,7 @@ fn draw(position: usize, (rule, round): (Rule, u32), branches: usize, rows: [Opt
             row.filter(|_| branch < branches).map_or(NONE, |(first, stride)| (first + branch * stride) as u32)
         })
     };
-    Draw { image: 0, position: position as u32, rule, round, conditional: of(0), unconditional: of(1) }
+    Draw { image: 0, position: position as u32, rule, follows: false, round, conditional: of(0), unconditional: of(1) }
 }
 
 /// Index of a head among the stacked ones.

@@ -2,11 +2,11 @@
 
 use super::{Acceptance, Draft, Outcome, Round, Schedule, Target};
 use crate::backend::cpu::Canvas;
-use crate::backend::{Draw, Drawn, Error, NONE, Rule};
+use crate::backend::{Draw, Drawn, Error, Image, NONE, Rule, Test};
 use crate::grid::Grid;
 use crate::nn::spatial_heads::Offset;
 use crate::rng::{Purpose, Stream};
-use crate::sampling::{gumbel_max, log_prob};
+use crate::sampling::{Sampling, gumbel_max, log_prob};
 
 /// A model whose every distribution depends on every visible key, and whose keys depend on what was visible when
 /// they were written: stale or missing cache entries change its output, as in a transformer.
@@ -119,8 +119,11 @@ impl Toy {
         };
         self.rounds[position] = if verify { round + 1 } else { 0 };
         let at = position as u32;
-        let draw = Draw { image: 0, position: at, rule, round, conditional: [0, NONE], unconditional: [NONE; 2] };
-        let Some(mutant) = self.mutant else { return self.canvas.apply(&draw, self.stream, log_weights) };
+        let (conditional, unconditional) = ([0, NONE], [NONE; 2]);
+        let draw = Draw { image: 0, position: at, rule, follows: false, round, conditional, unconditional };
+        let sampling = Sampling { cfg: 1.0, temperature: 1.0, top_k: 0, top_p: 1.0 };
+        let image = Image { stream: self.stream, sampling, test: Test::Token };
+        let Some(mutant) = self.mutant else { return self.canvas.apply(&draw, &image, None, log_weights) };
         let (at, scale) = match mutant {
             Mutant::SharedNoise => (0, 1.0),
             Mutant::Sharpened => (position, 0.9),

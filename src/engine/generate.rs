@@ -1,7 +1,7 @@
 //! One request: prompt and settings to tokens and pixels.
 
 use super::{Error, Picture};
-use crate::backend::{Backend, Image};
+use crate::backend::{Backend, Image, Test};
 use crate::checkpoint::Files;
 use crate::decode;
 use crate::decode::methods::Method;
@@ -67,7 +67,8 @@ impl<B: Backend> Generator<B> {
     /// Makes a picture. `progress` is told how many tokens are done.
     pub fn generate(&self, request: &Request, progress: &mut Progress<'_>) -> Result<Output, Error> {
         let _span = tracing::info_span!("generate").entered();
-        let image = Image { stream: Stream { seed: request.seed, image: 0 }, sampling: request.sampling };
+        let image =
+            Image { stream: Stream { seed: request.seed, image: 0 }, sampling: request.sampling, test: Test::Token };
         let mut session = self.session(&request.prompt, image, request.method.acceptance())?;
         let mut schedule = request.method.schedule(session.grid(), session.heads());
         let start = Instant::now();
@@ -88,7 +89,7 @@ impl<B: Backend> Generator<B> {
 
     /// Negative log-likelihood of a grid of tokens under the processed distribution, in bits per token.
     pub fn bits_per_token(&self, prompt: &str, sampling: Sampling, tokens: &[u32]) -> Result<f64, Error> {
-        let image = Image { stream: Stream { seed: 0, image: 0 }, sampling };
+        let image = Image { stream: Stream { seed: 0, image: 0 }, sampling, test: Test::Token };
         let mut session = self.session(prompt, image, Acceptance::Coupled)?;
         let grid = self.model.grid();
         let mut nats = f64::from(log_prob(&session.prompt_log_weights()?, tokens[0]));

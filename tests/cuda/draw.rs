@@ -1,6 +1,6 @@
 //! Draws: the CPU backend's tokens for the same seed, and the laws of the rules.
 
-use weft::backend::{Backend, Capacity, Draw, Drawn, Image, NONE, Phase, Rule, Step};
+use weft::backend::{Backend, Capacity, Draw, Drawn, Image, NONE, Phase, Rule, Step, Test};
 use weft::rng::{Purpose, Stream};
 use weft::sampling::Sampling;
 
@@ -44,6 +44,7 @@ impl Case {
             image: 0,
             position: position as u32,
             rule,
+            follows: false,
             round,
             conditional: [row(0, true), row(1, self.two)],
             unconditional: [row(2, guided), row(3, guided && self.two)],
@@ -87,14 +88,17 @@ impl<B: Backend> Easel<B> {
     /// Draws; drafts are reported as what the canvas holds.
     fn draw(&mut self, b: &B, phase: Phase, logits: &[f32], draws: &[Draw]) -> (Vec<Drawn>, Vec<u32>) {
         b.upload(logits, &mut self.logits);
-        let mut step = Step { images: vec![Image { stream: STREAM, sampling: self.sampling }], ..Step::default() };
+        let mut step = Step {
+            images: vec![Image { stream: STREAM, sampling: self.sampling, test: Test::Token }],
+            ..Step::default()
+        };
         match phase {
             Phase::Drafts => step.drafts = draws.to_vec(),
             Phase::Verdicts => step.verdicts = draws.to_vec(),
         }
         b.set_step(step, &mut self.step).unwrap();
         let (logits, canvas) = (&self.logits, &mut self.canvas);
-        b.run(&mut self.step, &mut |b, step| b.draw(step, phase, logits, canvas));
+        b.run(&mut self.step, &mut |b, step| b.draw(step, phase, logits, canvas, None));
         let drawn = if phase == Phase::Verdicts { b.drawn(&self.step, &self.canvas).unwrap() } else { Vec::new() };
         (drawn, b.tokens(&self.canvas, 0).unwrap())
     }

@@ -4,7 +4,7 @@ use crate::support::{Noise, assert_same, backend};
 use weft::backend::cuda::{CudaBackend, Traffic};
 use weft::backend::{
     AttentionShape, Axes, Backend, Capacity, Copy, Draw, Drawn, Embedding, Epilogue, Error, Grouping, Image, Layout,
-    NONE, PAGE, PageTable, Pairing, Phase, Rotary, RowPlace, Rule, Slot, Source, Step,
+    NONE, PAGE, PageTable, Pairing, Phase, Rotary, RowPlace, Rule, Slot, Source, Step, Test,
 };
 use weft::rng::Stream;
 use weft::sampling::Sampling;
@@ -121,7 +121,7 @@ impl<B: Backend> Machine<B> {
         backend.gather_sources(step, &self.states, &self.tokens, &self.canvas, &mut self.sources);
         backend.linear(&self.sources, &self.drafter, &mut self.drafted, Epilogue::Store, Grouping::By(step));
         backend.linear(&self.drafted, &self.head, &mut self.draft_logits, Epilogue::Store, Grouping::One);
-        backend.draw(step, Phase::Drafts, &self.draft_logits, &mut self.canvas);
+        backend.draw(step, Phase::Drafts, &self.draft_logits, &mut self.canvas, None);
         // The pass verifies.
         let tables = Embedding { tokens: &self.tokens, rows: &self.rows, cols: &self.cols, bias: &self.bias };
         backend.embed(step, tables, &self.canvas, &mut self.x);
@@ -135,7 +135,7 @@ impl<B: Backend> Machine<B> {
         backend.select(step, &self.x, &mut self.selected);
         backend.linear(&self.selected, &self.head, &mut self.logits, Epilogue::Store, Grouping::One);
         backend.copy_rows(step, &mut self.logits);
-        backend.draw(step, Phase::Verdicts, &self.logits, &mut self.canvas);
+        backend.draw(step, Phase::Verdicts, &self.logits, &mut self.canvas, None);
     }
 
     /// What the last step left.
@@ -158,7 +158,11 @@ fn plan(index: usize) -> Step {
     let mut step = Step::default();
     for image in 0..SEQUENCES as u32 {
         let sampling = Sampling { cfg: 1.0, temperature: 0.9, top_k: 20, top_p: 0.95 };
-        step.images.push(Image { stream: Stream { seed: (42 + u64::from(image)) << 30, image }, sampling });
+        step.images.push(Image {
+            stream: Stream { seed: (42 + u64::from(image)) << 30, image },
+            sampling,
+            test: Test::Token,
+        });
     }
     step.layout = layout(&mut noise, sequences, [6, 5, 8, 7, 25, 9, 0][index % 7]);
     let rows = step.layout.rows.len() as u32;
@@ -193,7 +197,15 @@ fn plan(index: usize) -> Step {
 }
 
 fn draw(image: u32, position: u32, rule: Rule, round: usize, row: u32) -> Draw {
-    Draw { image, position, rule, round: round as u32, conditional: [row, NONE], unconditional: [NONE, NONE] }
+    Draw {
+        image,
+        position,
+        rule,
+        follows: false,
+        round: round as u32,
+        conditional: [row, NONE],
+        unconditional: [NONE, NONE],
+    }
 }
 
 /// So many sequences with about so many rows each, at the front of an image that is partly there.

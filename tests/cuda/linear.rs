@@ -213,6 +213,7 @@ fn a_launch_for_many_rows_multiplies_those_that_are_there() {
         let images = vec![weft::backend::Image {
             stream: weft::rng::Stream { seed: 1, image: 0 },
             sampling: weft::sampling::Sampling { cfg: 1.0, temperature: 1.0, top_k: 0, top_p: 1.0 },
+            test: weft::backend::Test::Token,
         }];
         let host = Step { images, layout, predictions: predictions.clone(), ..Step::default() };
         gpu.set_step(host, &mut step).unwrap();

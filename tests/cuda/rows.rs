@@ -1,6 +1,6 @@
 //! Ops that move rows, and the sum of two tensors: bit for bit what the CPU backend does.
 
-use weft::backend::{Backend, Capacity, Copy, Embedding, Image, Layout, PageTable, RowPlace, Slot, Source, Step};
+use weft::backend::{Backend, Capacity, Copy, Embedding, Image, Layout, PageTable, RowPlace, Slot, Source, Step, Test};
 use weft::rng::Stream;
 use weft::sampling::Sampling;
 
@@ -21,7 +21,7 @@ const CAPACITY: Capacity =
 /// A step over two branches of each image, whose rows are `slots`, with so many copies.
 fn step(slots: &[Slot], copies: u32) -> Step {
     let sampling = Sampling { cfg: 3.0, temperature: 1.0, top_k: 0, top_p: 1.0 };
-    let image = |image| Image { stream: Stream { seed: 7, image }, sampling };
+    let image = |image| Image { stream: Stream { seed: 7, image }, sampling, test: Test::Token };
     let sequence = |index: u32| PageTable {
         image: index / 2,
         prefix: vec![4 * index],

@@ -2,7 +2,9 @@
 
 use super::Tensor;
 use super::rows::logits;
-use crate::backend::{Draw, Drawn, Error, NONE, Phase, Rule, Step};
+use super::verify::{Case, Codebook, Verdict};
+use crate::backend::step::check_chains;
+use crate::backend::{Draw, Drawn, Error, Image, NONE, Phase, Rule, Step};
 use crate::rng::{Purpose, Stream};
 use crate::sampling::{gumbel_max, softmax};
 
@@ -11,12 +13,37 @@ pub struct Canvas {
     positions: usize,
     vocab: usize,
     tokens: Vec<u32>,
-    /// The distribution that each token was drawn from; empty until the first [`Rule::Draft`].
-    proposals: Vec<Box<[f32]>>,
+    /// The distribution that each token was drawn from.
+    proposals: Vec<Proposal>,
     /// The noise of each position's coupled draws, which repeat from round to round.
     noise: Vec<Option<(Stream, Box<[f32]>)>>,
     drawn: Vec<Drawn>,
+    /// Whether the last draw judged a token and kept it.
+    kept: bool,
     scratch: [Vec<f32>; 3],
+}
+
+/// A distribution that a token was drawn from.
+#[derive(Clone, Default)]
+pub(super) enum Proposal {
+    /// Unknown.
+    #[default]
+    None,
+    /// This token alone.
+    Put(u32),
+    /// `[vocab]`.
+    Law(Box<[f32]>),
+}
+
+impl Proposal {
+    /// The probability of a token.
+    pub(super) fn of(&self, token: usize) -> f32 {
+        match self {
+            Proposal::None => unreachable!("it is known where it is asked for"),
+            Proposal::Put(put) => f32::from(u8::from(*put as usize == token)),
+            Proposal::Law(law) => law[token],
+        }
+    }
 }
 
 impl Canvas {
@@ -25,9 +52,10 @@ impl Canvas {
             positions,
             vocab,
             tokens: vec![0; images * positions],
-            proposals: vec![Box::default(); images * positions],
+            proposals: vec![Proposal::None; images * positions],
             noise: vec![None; images * positions],
             drawn: Vec::new(),
+            kept: false,
             scratch: Default::default(),
         }
     }
@@ -51,7 +79,7 @@ impl Canvas {
         assert_eq!(tokens.len(), self.positions, "an image has {} positions", self.positions);
         assert!(tokens.iter().all(|&token| (token as usize) < self.vocab), "a token outside of the vocabulary");
         self.tokens[all.clone()].copy_from_slice(tokens);
-        self.proposals[all.clone()].fill(Box::default());
+        self.proposals[all.clone()].fill(Proposal::None);
         self.noise[all].fill(None);
     }
 
@@ -59,25 +87,34 @@ impl Canvas {
         Ok(self.drawn.clone())
     }
 
-    /// Puts a token at an index over all images.
-    #[cfg(test)]
+    /// Puts a token at an index over all images: the only one that its law has.
     pub(crate) fn put(&mut self, index: usize, token: u32) -> Drawn {
+        assert!((token as usize) < self.vocab, "token {token} of {}", self.vocab);
+        self.proposals[index] = Proposal::Put(token);
         Drawn { before: std::mem::replace(&mut self.tokens[index], token), after: token }
     }
 
-    /// Draws one token from log-weights (up to a constant) into the canvas.
-    pub(crate) fn apply(&mut self, draw: &Draw, stream: Stream, log_weights: &[f32]) -> Drawn {
+    /// Draws one token from log-weights (up to a constant) into the canvas. One that follows a verdict comes right after it.
+    pub(crate) fn apply(
+        &mut self,
+        draw: &Draw,
+        image: &Image,
+        codebook: Option<&Codebook>,
+        log_weights: &[f32],
+    ) -> Drawn {
         let index = draw.image as usize * self.positions + draw.position as usize;
         let before = self.tokens[index];
+        let judged = !draw.follows || self.kept;
+        self.kept = false;
         let after = match draw.rule {
-            Rule::Coupled => self.coupled(index, draw, stream, log_weights),
+            Rule::Coupled => self.coupled(index, draw, image.stream, log_weights),
             Rule::Draft => {
                 let mut q = vec![0.0; log_weights.len()].into_boxed_slice();
                 softmax(log_weights, &mut q);
-                self.proposals[index] = q;
-                self.gumbel(Purpose::Draft, draw, stream, log_weights)
+                self.proposals[index] = Proposal::Law(q);
+                self.gumbel(Purpose::Draft, draw, image.stream, log_weights)
             }
-            Rule::AutoCorrect => self.auto_correct(index, draw, stream, log_weights),
+            Rule::AutoCorrect => self.auto_correct(index, draw, judged, image, codebook, log_weights),
         };
         self.tokens[index] = after;
         Drawn { before, after }
@@ -110,31 +147,62 @@ impl Canvas {
         gumbel_max(log_weights, noise)
     }
 
-    fn auto_correct(&mut self, index: usize, draw: &Draw, stream: Stream, log_weights: &[f32]) -> u32 {
-        let token = self.tokens[index];
+    fn auto_correct(
+        &mut self,
+        index: usize,
+        draw: &Draw,
+        judged: bool,
+        image: &Image,
+        codebook: Option<&Codebook>,
+        log_weights: &[f32],
+    ) -> u32 {
+        let (token, stream) = (self.tokens[index], image.stream);
         let mut p = vec![0.0; log_weights.len()].into_boxed_slice();
         softmax(log_weights, &mut p);
         let q = std::mem::take(&mut self.proposals[index]);
-        assert_eq!(q.len(), p.len(), "position {} is verified without a draft", draw.position);
-        let accept = stream.uniform(Purpose::Accept, draw.round, draw.position as usize);
-        let at = token as usize;
-        let verified = if accept * q[at] < p[at] {
-            token
-        } else {
-            let residual: Vec<f32> = p.iter().zip(&q).map(|(p, q)| (p - q).max(0.0).ln()).collect();
-            self.gumbel(Purpose::Residual, draw, stream, &residual)
+        assert!(!matches!(q, Proposal::None), "position {} is verified without a draft", draw.position);
+        let uniform = stream.uniform(Purpose::Accept, draw.round, draw.position as usize);
+        let case = Case { token: token as usize, log_weights, p: &p, q: &q, uniform, codebook };
+        let verdict = if judged { case.judge(image.test) } else { Verdict::Redraw };
+        self.kept = verdict == Verdict::Keep;
+        let after = match verdict {
+            Verdict::Keep => token,
+            Verdict::Correct => self.corrected(draw, stream, log_weights, &residual(&p, &q, &[])),
+            Verdict::CorrectWithout(pool) => self.corrected(draw, stream, log_weights, &residual(&p, &q, &pool)),
+            Verdict::Redraw => self.gumbel(Purpose::Residual, draw, stream, log_weights),
         };
-        self.proposals[index] = p;
-        verified
+        self.proposals[index] = Proposal::Law(p);
+        after
+    }
+
+    /// Draws from a residual, or from p should rounding have left nothing of it.
+    fn corrected(&mut self, draw: &Draw, stream: Stream, log_weights: &[f32], residual: &[f32]) -> u32 {
+        let empty = residual.iter().all(|weight| *weight == f32::NEG_INFINITY);
+        self.gumbel(Purpose::Residual, draw, stream, if empty { log_weights } else { residual })
+    }
+}
+
+/// Log-weights of max(0, p - q) without some tokens.
+fn residual(p: &[f32], q: &Proposal, without: &[u32]) -> Vec<f32> {
+    let mut residual: Vec<f32> = p.iter().enumerate().map(|(token, p)| (p - q.of(token)).max(0.0).ln()).collect();
+    without.iter().for_each(|&token| residual[token as usize] = f32::NEG_INFINITY);
+    residual
+}
+
+/// See [`Backend::put`](crate::backend::Backend::put).
+pub(super) fn put(step: &Step, canvas: &mut Canvas) {
+    for put in &step.puts {
+        canvas.put(put.image as usize * canvas.positions + put.position as usize, put.token);
     }
 }
 
 /// See [`Backend::draw`](crate::backend::Backend::draw).
-pub(super) fn draw(step: &Step, phase: Phase, x: &Tensor, canvas: &mut Canvas) {
+pub(super) fn draw(step: &Step, phase: Phase, x: &Tensor, canvas: &mut Canvas, codebook: Option<&Codebook>) {
     let draws = match phase {
         Phase::Drafts => &step.drafts,
         Phase::Verdicts => &step.verdicts,
     };
+    check_chains(draws);
     let mut drawn = Vec::with_capacity(draws.len());
     for draw in draws {
         let image = step.images[draw.image as usize];
@@ -145,7 +213,7 @@ pub(super) fn draw(step: &Step, phase: Phase, x: &Tensor, canvas: &mut Canvas) {
             process(draw, 1, step, x, &mut second);
             weights.iter_mut().zip(&second).for_each(|(a, b)| *a = *a / 2.0 + b / 2.0);
         }
-        drawn.push(canvas.apply(draw, image.stream, &weights));
+        drawn.push(canvas.apply(draw, &image, codebook, &weights));
         canvas.scratch[1] = weights;
         canvas.scratch[2] = second;
     }
@@ -167,29 +235,36 @@ fn process(draw: &Draw, which: usize, step: &Step, x: &Tensor, out: &mut Vec<f32
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::{PoolBound, Test};
     use crate::decode::testing::assert_follows;
+    use crate::sampling::Sampling;
 
     fn logs(p: &[f32]) -> Vec<f32> {
         p.iter().map(|p| p.ln()).collect()
     }
 
     fn at(position: u32, rule: Rule, round: u32) -> Draw {
-        Draw { image: 0, position, rule, round, conditional: [0, NONE], unconditional: [NONE; 2] }
+        let (conditional, unconditional) = ([0, NONE], [NONE; 2]);
+        Draw { image: 0, position, rule, follows: false, round, conditional, unconditional }
     }
 
-    fn stream(seed: u64) -> Stream {
-        Stream { seed, image: 0 }
+    fn image(seed: u64, test: Test) -> Image {
+        let sampling = Sampling { cfg: 1.0, temperature: 1.0, top_k: 0, top_p: 1.0 };
+        Image { stream: Stream { seed, image: 0 }, sampling, test }
+    }
+
+    fn apply(canvas: &mut Canvas, draw: Draw, seed: u64, p: &[f32]) -> Drawn {
+        canvas.apply(&draw, &image(seed, Test::Token), None, &logs(p))
     }
 
     #[test]
     fn coupled_tokens_follow_p_and_ignore_the_draft() {
-        let p = logs(&[0.5, 0.2, 0.0, 0.3]);
-        let law = [0.5, 0.2, 0.0, 0.3];
-        assert_follows(&law, |seed| Canvas::new(1, 8, 4).apply(&at(3, Rule::Coupled, 0), stream(seed), &p).after);
+        let p = [0.5, 0.2, 0.0, 0.3];
+        assert_follows(&p, |seed| apply(&mut Canvas::new(1, 8, 4), at(3, Rule::Coupled, 0), seed, &p).after);
         let mut canvas = Canvas::new(1, 8, 4);
-        let first = canvas.apply(&at(5, Rule::Coupled, 0), stream(1), &p).after;
+        let first = apply(&mut canvas, at(5, Rule::Coupled, 0), 1, &p).after;
         canvas.tokens[5] = (first + 1) % 4;
-        assert_eq!(canvas.apply(&at(5, Rule::Coupled, 1), stream(1), &p).after, first);
+        assert_eq!(apply(&mut canvas, at(5, Rule::Coupled, 1), 1, &p).after, first);
     }
 
     #[test]
@@ -197,12 +272,12 @@ mod tests {
         let (q, p, p2) = ([0.1, 0.6, 0.2, 0.1], [0.5, 0.2, 0.0, 0.3], [0.25, 0.25, 0.25, 0.25]);
         let run = |seed, rounds| {
             let mut canvas = Canvas::new(1, 8, 4);
-            canvas.apply(&at(2, Rule::Draft, 0), stream(seed), &logs(&q));
-            let first = canvas.apply(&at(2, Rule::AutoCorrect, 0), stream(seed), &logs(&p)).after;
+            apply(&mut canvas, at(2, Rule::Draft, 0), seed, &q);
+            let first = apply(&mut canvas, at(2, Rule::AutoCorrect, 0), seed, &p).after;
             if rounds == 1 {
                 return first;
             }
-            canvas.apply(&at(2, Rule::AutoCorrect, 1), stream(seed), &logs(&p2)).after
+            apply(&mut canvas, at(2, Rule::AutoCorrect, 1), seed, &p2).after
         };
         assert_follows(&p, |seed| run(seed, 1));
         assert_follows(&p2, |seed| run(seed, 2));
@@ -210,12 +285,219 @@ mod tests {
 
     #[test]
     fn auto_correct_keeps_every_draft_when_q_is_p() {
-        let p = logs(&[0.4, 0.3, 0.2, 0.1]);
+        let p = [0.4, 0.3, 0.2, 0.1];
         for seed in 0..200 {
             let mut canvas = Canvas::new(1, 1, 4);
-            canvas.apply(&at(0, Rule::Draft, 0), stream(seed), &p);
-            let Drawn { before, after } = canvas.apply(&at(0, Rule::AutoCorrect, 0), stream(seed), &p);
+            apply(&mut canvas, at(0, Rule::Draft, 0), seed, &p);
+            let Drawn { before, after } = apply(&mut canvas, at(0, Rule::AutoCorrect, 0), seed, &p);
             assert_eq!(before, after);
+        }
+    }
+
+    #[test]
+    fn a_token_that_was_put_becomes_one_of_p() {
+        let p = [0.5, 0.2, 0.0, 0.3];
+        for put in 0..4 {
+            let run = |seed| {
+                let mut canvas = Canvas::new(1, 8, 4);
+                canvas.put(2, put);
+                apply(&mut canvas, at(2, Rule::AutoCorrect, 0), seed, &p)
+            };
+            assert_follows(&p, |seed| run(seed).after);
+            let kept = (0..2000).filter(|&seed| run(seed).after == put).count() as f32 / 2000.0;
+            assert!(
+                (kept - p[put as usize]).abs() < 0.06,
+                "{put} stays {kept} of the time: what fails is not drawn again"
+            );
+        }
+    }
+
+    /// Three positions whose q and p differ, in a chain or not.
+    fn chain(seed: u64, follows: [bool; 3]) -> [Drawn; 3] {
+        let q = [[0.7, 0.2, 0.1], [0.2, 0.5, 0.3], [0.3, 0.3, 0.4]];
+        let p = [[0.3, 0.3, 0.4], [0.6, 0.2, 0.2], [0.1, 0.1, 0.8]];
+        let mut canvas = Canvas::new(1, 3, 3);
+        for (i, q) in q.iter().enumerate() {
+            apply(&mut canvas, at(i as u32, Rule::Draft, 0), seed, q);
+        }
+        let verdict = |i: usize| Draw { follows: follows[i], ..at(i as u32, Rule::AutoCorrect, 0) };
+        std::array::from_fn(|i| apply(&mut canvas, verdict(i), seed, &p[i]))
+    }
+
+    /// The law of [`chain`]: of the three tokens, first lowest; `linked` says whether followers follow.
+    fn law_of_chain(linked: bool) -> Vec<f32> {
+        let q = [[0.7f32, 0.2, 0.1], [0.2, 0.5, 0.3], [0.3, 0.3, 0.4]];
+        let p = [[0.3f32, 0.3, 0.4], [0.6, 0.2, 0.2], [0.1, 0.1, 0.8]];
+        let (mut law, digits) = (vec![0.0; 27 * 27], |code: usize| [code % 3, code / 3 % 3, code / 9]);
+        for code in 0..27 * 27 {
+            let (drafts, tokens) = (digits(code % 27), digits(code / 27));
+            let (mut probability, mut judged) = (1.0, true);
+            for i in 0..3 {
+                let (t, x) = (drafts[i], tokens[i]);
+                let residual: Vec<f32> = p[i].iter().zip(&q[i]).map(|(p, q)| (p - q).max(0.0)).collect();
+                let pass = (p[i][t] / q[i][t]).min(1.0);
+                let corrected = (1.0 - pass) * residual[x] / residual.iter().sum::<f32>();
+                probability *= q[i][t];
+                probability *= match (judged, x == t) {
+                    (false, _) => p[i][x],
+                    (true, true) => pass,
+                    (true, false) => corrected,
+                };
+                judged = !linked || (judged && x == t);
+            }
+            law[code] = probability;
+        }
+        law
+    }
+
+    #[test]
+    fn a_chain_stops_at_the_first_token_that_fails() {
+        let code = |drawn: [Drawn; 3]| {
+            let digits = |tokens: [u32; 3]| tokens[0] + 3 * tokens[1] + 9 * tokens[2];
+            digits(drawn.map(|d| d.before)) + 27 * digits(drawn.map(|d| d.after))
+        };
+        let (linked, free) = (law_of_chain(true), law_of_chain(false));
+        assert!((linked.iter().sum::<f32>() - 1.0).abs() < 1e-5);
+        assert_follows(&linked, |seed| code(chain(seed, [false, true, true])));
+        assert_follows(&free, |seed| code(chain(seed, [false; 3])));
+        let counts = |follows| {
+            let mut counts = vec![0; 27 * 27];
+            (0..20_000).for_each(|seed| counts[code(chain(seed, follows)) as usize] += 1);
+            counts
+        };
+        let linked: Vec<f64> = linked.into_iter().map(f64::from).collect();
+        let follows = |seen: Vec<usize>| crate::decode::testing::follows(&linked, &seen);
+        assert!(!follows(counts([false; 3])) && !follows(counts([false, true, false])), "the law is sharp");
+    }
+
+    #[test]
+    #[should_panic(expected = "follows no verdict")]
+    fn what_follows_follows_a_verdict() {
+        check_chains(&[at(0, Rule::Draft, 0), Draw { follows: true, ..at(1, Rule::AutoCorrect, 0) }]);
+    }
+
+    /// Tokens on a line. By distance: 0: 1 4 2 3 5, 1: 0 2 4 3 5, 2: 3 1 0 5 4, 3: 2 5 1 0 4, 4: 0 1 2 3 5, 5: 3 2 1 0 4.
+    const LINE: [f32; 6] = [0.0, 1.0, 3.0, 4.0, -1.5, 5.5];
+    const Q: [f32; 6] = [0.30, 0.05, 0.10, 0.05, 0.25, 0.25];
+    const P: [f32; 6] = [0.10, 0.25, 0.30, 0.20, 0.00, 0.15];
+
+    /// The law of a token of Q that is judged by P: by the probability that each passes, and what replaces it.
+    fn law_of(pass: [f32; 6], instead: impl Fn(usize) -> [f32; 6]) -> [f32; 6] {
+        let mut law = [0.0; 6];
+        for t in 0..6 {
+            let other = instead(t);
+            let total: f32 = other.iter().sum();
+            law[t] += Q[t] * pass[t].min(1.0);
+            for x in 0..6 {
+                law[x] += Q[t] * (1.0 - pass[t].min(1.0)) * if total > 0.0 { other[x] / total } else { 0.0 };
+            }
+        }
+        law
+    }
+
+    fn judged(test: Test, codebook: Option<&Codebook>, seed: u64) -> u32 {
+        let mut canvas = Canvas::new(1, 4, 6);
+        canvas.apply(&at(2, Rule::Draft, 0), &image(seed, test), codebook, &logs(&Q));
+        canvas.apply(&at(2, Rule::AutoCorrect, 0), &image(seed, test), codebook, &logs(&P)).after
+    }
+
+    fn positive(x: usize) -> f32 {
+        (P[x] - Q[x]).max(0.0)
+    }
+
+    /// max(0, P - Q).
+    fn token_residual(_: usize) -> [f32; 6] {
+        std::array::from_fn(positive)
+    }
+
+    #[test]
+    fn groups_follow_the_law_of_the_paper() {
+        // Ranks by P: 2, 1, 3, 5, 0; 4 has none. Of three the one before and the one after, at the ends two on one side.
+        let ratio =
+            |group: &[usize]| group.iter().map(|&c| P[c]).sum::<f32>() / group.iter().map(|&c| Q[c]).sum::<f32>();
+        let test = Test::Grouped { size: 3, delta: 1.0, distance: f32::INFINITY };
+        let pass = [ratio(&[3, 5, 0]), ratio(&[2, 1, 3]), ratio(&[2, 1, 3]), ratio(&[1, 3, 5]), 0.0, ratio(&[3, 5, 0])];
+        assert_follows(&law_of(pass, token_residual), |seed| judged(test, None, seed));
+        // Four: two after.
+        let test = Test::Grouped { size: 4, delta: 1.0, distance: f32::INFINITY };
+        let low = ratio(&[1, 3, 5, 0]);
+        let pass = [low, ratio(&[2, 1, 3, 5]), ratio(&[2, 1, 3, 5]), low, 0.0, low];
+        assert_follows(&law_of(pass, token_residual), |seed| judged(test, None, seed));
+        // Both filters: |p - p(t)| < 0.075 and squared distance < 5.
+        let codebook = Codebook::new(&LINE, 1, 0);
+        let test = Test::Grouped { size: 5, delta: 0.075, distance: 5.0 };
+        let pass = [P[0] / Q[0], ratio(&[1, 2]), ratio(&[2, 1]), ratio(&[3, 5]), 0.0, ratio(&[5, 3])];
+        assert_follows(&law_of(pass, token_residual), |seed| judged(test, Some(&codebook), seed));
+    }
+
+    #[test]
+    fn pools_follow_the_law_of_the_paper() {
+        let codebook = Codebook::new(&LINE, 1, 3);
+        let pools = |bound: &dyn Fn(usize) -> f32| {
+            let near = [[1, 4, 2], [0, 2, 4], [3, 1, 0], [2, 5, 1], [0, 1, 2], [3, 2, 1]];
+            std::array::from_fn::<Vec<usize>, 6, _>(|t| {
+                let sum = |n: usize| near[t][..n].iter().map(|&c: &usize| P[c]).sum::<f32>();
+                let most = (0..=3).rev().find(|&n| n == 0 || sum(n) <= bound(t) + 1e-6).unwrap();
+                near[t][..most].to_vec()
+            })
+        };
+        let (mass, ratio) = (pools(&|_| 0.26), pools(&|t| 1.5 * P[t]));
+        for (bound, pools) in [(PoolBound::Mass(0.26), mass), (PoolBound::Ratio(2.5), ratio)] {
+            let pass = |t: usize| (P[t] + pools[t].iter().map(|&c| P[c]).sum::<f32>()) / Q[t];
+            // What is left of p once the pool's mass is the token's.
+            let instead = |t: usize| std::array::from_fn(|x| if pools[t].contains(&x) { 0.0 } else { positive(x) });
+            let law = law_of(std::array::from_fn(pass), instead);
+            assert_follows(&law, |seed| judged(Test::Pooled { neighbours: 3, bound }, Some(&codebook), seed));
+        }
+    }
+
+    #[test]
+    fn thresholds_keep_what_has_enough_mass_around() {
+        let codebook = Codebook::new(&LINE, 1, 2);
+        // p and the two nearest: 0: .10 + .25 + 0, 1: .25 + .10 + .30, 2: .30 + .20 + .25, 3: .20 + .30 + .15,
+        // 4: 0 + .10 + .25, 5: .15 + .20 + .30.
+        let test = Test::Threshold { neighbours: 2, least: 0.64 };
+        let law = law_of([0.0, 1.0, 1.0, 1.0, 0.0, 1.0], |_| P);
+        assert_follows(&law, |seed| judged(test, Some(&codebook), seed));
+    }
+
+    #[test]
+    fn degenerate_tests_are_that_of_tokens() {
+        let codebook = Codebook::new(&LINE, 1, 5);
+        for seed in 0..2000 {
+            let token = judged(Test::Token, None, seed);
+            for test in [
+                Test::Grouped { size: 1, delta: 1.0, distance: f32::INFINITY },
+                Test::Pooled { neighbours: 0, bound: PoolBound::Mass(0.5) },
+                Test::Pooled { neighbours: 5, bound: PoolBound::Ratio(1.0) },
+            ] {
+                assert_eq!(judged(test, Some(&codebook), seed), token, "{test:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn greedy_laws_leave_only_the_best() {
+        let greedy =
+            [f32::NEG_INFINITY, 0.0, f32::NEG_INFINITY, f32::NEG_INFINITY, f32::NEG_INFINITY, f32::NEG_INFINITY];
+        let codebook = Codebook::new(&LINE, 1, 5);
+        for test in [
+            Test::Token,
+            Test::Grouped { size: 4, delta: 2.0, distance: 1e9 },
+            Test::Pooled { neighbours: 5, bound: PoolBound::Mass(0.5) },
+            Test::Pooled { neighbours: 5, bound: PoolBound::Ratio(9.0) },
+        ] {
+            for (seed, follows) in (0..60).flat_map(|seed| [(seed, false), (seed, true)]) {
+                let (mut canvas, image) = (Canvas::new(1, 4, 6), image(seed, test));
+                for position in 1..4 {
+                    canvas.put(position, seed as u32 % 6);
+                }
+                for position in 1..4 {
+                    let draw = Draw { follows: follows && position > 1, ..at(position, Rule::AutoCorrect, 0) };
+                    let drawn = canvas.apply(&draw, &image, Some(&codebook), &greedy);
+                    assert_eq!(drawn.after, 1, "{test:?}");
+                }
+            }
         }
     }
 }

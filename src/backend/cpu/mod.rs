@@ -18,6 +18,7 @@ mod norm;
 mod parallel;
 mod rotary;
 mod rows;
+mod verify;
 mod visible;
 mod weight;
 
@@ -27,6 +28,7 @@ mod tests;
 pub use draw::Canvas;
 pub use isa::Isa;
 pub use kv::KvPool;
+pub use verify::Codebook;
 pub use weight::Weight;
 
 use super::{
@@ -127,6 +129,7 @@ impl Backend for CpuBackend {
     type KvPool = KvPool;
     type Step = Step;
     type Canvas = Canvas;
+    type Codebook = Codebook;
 
     fn name(&self) -> String {
         format!("cpu ({}, {} threads)", self.level.isa(), rayon::current_num_threads())
@@ -158,6 +161,10 @@ impl Backend for CpuBackend {
 
     fn canvas(&self, images: usize, positions: usize, vocab: usize, _: bool) -> Result<Canvas, Error> {
         Ok(Canvas::new(images, positions, vocab))
+    }
+
+    fn codebook(&self, vectors: &[f32], dim: usize, neighbours: usize) -> Result<Codebook, Error> {
+        Ok(Codebook::new(vectors, dim, neighbours))
     }
 
     fn upload(&self, data: &[f32], out: &mut Tensor) {
@@ -274,8 +281,12 @@ impl Backend for CpuBackend {
         rows::copy_rows(step, logits);
     }
 
-    fn draw(&self, step: &Step, phase: Phase, logits: &Tensor, canvas: &mut Canvas) {
-        draw::draw(step, phase, logits, canvas);
+    fn put(&self, step: &Step, canvas: &mut Canvas) {
+        draw::put(step, canvas);
+    }
+
+    fn draw(&self, step: &Step, phase: Phase, logits: &Tensor, canvas: &mut Canvas, codebook: Option<&Codebook>) {
+        draw::draw(step, phase, logits, canvas, codebook);
     }
 
     fn drawn(&self, _: &Step, canvas: &Canvas) -> Result<Vec<Drawn>, Error> {

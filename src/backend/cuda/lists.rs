@@ -220,7 +220,7 @@ impl<'a> Lists<'a> {
 }
 
 fn image(image: &Image) -> WeftImage {
-    let Image { stream, sampling } = image;
+    let Image { stream, sampling, .. } = image;
     WeftImage {
         seed_low: stream.seed as u32,
         seed_high: (stream.seed >> 32) as u32,
@@ -275,7 +275,7 @@ fn see(tile: &mut WeftTile, row: &WeftRow, table: &PageTable) {
 }
 
 fn draw(draw: &Draw) -> WeftDraw {
-    let Draw { image, position, rule, round, conditional, unconditional } = *draw;
+    let Draw { image, position, rule, round, conditional, unconditional, .. } = *draw;
     // NONE is the same number on both sides.
     const { assert!(NONE == WEFT_NONE) };
     WeftDraw { image, position, rule: rule as u32, round, conditional, unconditional }

@@ -137,6 +137,7 @@ impl Backend for CudaBackend {
     type KvPool = KvPool;
     type Step = DeviceStep;
     type Canvas = Canvas;
+    type Codebook = ();
 
     fn name(&self) -> String {
         self.device.name()
@@ -250,7 +251,15 @@ impl Backend for CudaBackend {
         self.op_copy_rows(step, logits);
     }
 
-    fn draw(&self, step: &DeviceStep, phase: Phase, logits: &Tensor, canvas: &mut Canvas) {
+    fn codebook(&self, _: &[f32], _: usize, _: usize) -> Result<(), Error> {
+        unimplemented!("not yet on the device")
+    }
+
+    fn put(&self, _: &DeviceStep, _: &mut Canvas) {
+        unimplemented!("not yet on the device")
+    }
+
+    fn draw(&self, step: &DeviceStep, phase: Phase, logits: &Tensor, canvas: &mut Canvas, _: Option<&()>) {
         self.op_draw(step, phase, logits, canvas);
     }
 

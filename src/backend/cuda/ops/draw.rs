@@ -9,7 +9,7 @@ use super::super::kernels::{self, Grid, args};
 use super::super::memory::Buffer;
 use super::super::step::{Bound, Count};
 use super::super::{CudaBackend, DeviceStep, Tensor};
-use crate::backend::{Drawn, Error, Phase, Rule};
+use crate::backend::{Drawn, Error, Phase, Rule, Test};
 
 /// Entries of the vocabulary that a block of a shared draw looks at, about.
 const SHARE: usize = 8192;
@@ -96,6 +96,8 @@ impl CudaBackend {
         logits: &Tensor,
         canvas: &mut Canvas,
     ) {
+        let judges = step.host().images.iter().all(|image| image.test == Test::Token);
+        assert!(judges && !step.host().verdicts.iter().any(|draw| draw.follows), "not yet on the device");
         let (draws, which, rows) = match phase {
             Phase::Drafts => (&step.host().drafts, Count::Drafts, Bound::DraftLogits),
             Phase::Verdicts => (&step.host().verdicts, Count::Verdicts, Bound::VerdictLogits),
