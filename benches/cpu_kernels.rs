@@ -10,8 +10,8 @@ use std::hint::black_box;
 use std::time::Instant;
 use weft::backend::cpu::{CpuBackend, Isa, KvPool, Tensor, Weight};
 use weft::backend::{
-    AttentionShape, Axes, Backend, Epilogue, GroupNorm, Grouping, Layout, PAGE, PageTable, Pairing, Rotary, RowPlace,
-    Slot, Step,
+    AttentionShape, Axes, Backend, Epilogue, GroupNorm, Grouping, KvFormat, Layout, PAGE, PageTable, Pairing, Rotary,
+    RowPlace, Slot, Step,
 };
 
 /// Repeatable numbers from -1 to 1.
@@ -172,7 +172,11 @@ impl Model {
             down: weight(b, D, FF),
         };
         let norm = b.vector(&vec![bf16::ONE; D]).expect(MEMORY);
-        Self { layers: (0..LAYERS).map(layer).collect(), norm, kv: b.kv_pool(LAYERS, 74, HEADS).expect(MEMORY) }
+        Self {
+            layers: (0..LAYERS).map(layer).collect(),
+            norm,
+            kv: b.kv_pool(LAYERS, 74, HEADS, KvFormat::Bf16).expect(MEMORY),
+        }
     }
 
     fn work(b: &CpuBackend, m: usize) -> Work {

@@ -129,3 +129,9 @@ typedef struct WeftRows {
   const uint32_t *count;  // null: `max` rows
   uint32_t max;           // of the bucket; grids are sized by it
 } WeftRows;
+
+// Where an op writes its rows.
+typedef struct WeftOut {
+  void *data;
+  uint32_t room;  // 0: [row][cols] f32. Else an operand of products, with room for so many rows: see kernels/operand.cuh
+} WeftOut;

@@ -384,8 +384,9 @@ struct Slice {
     }
   }
 
-  // Writes a query's numbers, times `scale`, to a line of them.
-  static __device__ __forceinline__ void write(const State<kDim, kBytes> &state, int half, float scale, float *to,
+  // Writes a query's numbers, times `scale`, from `column` of a row on: kDim of them, or all with their padding.
+  static __device__ __forceinline__ void write(const State<kDim, kBytes> &state, int half, float scale,
+                                               const WeftOut &out, uint32_t row, uint32_t cols, uint32_t column,
                                                int length) {
     const uint32_t lane = threadIdx.x % 32;
     if constexpr (kBytes == 2) {
@@ -393,20 +394,23 @@ struct Slice {
       for (int i = 0; i < Of::kEights; i++) {
         const int at = 8 * i + 2 * (lane % 4);
         if (kDim != Of::kPadded && at >= length) continue;
-        *reinterpret_cast<float2 *>(to + at) =
-            make_float2(__fmul_rn(state.values[i][2 * half], scale), __fmul_rn(state.values[i][2 * half + 1], scale));
+        const float v[2] = {__fmul_rn(state.values[i][2 * half], scale), __fmul_rn(state.values[i][2 * half + 1], scale)};
+        ::store(out, row, cols, column + at, v);
       }
     } else {
 #pragma unroll
       for (int i = 0; i < Of::kEights; i += 2) {
         const int at = 8 * i + 4 * (lane % 4);
         if (kDim != Of::kPadded && at >= length) continue;
-        *reinterpret_cast<float4 *>(to + at) = make_float4(
+        const float v[4] = {
             __fmul_rn(state.values[i][2 * half], scale), __fmul_rn(state.values[i + 1][2 * half], scale),
-            __fmul_rn(state.values[i][2 * half + 1], scale), __fmul_rn(state.values[i + 1][2 * half + 1], scale));
+            __fmul_rn(state.values[i][2 * half + 1], scale), __fmul_rn(state.values[i + 1][2 * half + 1], scale)};
+        ::store(out, row, cols, column + at, v);
       }
     }
   }
+
+  __device__ __forceinline__ uint32_t out_cols() const { return p.kv_heads * p.group * kDim; }
 
   __device__ __forceinline__ void store(const State<kDim, kBytes> &state) const {
     const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -415,16 +419,21 @@ struct Slice {
       const uint32_t query = 16 * warp + lane / 4 + 8 * half;
       if (query >= plan.queries) continue;
       const float scale = __fmul_rn(__frcp_rn(state.sum[half]), p.value_scale);
-      write(state, half, scale, p.out + tensor_head(query) * kDim, kDim);
+      write(state, half, scale, p.out, tensor_row(query), out_cols(), head(query) * kDim, kDim);
     }
   }
 
-  // ---- Parts that blocks leave for each other: (largest, sum) of all, then their values ----
+  // ---- Parts that blocks leave for each other: (largest, sum) of all queries' parts, then their values. What one query
+  // leaves is whole lines of the level 2 cache. ----
 
-  __device__ __forceinline__ float2 *partial_sums() const { return reinterpret_cast<float2 *>(p.partials); }
-  __device__ __forceinline__ float *partial_values(const Work &work) const {
-    const size_t count = size_t(work.rows) * (p.kv_heads * p.group) * work.most_parts;
-    return p.partials + (2 * count + 3) / 4 * 4;
+  static constexpr int kLeft = (Of::kPadded + 31) / 32 * 32;  // floats of a query's part
+
+  __device__ __forceinline__ float2 *partial_sums(const Work &work, size_t query) const {
+    return reinterpret_cast<float2 *>(p.partials) + query * work.sums_per_query();
+  }
+  __device__ __forceinline__ float *partial_values(const Work &work, size_t query) const {
+    const size_t queries = size_t(work.rows) * (p.kv_heads * p.group);
+    return p.partials + 2 * queries * work.sums_per_query() + query * work.most_parts * kLeft;
   }
 
   __device__ __forceinline__ void leave(const Work &work, const State<kDim, kBytes> &state) const {
@@ -433,9 +442,9 @@ struct Slice {
     for (int half = 0; half < 2; half++) {
       const uint32_t query = 16 * warp + lane / 4 + 8 * half;
       if (query >= plan.queries) continue;
-      const size_t at = tensor_head(query) * work.most_parts + plan.part;
-      if (lane % 4 == 0) partial_sums()[at] = make_float2(state.most[half], state.sum[half]);
-      write(state, half, 1.0f, partial_values(work) + at * Of::kPadded, Of::kPadded);
+      const size_t of = tensor_head(query);
+      if (lane % 4 == 0) partial_sums(work, of)[plan.part] = make_float2(state.most[half], state.sum[half]);
+      write(state, half, 1.0f, {partial_values(work, of), 0}, plan.part, kLeft, 0, Of::kPadded);
     }
   }
 
@@ -446,20 +455,31 @@ struct Slice {
       const uint32_t query = i / kQuads, quad = i % kQuads;
       float most = -INFINITY, sum = 0.0f;
       float4 values = make_float4(0, 0, 0, 0);
-      const size_t first = tensor_head(query) * work.most_parts;
-      const float4 *from = reinterpret_cast<const float4 *>(partial_values(work)) + first * (Of::kPadded / 4) + quad;
+      const float2 *sums_of = partial_sums(work, tensor_head(query));
+      const float4 *from = reinterpret_cast<const float4 *>(partial_values(work, tensor_head(query))) + quad;
       for (uint32_t part = 0; part < plan.all_parts; part++) {
-        const float2 sums = __ldcg(partial_sums() + first + part);
-        const float4 of = __ldcg(from + part * (Of::kPadded / 4));
+        const float2 sums = __ldcg(sums_of + part);
+        const float4 of = __ldcg(from + part * (kLeft / 4));
         const Merge merge(most, sums.x);
         most = merge.most;
         sum = merge(sum, sums.y);
         values = make_float4(merge(values.x, of.x), merge(values.y, of.y), merge(values.z, of.z), merge(values.w, of.w));
       }
       const float scale = __fmul_rn(__frcp_rn(sum), p.value_scale);
-      float4 *to = reinterpret_cast<float4 *>(p.out + tensor_head(query) * kDim) + quad;
-      *to = make_float4(__fmul_rn(values.x, scale), __fmul_rn(values.y, scale), __fmul_rn(values.z, scale),
-                        __fmul_rn(values.w, scale));
+      const float v[4] = {__fmul_rn(values.x, scale), __fmul_rn(values.y, scale), __fmul_rn(values.z, scale),
+                          __fmul_rn(values.w, scale)};
+      ::store(p.out, tensor_row(query), out_cols(), head(query) * kDim + 4 * quad, v);
+    }
+  }
+
+  // Gives up what merge_parts read: nobody reads it again, so it need not go from the cache to memory.
+  __device__ __forceinline__ void discard_parts(const Work &work) const {
+    const uint32_t of_values = plan.all_parts * (kLeft / 32), lines = of_values + (plan.all_parts + 15) / 16;
+    for (uint32_t i = threadIdx.x; i < plan.queries * lines; i += kThreads) {
+      const size_t query = tensor_head(i / lines);
+      const uint32_t line = i % lines;
+      discard_line(line < of_values ? partial_values(work, query) + line * 32
+                                    : reinterpret_cast<float *>(partial_sums(work, query)) + (line - of_values) * 32);
     }
   }
 };
@@ -532,6 +552,8 @@ __device__ __forceinline__ void attend_all(const Params &p) {
       if (last) {
         __threadfence();
         slice.merge_parts(work);
+        __syncthreads();  // all have read them
+        slice.discard_parts(work);
       }
     }
     __syncthreads();  // shared memory is free again
@@ -542,7 +564,7 @@ __device__ __forceinline__ void attend_all(const Params &p) {
 
 #define WEFT_ATTENTION(kName, kDim, kBytes)                                                                          \
   extern "C" __global__ void __launch_bounds__(kThreads, 2)                                                          \
-      kName(const float *qkv, WeftStep step, const uint4 *cache, float *out, float *partials,                        \
+      kName(const float *qkv, WeftStep step, const uint4 *cache, WeftOut out, float *partials,                        \
             uint32_t partial_floats, uint32_t *finished, uint32_t finished_len, uint32_t kv_heads, uint32_t group,   \
             uint32_t multiprocessors, float scale, float value_scale) {                                              \
     attend_all<kDim, kBytes>({qkv, step, cache, out, partials, partial_floats, finished, finished_len, kv_heads,     \

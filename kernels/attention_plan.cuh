@@ -1,6 +1,6 @@
 // Which work an attention launch has, and which keys a block's rows see.
 #pragma once
-#include "common.cuh"
+#include "operand.cuh"
 
 namespace {
 
@@ -15,7 +15,7 @@ struct Params {
   const float *qkv;
   WeftStep step;
   const uint4 *cache;  // of the layer: [page][kv_head][keys, values][16][padded head_dim]
-  float *out;
+  WeftOut out;
   float *partials;
   uint32_t partial_floats;
   uint32_t *finished;  // zero between launches
@@ -36,6 +36,9 @@ struct Work {
   bool whole;  // a block takes all parts of a slice
 
   __device__ __forceinline__ uint32_t items() const { return whole ? slices : parts; }
+
+  // (largest, sum) pairs that are reserved for a query's parts: whole lines of 128 bytes.
+  __device__ __forceinline__ uint32_t sums_per_query() const { return (most_parts + 15) / 16 * 16; }
 };
 
 // What a block does: some rows of a tile, and some of the parts that its keys are cut into.
@@ -112,8 +115,9 @@ struct Planner {
   // Parts cost a write and a read of each query's numbers, which is much where queries are many; walking all parts in
   // one block wants enough blocks for the device. A matter of speed alone: the results are the same.
   __device__ __forceinline__ bool whole(const Work &work) const {
-    const uint64_t partials = uint64_t(work.rows) * p.kv_heads * p.group * work.most_parts;
-    const bool fits = partials * (2 + 128) + 4 <= p.partial_floats && uint64_t(work.rows) * p.kv_heads <= p.finished_len;
+    const uint64_t queries = uint64_t(work.rows) * p.kv_heads * p.group;
+    const bool fits = queries * (work.most_parts * 128 + 2 * work.sums_per_query()) <= p.partial_floats &&
+                      uint64_t(work.rows) * p.kv_heads <= p.finished_len;
     const uint32_t blocks = work.slices * p.kv_heads;
     const bool filled = 5 * blocks >= 2 * p.multiprocessors && work.rows * p.group >= 16 * work.slices;
     return !fits || filled || blocks >= 4 * p.multiprocessors;

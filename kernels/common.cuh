@@ -57,6 +57,11 @@ __device__ __forceinline__ float2 load_shared_8(uint32_t address) {
   return v;
 }
 
+// Gives up 128 bytes of the level 2 cache, aligned to as many: they are undefined until they are written again.
+__device__ __forceinline__ void discard_line(const void *p) {
+  asm volatile("discard.global.L2 [%0], 128;" ::"l"(__cvta_generic_to_global(p)) : "memory");
+}
+
 // ---- Tensor cores ----
 
 // Four 8x8 matrices of 16-bit values: lane l holds the address of row l % 8 of matrix l / 8.

@@ -14,14 +14,15 @@
 // 16, upwards, in one accumulator; the parts are added upwards. So neither the number of rows nor the tile a row falls
 // into nor the variant of this kernel shows in a bit of the result, nor does the number of multiprocessors.
 #pragma once
-#include "common.cuh"
+#include "operand.cuh"
 
 // What is done with the sums.
 enum LinearEpilogue { LINEAR_STORE = 0, LINEAR_ADD = 1, LINEAR_SWIGLU = 2 };
 
 struct LinearArgs {
-  float *out;              // [rows][n]
-  const void *x;           // [rows][k] f32, or what weft_linear_round made of it
+  WeftOut out;             // [rows][n]
+  const uint4 *x;          // [rows][k], an operand
+  uint32_t room;           // of it
   WeftRows rows;
   const uint32_t *groups;  // null, or group g has rows groups[g] .. groups[g + 1] and weight rows g n .. (g + 1) n
   const uint4 *a, *b;      // packed weights; b is the second of SwiGLU
@@ -122,72 +123,9 @@ struct Int4 {
 
 // ---- Where the tokens come from ----
 
-// f32 rows, rounded when an operand is made: for few rows, where every warp's doing it again costs nothing. A row of a
-// stage is cut into 32-byte pieces, permuted by the row so that four rows meet no bank twice.
+// The rows of an operand (operand.cuh), whose panels a stage holds as they are.
 template <int kRows, int kKS>
-struct Floats {
-  static constexpr int kBytes = kRows * kKS * 4;
-  static constexpr int kChunks = kKS / 4;  // 16-byte chunks of a row
-
-  __device__ static __forceinline__ uint32_t place(uint32_t row, uint32_t chunk) {
-    return row * kKS * 4 + (((chunk >> 1) ^ (row & 3)) << 5) + ((chunk & 1) << 4);
-  }
-
-  // Where a thread copies from and to: one chunk of a row, and of the rows kThreads / kChunks apart.
-  struct Source {
-    const float *x;
-    uint32_t row, left, to;  // its row, columns from its first one to the end of x, its place in a stage
-  };
-
-  template <int kThreads>
-  __device__ static __forceinline__ Source source(const LinearArgs &args, uint32_t first, uint32_t k) {
-    static_assert(kThreads / kChunks % 4 == 0, "the permutation of all rows of a thread is one");
-    const uint32_t row = threadIdx.x / kChunks, chunk = threadIdx.x % kChunks;
-    k += chunk * 4;
-    return {static_cast<const float *>(args.x) + size_t(first + row) * args.k + k, row, args.k - min(args.k, k),
-            place(row, chunk)};
-  }
-
-  // Copies a stage and goes on to the next.
-  template <int kThreads>
-  __device__ static __forceinline__ void copy(const LinearArgs &args, Source &from, uint32_t to, uint32_t rows) {
-    constexpr int kStride = kThreads / kChunks;
-#pragma unroll
-    for (int j = 0; j < kRows / kStride; j++) {
-      const bool inside = from.row + j * kStride < rows && from.left > 0;
-      const float *x = from.x + size_t(j * kStride) * args.k;
-      const uint32_t address = to + from.to + j * kStride * kKS * 4;
-      if (args.k % 4 == 0) {
-        copy_async_16(address, inside ? x : static_cast<const float *>(args.x), inside);
-      } else {  // rows begin anywhere
-        float v[4];
-#pragma unroll
-        for (int i = 0; i < 4; i++) v[i] = inside && i < from.left ? x[i] : 0.0f;
-        asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(v[0]), "f"(v[1]), "f"(v[2]),
-                     "f"(v[3])
-                     : "memory");
-      }
-    }
-    from.x += kKS;
-    from.left -= min(from.left, uint32_t(kKS));
-  }
-
-  // The operands of two steps for the eight tokens from `row` on; `k` is a multiple of 32.
-  __device__ static __forceinline__ void operand(uint32_t (&b)[4], uint32_t stage, uint32_t row, uint32_t k,
-                                                 uint32_t lane) {
-    const uint32_t r = row + lane / 4;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const float2 v = load_shared_8(stage + place(r, (k + i * 8) / 4) + (lane % 4) * 8);
-      b[i] = pack_bf16(v.x, v.y);
-    }
-  }
-};
-
-// bf16 rows as weft_linear_round leaves them: panels of 32 columns, a row of a panel 64 bytes, its four 16-byte chunks
-// permuted by the row (the 64-byte swizzle of Hopper's matrix descriptors): ldmatrix meets no bank twice.
-template <int kRows, int kKS>
-struct Rounded {
+struct Tokens {
   static constexpr int kBytes = kRows * kKS * 2;
 
   // Where a thread copies from and to: one chunk of a row, and of the rows kThreads / 4 apart.
@@ -201,7 +139,7 @@ struct Rounded {
   __device__ static __forceinline__ Source source(const LinearArgs &args, uint32_t first, uint32_t k) {
     static_assert(kThreads / 4 % 8 == 0, "the permutation of all rows of a thread is one");
     const uint32_t row = threadIdx.x / 4, chunk = threadIdx.x % 4, source = first + row;
-    const uint4 *panel = static_cast<const uint4 *>(args.x) + size_t(k / 32) * args.rows.max * 4;
+    const uint4 *panel = args.x + size_t(k / 32) * args.room * 4;
     return {panel + source * 4 + (chunk ^ (source / 2 % 4)), row, (args.k + 31) / 32 - k / 32,
             row * 64 + ((chunk ^ (row / 2 % 4)) << 4)};
   }
@@ -218,9 +156,9 @@ struct Rounded {
         if ((j + 1) * kStride > kRows && from.row + j * kStride >= kRows) break;
         const bool inside = within && from.row + j * kStride < rows;
         copy_async_16(to + from.to + panel * kRows * 64 + j * kStride * 64,
-                      inside ? from.x + j * kStride * 4 : static_cast<const uint4 *>(args.x), inside);
+                      inside ? from.x + j * kStride * 4 : args.x, inside);
       }
-      from.x += args.rows.max * 4;
+      from.x += size_t(args.room) * 4;
     }
     from.left -= min(from.left, uint32_t(kKS / 32));
   }
@@ -233,11 +171,6 @@ struct Rounded {
 };
 
 // ---- The end of a block ----
-
-// Gives up 128 bytes of the level 2 cache, aligned to as many: they are undefined until they are written again.
-__device__ __forceinline__ void discard_line(const void *p) {
-  asm volatile("discard.global.L2 [%0], 128;" ::"l"(__cvta_generic_to_global(p)) : "memory");
-}
 
 // What becomes of the sums that kThreads threads of a block hold: kNT tiles of 16 outputs by kMT tiles of eight tokens
 // for each warp, as mma leaves them.
@@ -308,25 +241,62 @@ struct Sums {
       if (swiglu && i == 1) break;
 #pragma unroll
       for (int half = 0; half < 2; half++) {
+        // Past the last output, or before the first as an unsigned number, nothing is written.
         const uint32_t column = (i == 0 ? column_a : column_b) + lane / 4 + half * 8;
-        if (column >= args.n) continue;  // or before the first, as an unsigned number
-        const uint32_t row = first_row + column;
+        const uint32_t row = first_row + (column < args.n ? column : 0);
         const float bias = args.bias ? args.bias[row] : 0.0f;
-        uint32_t token = mw * kMT * 8 + lane % 4 * 2;
-        float *out = args.out + size_t(begin + token) * args.n + column;
-#pragma unroll
-        for (int j = 0; j < kMT; j++, token += 8, out += size_t(args.n) * 8)
-#pragma unroll
-          for (int e = 0; e < 2; e++) {
-            if (token + e >= rows) continue;
-            float v = Format::finish(args.scale_a, row, sums[i][j][half * 2 + e]) + bias;
-            if (swiglu) {
-              const float up = Format::finish(args.scale_b, row, sums[kNT - 1][j][half * 2 + e]);
-              v = __fdividef(v, 1.0f + expf(-v)) * up;  // within 2 ulp of the quotient
-            }
-            float *to = out + (e ? args.n : 0);
-            *to = args.epilogue == LINEAR_ADD ? *to + v : v;
+        const auto value = [&](int j, int e) {
+          float v = Format::finish(args.scale_a, row, sums[i][j][half * 2 + e]) + bias;
+          if (swiglu) {
+            const float up = Format::finish(args.scale_b, row, sums[kNT - 1][j][half * 2 + e]);
+            v = __fdividef(v, 1.0f + expf(-v)) * up;  // within 2 ulp of the quotient
           }
+          return v;
+        };
+        const uint32_t token = mw * kMT * 8 + lane % 4 * 2;
+        if (args.out.room == 0) {
+          store_floats(args, column, begin, token, rows, value);
+        } else {
+          store_operand(args, column, begin, token, rows, lane, value);
+        }
+      }
+    }
+  }
+
+  // Writes an output of two tokens of each eight.
+  template <class Value>
+  __device__ static __forceinline__ void store_floats(const LinearArgs &args, uint32_t column, uint32_t begin,
+                                                      uint32_t token, uint32_t rows, Value value) {
+    if (column >= args.n) return;
+    float *out = static_cast<float *>(args.out.data) + size_t(begin + token) * args.n + column;
+#pragma unroll
+    for (int j = 0; j < kMT; j++, token += 8, out += size_t(args.n) * 8)
+#pragma unroll
+      for (int e = 0; e < 2; e++) {
+        if (token + e >= rows) continue;
+        float *to = out + (e ? args.n : 0);
+        const float v = value(j, e);
+        *to = args.epilogue == LINEAR_ADD ? *to + v : v;
+      }
+  }
+
+  // The same, for the next product. Neighbours in a column swap, so that each writes two outputs of one token.
+  template <class Value>
+  __device__ static __forceinline__ void store_operand(const LinearArgs &args, uint32_t column, uint32_t begin,
+                                                       uint32_t token, uint32_t rows, uint32_t lane, Value value) {
+    const bool odd = lane / 4 % 2 != 0;
+    column -= odd;
+    token += odd;
+#pragma unroll
+    for (int j = 0; j < kMT; j++, token += 8) {
+      const float first = value(j, 0), second = value(j, 1);
+      const float other = __shfl_xor_sync(0xffffffffu, odd ? first : second, 4);
+      const float v[2] = {odd ? other : first, odd ? second : other};
+      if (token >= rows || column >= args.n) continue;
+      if (column + 1 < args.n) {
+        store(args.out, begin + token, args.n, column, v);
+      } else {
+        store(args.out, begin + token, args.n, column, {v[0]});
       }
     }
   }
@@ -334,7 +304,7 @@ struct Sums {
 
 // ---- The kernel ----
 
-template <class Format, template <int, int> class Tokens, int kNW, int kMW, int kNT, int kMT, int kKS, int kStages>
+template <class Format, int kNW, int kMW, int kNT, int kMT, int kKS, int kStages>
 struct Linear {
   static constexpr int kThreads = kNW * kMW * 32;
   static constexpr int kRows = kMW * kMT * 8;
@@ -531,9 +501,10 @@ struct Linear {
 #define WEFT_LINEAR(name, min_blocks, ...) WEFT_LINEAR_ENTRY(name, min_blocks, Linear<__VA_ARGS__>)
 #define WEFT_LINEAR_ENTRY(name, min_blocks, ...)                                                                   \
   extern "C" __global__ void __launch_bounds__((__VA_ARGS__::kThreads), min_blocks)                                \
-      name(float *out, const void *x, WeftRows rows, const uint32_t *groups, const uint4 *a, const uint4 *b,       \
-           const void *scale_a, const void *scale_b, const float *bias, uint32_t n, uint32_t k, uint32_t row_blocks, \
-           uint32_t tiles, uint32_t part, uint32_t parts, uint32_t epilogue, float4 *partial, uint32_t *arrived) { \
-    __VA_ARGS__::run({out, x, rows, groups, a, b, scale_a, scale_b, bias, n, k, row_blocks, tiles, part,   \
-                              parts, epilogue, partial, arrived});                                                 \
+      name(WeftOut out, const uint4 *x, uint32_t room, WeftRows rows, const uint32_t *groups, const uint4 *a,      \
+           const uint4 *b, const void *scale_a, const void *scale_b, const float *bias, uint32_t n, uint32_t k,    \
+           uint32_t row_blocks, uint32_t tiles, uint32_t part, uint32_t parts, uint32_t epilogue, float4 *partial, \
+           uint32_t *arrived) {                                                                                    \
+    __VA_ARGS__::run({out, x, room, rows, groups, a, b, scale_a, scale_b, bias, n, k, row_blocks, tiles, part,     \
+                      parts, epilogue, partial, arrived});                                                         \
   }

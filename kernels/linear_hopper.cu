@@ -2,7 +2,7 @@
 // the weights in registers.
 //
 // The packed weight is the one of the other variants: what a lane gives to mma.m16n8k16 is what it gives to a warp's 16
-// rows of wgmma. So is what weft_linear_round leaves: panels of 64-byte rows in the swizzle of a matrix descriptor.
+// rows of wgmma. So is the operand: panels of 64-byte rows in the swizzle of a matrix descriptor.
 //
 // The order of the sums is that of the other variants too, but how wgmma and mma.sync add inside a step is not
 // documented and may differ in the last bit. So a weight is made for the one or the other, and all products with it, for one row
@@ -180,7 +180,7 @@ struct Hopper {
     const uint32_t units = (args.k + 15) / 16;
     const uint32_t left_a = min(args.tiles - min(args.tiles, at.tile_a), 8u);
     const uint32_t left_b = kNT == 1 ? 0 : min(args.tiles - min(args.tiles, at.tile_b), 8u);
-    const uint4 *x = static_cast<const uint4 *>(args.x) + (size_t(at.k / 32) * args.rows.max + begin) * 4;
+    const uint4 *x = args.x + (size_t(at.k / 32) * args.room + begin) * 4;
     const uint4 *a = args.a + (size_t(at.tile_a) * units + at.k / 16) * 32;
     const uint4 *b = (swiglu ? args.b : args.a) + (size_t(at.tile_b) * units + at.k / 16) * 32;
     uint32_t stage = 0, parity = 1;  // the first round finds the stages free
@@ -201,7 +201,7 @@ struct Hopper {
       for (uint32_t panel = 0; panel < 2; panel++) {
         // Past the last panel any numbers do: the weights there are zero.
         const uint32_t source = steps > 2 ? i * 2 + panel : i * 2;
-        copy_bulk(to + kWeightBytes + panel * kPanelBytes, x + size_t(source) * args.rows.max * 4, rows * 64, barrier);
+        copy_bulk(to + kWeightBytes + panel * kPanelBytes, x + size_t(source) * args.room * 4, rows * 64, barrier);
       }
       if (++stage == kStages) {
         stage = 0;

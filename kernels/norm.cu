@@ -1,9 +1,13 @@
-// RMSNorm over rows: out[m] = x[m] / sqrt(mean(x[m]^2) + eps) * weight.
+// Norms over rows: RMSNorm, out[m] = x[m] / sqrt(mean(x[m]^2) + eps) * weight, and LayerNorm, out[m] = (x[m] - mean(x[m]))
+// / sqrt(mean((x[m] - mean(x[m]))^2) + eps) * weight + bias.
 //
-// One block per row; its threads, and so the order of the sum, depend on the columns alone.
+// One block per row; its threads, and so the order of the sums, depend on the columns alone.
 #include "floats.cuh"
+#include "operand.cuh"
 
-// What a thread keeps of its row between the sum and the scaling; a wider row is read again.
+namespace {
+
+// What a thread keeps of its row between the sums and the scaling; a wider row is read again.
 constexpr int KEPT = 4;
 
 // The part of the stacked weights that serves a row: rows groups[g] .. groups[g + 1] use part g.
@@ -13,56 +17,100 @@ __device__ __forceinline__ uint32_t part_of(const uint32_t *groups, uint32_t par
   return part;
 }
 
+// The row of a block, N columns at a time.
 template <int N>
-__device__ __forceinline__ void rms_norm_rows(const float *__restrict__ x, const float *__restrict__ weight,
-                                              float *__restrict__ out, WeftRows rows, uint32_t cols, float eps,
-                                              const uint32_t *groups, uint32_t parts) {
-  __shared__ float scratch[32];
-  const uint32_t row = blockIdx.x;
-  if (row >= weft_rows(rows)) return;
-  const uint32_t vectors = cols / N;
-  const Floats<N> *from = reinterpret_cast<const Floats<N> *>(x + (size_t)row * cols);
+struct Row {
+  const Floats<N> *from;
+  uint32_t vectors;
   Floats<N> kept[KEPT];
-  float sum = 0.0f;
-  const auto add = [&](const Floats<N> &values) {
-#pragma unroll
-    for (int j = 0; j < N; ++j) sum = fmaf(values.v[j], values.v[j], sum);
-  };
-#pragma unroll
-  for (int i = 0; i < KEPT; ++i) {
-    const uint32_t at = threadIdx.x + i * blockDim.x;
-    if (at < vectors) add(kept[i] = from[at]);
-  }
-  for (uint32_t at = threadIdx.x + KEPT * blockDim.x; at < vectors; at += blockDim.x) add(from[at]);
-  const float scale = 1.0f / sqrtf(block_sum(sum, scratch) / (float)cols + eps);
 
-  const uint32_t part = groups ? part_of(groups, parts, row) : 0;
+  __device__ __forceinline__ Row(const float *x, uint32_t cols)
+      : from(reinterpret_cast<const Floats<N> *>(x + size_t(blockIdx.x) * cols)), vectors(cols / N) {
+#pragma unroll
+    for (int i = 0; i < KEPT; ++i) {
+      const uint32_t at = threadIdx.x + i * blockDim.x;
+      if (at < vectors) kept[i] = from[at];
+    }
+  }
+
+  // Calls `use` with the columns of this thread and where they are.
+  template <class Use>
+  __device__ __forceinline__ void each(Use use) const {
+#pragma unroll
+    for (int i = 0; i < KEPT; ++i) {
+      const uint32_t at = threadIdx.x + i * blockDim.x;
+      if (at < vectors) use(at, kept[i]);
+    }
+    for (uint32_t at = threadIdx.x + KEPT * blockDim.x; at < vectors; at += blockDim.x) use(at, from[at]);
+  }
+
+  // The sum of `of` each column, the same in all threads.
+  template <class Of>
+  __device__ __forceinline__ float sum(float *scratch, Of of) const {
+    float sum = 0.0f;
+    each([&](uint32_t, const Floats<N> &values) {
+#pragma unroll
+      for (int j = 0; j < N; ++j) sum = of(sum, values.v[j]);
+    });
+    return block_sum(sum, scratch);
+  }
+};
+
+template <int N>
+__device__ __forceinline__ void rms_norm_row(const float *__restrict__ x, const float *__restrict__ weight,
+                                             WeftOut out, WeftRows rows, uint32_t cols, float eps,
+                                             const uint32_t *groups, uint32_t parts) {
+  __shared__ float scratch[32];
+  if (blockIdx.x >= weft_rows(rows)) return;
+  const Row<N> row(x, cols);
+  const float squares = row.sum(scratch, [](float sum, float value) { return fmaf(value, value, sum); });
+  const float scale = 1.0f / sqrtf(squares / (float)cols + eps);
+
+  const uint32_t part = groups ? part_of(groups, parts, blockIdx.x) : 0;
   const Floats<N> *scales = reinterpret_cast<const Floats<N> *>(weight + (size_t)part * cols);
-  Floats<N> *to = reinterpret_cast<Floats<N> *>(out + (size_t)row * cols);
-  const auto store = [&](uint32_t at, Floats<N> values) {
+  row.each([&](uint32_t at, Floats<N> values) {
     const Floats<N> w = scales[at];
 #pragma unroll
     for (int j = 0; j < N; ++j) values.v[j] = values.v[j] * scale * w.v[j];
-    to[at] = values;
-  };
+    store(out, blockIdx.x, cols, at * N, values.v);
+  });
+}
+
+template <int N>
+__device__ __forceinline__ void layer_norm_row(const float *__restrict__ x, const float *__restrict__ weight,
+                                               const float *__restrict__ bias, WeftOut out, WeftRows rows,
+                                               uint32_t cols, float eps) {
+  __shared__ float scratch[32];
+  if (blockIdx.x >= weft_rows(rows)) return;
+  const Row<N> row(x, cols);
+  const float mean = row.sum(scratch, [](float sum, float value) { return sum + value; }) / (float)cols;
+  // Of the differences: the mean of the squares less the square of the mean would cancel where the mean is large.
+  const float squares = row.sum(scratch, [=](float sum, float value) { return fmaf(value - mean, value - mean, sum); });
+  const float scale = 1.0f / sqrtf(squares / (float)cols + eps);
+  row.each([&](uint32_t at, Floats<N> values) {
+    const Floats<N> w = reinterpret_cast<const Floats<N> *>(weight)[at];
+    const Floats<N> b = reinterpret_cast<const Floats<N> *>(bias)[at];
 #pragma unroll
-  for (int i = 0; i < KEPT; ++i) {
-    const uint32_t at = threadIdx.x + i * blockDim.x;
-    if (at < vectors) store(at, kept[i]);
+    for (int j = 0; j < N; ++j) values.v[j] = fmaf((values.v[j] - mean) * scale, w.v[j], b.v[j]);
+    store(out, blockIdx.x, cols, at * N, values.v);
+  });
+}
+
+}  // namespace
+
+// SUFFIX: columns are a multiple of 4, or (_ragged) any number. `groups`: where the step's groups of rows begin, null for
+// one weight.
+#define WEFT_NORM(SUFFIX, N)                                                                                          \
+  extern "C" __global__ void __launch_bounds__(1024)                                                                  \
+      rms_norm##SUFFIX(const float *x, const float *weight, WeftOut out, WeftRows rows, uint32_t cols, float eps,     \
+                       const uint32_t *groups, uint32_t parts) {                                                      \
+    rms_norm_row<N>(x, weight, out, rows, cols, eps, groups, parts);                                                  \
+  }                                                                                                                   \
+  extern "C" __global__ void __launch_bounds__(1024)                                                                  \
+      layer_norm##SUFFIX(const float *x, const float *weight, const float *bias, WeftOut out, WeftRows rows,          \
+                         uint32_t cols, float eps) {                                                                  \
+    layer_norm_row<N>(x, weight, bias, out, rows, cols, eps);                                                         \
   }
-  for (uint32_t at = threadIdx.x + KEPT * blockDim.x; at < vectors; at += blockDim.x) store(at, from[at]);
-}
 
-// `groups`: where the step's groups of rows begin, null for one weight. Columns are a multiple of 4.
-extern "C" __global__ void __launch_bounds__(1024)
-    rms_norm(const float *x, const float *weight, float *out, WeftRows rows, uint32_t cols, float eps,
-             const uint32_t *groups, uint32_t parts) {
-  rms_norm_rows<4>(x, weight, out, rows, cols, eps, groups, parts);
-}
-
-// Any number of columns.
-extern "C" __global__ void __launch_bounds__(1024)
-    rms_norm_ragged(const float *x, const float *weight, float *out, WeftRows rows, uint32_t cols, float eps,
-                    const uint32_t *groups, uint32_t parts) {
-  rms_norm_rows<1>(x, weight, out, rows, cols, eps, groups, parts);
-}
+WEFT_NORM(, 4)
+WEFT_NORM(_ragged, 1)

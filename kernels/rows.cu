@@ -3,6 +3,7 @@
 // One block per row of the output; rows beyond the count have no work. Columns are moved N at a time: 4 when they are a
 // multiple of 4, else 1 (the entries named _ragged).
 #include "floats.cuh"
+#include "operand.cuh"
 
 template <int N>
 __device__ __forceinline__ void copy_row(const float *from, float *to, uint32_t cols) {
@@ -63,12 +64,16 @@ __device__ __forceinline__ void select_row(const WeftStep &step, const float *__
 template <int N>
 __device__ __forceinline__ void gather_source(const WeftStep &step, const float *__restrict__ states,
                                               const float *__restrict__ tokens, const uint32_t *__restrict__ canvas,
-                                              float *__restrict__ out, uint32_t cols) {
+                                              const WeftOut &out, uint32_t cols) {
   if (blockIdx.x >= step.counts->sources) return;
   const WeftSource source = step.sources[blockIdx.x];
-  float *to = out + (size_t)blockIdx.x * 2 * cols;
-  copy_row<N>(states + (size_t)source.state * cols, to, cols);
-  copy_row<N>(tokens + (size_t)canvas[source.token] * cols, to + cols, cols);
+  const auto copy = [&](const float *from, uint32_t column) {
+    const Floats<N> *of = reinterpret_cast<const Floats<N> *>(from);
+    for (uint32_t at = threadIdx.x; at < cols / N; at += blockDim.x)
+      store(out, blockIdx.x, 2 * cols, column + at * N, of[at].v);
+  };
+  copy(states + (size_t)source.state * cols, 0);
+  copy(tokens + (size_t)canvas[source.token] * cols, cols);
 }
 
 // x[to] = x[from]; targets lie beyond the rows in use, so that no row is both.
@@ -93,7 +98,7 @@ __device__ __forceinline__ void copy_one(const WeftStep &step, float *x, uint32_
     select_row<N>(step, x, out, cols);                                                                                \
   }                                                                                                                   \
   extern "C" __global__ void gather_sources##SUFFIX(WeftStep step, const float *states, const float *tokens,          \
-                                                    const uint32_t *canvas, float *out, uint32_t cols) {              \
+                                                    const uint32_t *canvas, WeftOut out, uint32_t cols) {              \
     gather_source<N>(step, states, tokens, canvas, out, cols);                                                        \
   }                                                                                                                   \
   extern "C" __global__ void copy_rows##SUFFIX(WeftStep step, float *x, uint32_t cols) { copy_one<N>(step, x, cols); }

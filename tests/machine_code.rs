@@ -98,8 +98,8 @@ fn the_report_of_ptxas_is_understood() {
 /// must be among their machine code on every architecture.
 const MEANT: &[(&str, &[&str])] = &[
     // Weights through asynchronous copies past the first cache, products on tensor cores.
-    ("weft_linear_8", &["HMMA.16816.F32.BF16", "LDGSTS.E.BYPASS.128", "LDS.128"]),
-    ("weft_linear_16", &["HMMA.16816.F32.BF16", "LDGSTS.E.BYPASS.128"]),
+    ("weft_linear_8", &["HMMA.16816.F32.BF16", "LDGSTS.E.BYPASS.128", "LDS.128", "LDSM"]),
+    ("weft_linear_16", &["HMMA.16816.F32.BF16", "LDGSTS.E.BYPASS.128", "LDSM"]),
     ("weft_linear_32", &["HMMA.16816.F32.BF16", "LDGSTS.E.BYPASS.128", "LDSM"]),
     ("weft_linear_two_*", &["HMMA.16816.F32.BF16", "LDGSTS.E.BYPASS.128"]),
     ("weft_linear_two_144", &["LDSM"]),
@@ -119,6 +119,7 @@ const MEANT: &[(&str, &[&str])] = &[
     ("group_norm_apply", &["LDG.E.128", "STG.E.128"]),
     ("group_norm_statistics", &["LDG.E.128"]),
     ("keep_states", &["LDG.E.128", "STG.E.128"]),
+    ("layer_norm", &["LDG.E.128", "STG.E.128"]),
     ("rms_norm", &["LDG.E.128", "STG.E.128"]),
     ("select_rows", &["LDG.E.128", "STG.E.128"]),
     ("upsample", &["LDG.E.128", "STG.E.128"]),

@@ -33,7 +33,7 @@ pub fn run(backend: &CudaBackend, watch: &Stopwatch, copy: f64, small: bool) -> 
         let w = weight(backend, n, k)?;
         for &m in rows {
             let (x, mut out) = (filled(backend, m, k)?, backend.tensor(m, n)?);
-            let bytes = 2 * n * k + 4 * m * (n + k);
+            let bytes = 2 * n * k + m * (4 * n + 2 * k);
             let mut queue = || backend.linear(&x, &w, &mut out, Epilogue::Store, Grouping::One);
             let seconds = best(|| watch.cold_seconds(&mut queue))?;
             all.push(report(name, m, bytes, seconds, copy));
@@ -41,8 +41,8 @@ pub fn run(backend: &CudaBackend, watch: &Stopwatch, copy: f64, small: bool) -> 
     }
     let (gate, up) = (weight(backend, f, d)?, weight(backend, f, d)?);
     for &m in rows {
-        let (x, mut out) = (filled(backend, m, d)?, backend.tensor(m, f)?);
-        let bytes = 4 * f * d + 4 * m * (f + d);
+        let (x, mut out) = (filled(backend, m, d)?, backend.operand(m, f)?);
+        let bytes = 4 * f * d + 2 * m * (f + d);
         let seconds = best(|| watch.cold_seconds(|| backend.swiglu(&x, &gate, &up, &mut out, Grouping::One)))?;
         all.push(report("SwiGLU f x d", m, bytes, seconds, copy));
     }
@@ -51,7 +51,7 @@ pub fn run(backend: &CudaBackend, watch: &Stopwatch, copy: f64, small: bool) -> 
 }
 
 fn filled(backend: &CudaBackend, rows: usize, cols: usize) -> Result<<CudaBackend as Backend>::Tensor, Error> {
-    let mut x = backend.tensor(rows, cols)?;
+    let mut x = backend.operand(rows, cols)?;
     backend.upload(&vec![0.5; rows * cols], &mut x);
     Ok(x)
 }

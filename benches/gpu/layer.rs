@@ -2,8 +2,8 @@
 
 use half::bf16;
 use weft::backend::{
-    AttentionShape, Axes, Backend, Capacity, Epilogue, Error, Grouping, Layout, PAGE, PageTable, Pairing, Rotary,
-    RowPlace, Slot, Step,
+    AttentionShape, Axes, Backend, Capacity, Epilogue, Error, Grouping, KvFormat, Layout, PAGE, PageTable, Pairing,
+    Rotary, RowPlace, Slot, Step,
 };
 
 const ROTARY: Rotary = Rotary { theta: 1e4, axes: Axes::One, pairing: Pairing::Halves };
@@ -49,7 +49,7 @@ impl<B: Backend> Layer<B> {
     /// A layer with room for so many rows and pages.
     pub fn new(backend: &B, shape: Shape, rows: usize, pages: usize) -> Result<Self, Error> {
         let Shape { hidden, intermediate, attention } = shape;
-        let tensor = |cols| backend.tensor(rows, cols);
+        let (tensor, operand) = (|cols| backend.tensor(rows, cols), |cols| backend.operand(rows, cols));
         let mut x = tensor(hidden)?;
         let noise: Vec<f32> = (0..rows * hidden).map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0).collect();
         backend.upload(&noise, &mut x);
@@ -61,12 +61,12 @@ impl<B: Backend> Layer<B> {
             gate: weight(backend, intermediate, hidden)?,
             up: weight(backend, intermediate, hidden)?,
             down: weight(backend, hidden, intermediate)?,
-            kv: backend.kv_pool(1, pages, attention)?,
+            kv: backend.kv_pool(1, pages, attention, KvFormat::Bf16)?,
             x,
-            normed: tensor(hidden)?,
+            normed: operand(hidden)?,
             heads: tensor(attention.qkv())?,
-            mixed: tensor(attention.query())?,
-            inner: tensor(intermediate)?,
+            mixed: operand(attention.query())?,
+            inner: operand(intermediate)?,
         })
     }
 

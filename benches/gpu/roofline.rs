@@ -169,7 +169,7 @@ fn count(
     let scene = model.scene;
     let mut layer = Layer::new(backend, model.shape, rows, scene.all_pages())?;
     let head = weight(backend, model.vocab, model.shape.hidden)?;
-    let (mut x, mut logits) = (backend.tensor(rows, model.shape.hidden)?, backend.tensor(rows, model.vocab)?);
+    let (mut x, mut logits) = (backend.operand(rows, model.shape.hidden)?, backend.tensor(rows, model.vocab)?);
     let mut step = backend.step(scene.capacity(rows))?;
     backend.set_step(scene.step(rows, scene.side * (scene.side / 2)), &mut step)?;
     backend.upload(&vec![0.5; rows * model.shape.hidden], &mut x);

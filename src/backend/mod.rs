@@ -19,10 +19,12 @@ mod codebook;
 pub mod cpu;
 #[cfg(weft_cuda)]
 pub mod cuda;
+mod quantise;
 #[cfg(test)]
 pub(crate) mod reference;
 mod step;
 
+pub use quantise::{Fp8, Int4, KvFormat, KvScales, WeightFormat};
 pub use step::{
     Copy, Draw, Drawn, GROUP, Image, Layout, NONE, PageTable, Phase, PoolBound, Put, RowPlace, Rule, Slot, Source,
     Step, Test,
@@ -186,6 +188,16 @@ pub struct Embedding<'a, T> {
     pub bias: &'a T,
 }
 
+/// How a weight is stored, and what for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Storage {
+    /// Its numbers.
+    pub format: WeightFormat,
+    /// Rows that most of its products are expected to have; 0 if that is not known. A backend may lay the weight out for
+    /// so many; what comes out is then within the rounding of f32 sums of what it would be otherwise.
+    pub rows: usize,
+}
+
 /// How large a step may become; what a backend reserves for it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Capacity {
@@ -224,15 +236,32 @@ pub trait Backend: Send + Sync {
     /// Name for people: device and instruction set.
     fn name(&self) -> String;
     /// Packs a row-major `[n, k]` weight.
-    fn weight(&self, data: &[bf16], n: usize, k: usize) -> Result<Self::Weight, Error>;
+    fn weight(&self, data: &[bf16], n: usize, k: usize) -> Result<Self::Weight, Error> {
+        self.weight_in(Storage::default(), data, n, k)
+    }
+    /// The same, quantised to what the storage says. Only [`Backend::linear`] and [`Backend::swiglu`] without groups take
+    /// it; both weights of a SwiGLU have one storage. Its products are those of the bf16 numbers that it then stands for.
+    fn weight_in(&self, storage: Storage, data: &[bf16], n: usize, k: usize) -> Result<Self::Weight, Error>;
     /// Copies a vector.
     fn vector(&self, data: &[bf16]) -> Result<Self::Vector, Error>;
     /// A zeroed tensor of `[0, cols]` with room for `max_rows`.
     fn tensor(&self, max_rows: usize, cols: usize) -> Result<Self::Tensor, Error>;
+    /// The same for values that only [`Backend::linear`] and [`Backend::swiglu`] read: a backend may keep them rounded to
+    /// bf16, as the products take them. [`Backend::upload`], the norms, [`Backend::swiglu`], [`Backend::linear`] that
+    /// stores, [`Backend::attention`] and [`Backend::gather_sources`] can write it; no other op takes it.
+    fn operand(&self, max_rows: usize, cols: usize) -> Result<Self::Tensor, Error> {
+        self.tensor(max_rows, cols)
+    }
     /// Zeroed storage (a masked slot must hold finite values).
-    fn kv_pool(&self, layers: usize, pages: usize, shape: AttentionShape) -> Result<Self::KvPool, Error>;
+    fn kv_pool(
+        &self,
+        layers: usize,
+        pages: usize,
+        shape: AttentionShape,
+        format: KvFormat,
+    ) -> Result<Self::KvPool, Error>;
     /// Bytes that [`Backend::kv_pool`] would allocate.
-    fn kv_bytes(&self, layers: usize, pages: usize, shape: AttentionShape) -> u64;
+    fn kv_bytes(&self, layers: usize, pages: usize, shape: AttentionShape, format: KvFormat) -> u64;
     /// Room for steps up to `capacity`.
     fn step(&self, capacity: Capacity) -> Result<Self::Step, Error>;
     /// Canvases of `images` images with so many positions; `proposals` reserves what [`Rule::AutoCorrect`] keeps:
@@ -243,7 +272,7 @@ pub trait Backend: Send + Sync {
     fn codebook(&self, vectors: &[f32], dim: usize, neighbours: usize) -> Result<Self::Codebook, Error>;
     /// Sets the tensor to these rows; `data.len()` is a multiple of its columns.
     fn upload(&self, data: &[f32], out: &mut Self::Tensor);
-    /// Row-major copy of the tensor on the host, once all queued work is done.
+    /// Row-major copy of the tensor on the host, once all queued work is done; of an operand, what products see of it.
     fn read<'a>(&self, x: &'a Self::Tensor) -> Result<std::borrow::Cow<'a, [f32]>, Error>;
 
     /// Replaces the step: one copy to the device. Lists may have any length up to the capacity.
@@ -279,9 +308,19 @@ pub trait Backend: Send + Sync {
         out: &mut Self::Tensor,
         groups: Grouping<'_, Self::Step>,
     );
+    /// `out[m] = (x[m] - mean(x[m])) / sqrt(variance(x[m]) + eps) * weight + bias`, the variance being the mean of the
+    /// squared differences from the mean.
+    fn layer_norm(
+        &self,
+        x: &Self::Tensor,
+        weight: &Self::Vector,
+        bias: &Self::Vector,
+        eps: f32,
+        out: &mut Self::Tensor,
+    );
     /// In place over `[queries, keys, values]` of the step's rows: RMSNorm per head of q and k (when weights are
     /// given), then the rotary embedding at each row's coordinates; then k and v go to the slots of `layer`, rounded
-    /// to bf16. The keys and values that remain in `qkv` are undefined.
+    /// to the pool's format. The keys and values that remain in `qkv` are undefined.
     #[allow(clippy::too_many_arguments)]
     fn rotate_and_store(
         &self,

@@ -35,6 +35,19 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32) -> Vec<f64> {
     out
 }
 
+/// `(x - mean) / sqrt(variance + eps) * weight + bias`, row by row.
+pub fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32) -> Vec<f64> {
+    let mut out = Vec::new();
+    for x in x.chunks(weight.len()) {
+        let mean = x.iter().map(|&x| f64::from(x)).sum::<f64>() / x.len() as f64;
+        let variance = x.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / x.len() as f64;
+        let scale = 1.0 / (variance + f64::from(eps)).sqrt();
+        let weighted = x.iter().zip(weight).zip(bias);
+        out.extend(weighted.map(|((&x, &w), &b)| (f64::from(x) - mean) * scale * f64::from(w) + f64::from(b)));
+    }
+    out
+}
+
 /// Softmax attention with one head over the `pixels` rows of each image.
 pub fn image_attention(qkv: [&[f32]; 3], pixels: usize, channels: usize) -> Vec<f64> {
     let [q, k, v] = qkv;

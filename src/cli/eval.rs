@@ -5,7 +5,7 @@ use super::device::{self, OnBackend};
 use super::options::{ModelOptions, SamplingOptions};
 use crate::backend::Backend;
 use crate::decode::methods::{DECODERS, Method};
-use crate::engine::{Generator, Picture};
+use crate::engine::Picture;
 use crate::eval::{Estimate, Judge, Report};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::Write;
@@ -47,7 +47,7 @@ impl OnBackend for Args {
 fn eval<B: Backend>(args: &Args, backend: B) -> Result<(), Failure> {
     let methods = methods(&args.decoders)?;
     let files = args.model.files()?;
-    let generator = Generator::load(backend, &files)?;
+    let generator = args.model.load(backend, &files)?;
     let judge = Judge::load(&generator, &files)?;
     let sampling = args.sampling.resolve(&generator)?;
     let style = ProgressStyle::with_template("{msg:<10} {bar:40} {pos}/{len} pictures {elapsed}");

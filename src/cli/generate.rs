@@ -69,7 +69,7 @@ impl OnBackend for Args {
 
 fn generate<B: Backend>(args: &Args, backend: B) -> Result<(), Failure> {
     let files = args.model.files()?;
-    let generator = Generator::load(backend, &files)?;
+    let generator = args.model.load(backend, &files)?;
     let request = request(args, &generator)?;
     warn_about_words(&generator, &request.prompt)?;
     let bar = progress_bar(u64::from(args.n) * generator.model.grid().len() as u64);
@@ -81,7 +81,7 @@ fn generate<B: Backend>(args: &Args, backend: B) -> Result<(), Failure> {
         totals.add(&output);
         let path = if args.grid_sheet { args.output.clone() } else { numbered(&args.output, image, args.n) };
         if !args.grid_sheet {
-            output.picture.save(&path, &texts(&request, &files))?;
+            output.picture.save(&path, &texts(args, &request, &files))?;
         }
         if args.json {
             let line = json(args, &generator, &request, &path, &output);
@@ -94,7 +94,7 @@ fn generate<B: Backend>(args: &Args, backend: B) -> Result<(), Failure> {
     bar.finish_and_clear();
     if args.grid_sheet {
         let columns = (f64::from(args.n)).sqrt().ceil() as usize;
-        Picture::sheet(&sheet, columns).save(&args.output, &texts(&request, &files))?;
+        Picture::sheet(&sheet, columns).save(&args.output, &texts(args, &request, &files))?;
     }
     let summary = totals.summary(&generator.model, request.method.name());
     if args.json {
@@ -106,15 +106,17 @@ fn generate<B: Backend>(args: &Args, backend: B) -> Result<(), Failure> {
 }
 
 /// What it takes to make a picture again, for its text chunks.
-fn texts(request: &Request, files: &Files) -> Vec<(&'static str, String)> {
+fn texts(args: &Args, request: &Request, files: &Files) -> Vec<(&'static str, String)> {
     let Sampling { cfg, temperature, top_k, top_p } = request.sampling;
-    vec![
+    let mut texts = vec![
         ("prompt", request.prompt.clone()),
         ("seed", request.seed.to_string()),
         ("decoder", request.method.to_string()),
         ("model", files.describe()),
         ("sampling", format!("cfg {cfg}, temperature {temperature}, top-k {top_k}, top-p {top_p}")),
-    ]
+    ];
+    texts.extend(args.model.formats().map(|formats| ("formats", formats)));
+    texts
 }
 
 fn request<B: Backend>(args: &Args, generator: &Generator<B>) -> Result<Request, Failure> {

@@ -2,10 +2,11 @@
 
 use super::Failure;
 use super::device::Device;
-use crate::backend::Backend;
+use crate::backend::{Backend, KvFormat, WeightFormat};
 use crate::checkpoint::Files;
 use crate::engine::Generator;
 use crate::models::embedded;
+use crate::nn::Formats;
 use crate::sampling::Sampling;
 use std::path::PathBuf;
 
@@ -18,6 +19,13 @@ pub struct ModelOptions {
     /// Where to run: auto (the first GPU, else the processor), cpu, cuda or cuda:N
     #[arg(long, default_value_t)]
     pub device: Device,
+    /// How the decoder's weights are held: bf16, fp8 or int4. On the processor this saves no memory: it multiplies the same
+    /// quantised numbers
+    #[arg(long, value_name = "FORMAT", default_value_t)]
+    weights: WeightFormat,
+    /// How keys and values are held: bf16 or fp8, likewise
+    #[arg(long, value_name = "FORMAT", default_value_t)]
+    kv: KvFormat,
 }
 
 /// How logits become a distribution; the model's defaults where absent.
@@ -45,6 +53,18 @@ impl ModelOptions {
             Some(path) if path.is_dir() => Ok(Files::Directory(path.clone())),
             Some(path) => Err(format!("--model {}: there is no such directory", path.display()).into()),
         }
+    }
+
+    /// Loads the model.
+    pub fn load<B: Backend>(&self, backend: B, files: &Files) -> Result<Generator<B>, Failure> {
+        let formats = Formats { weights: self.weights, kv: self.kv, rows: None };
+        Ok(Generator::load_in(formats, backend, files)?)
+    }
+
+    /// The formats, unless they are the usual ones.
+    pub fn formats(&self) -> Option<String> {
+        let usual = self.weights == WeightFormat::default() && self.kv == KvFormat::default();
+        (!usual).then(|| format!("weights {}, keys and values {}", self.weights, self.kv))
     }
 }
 

@@ -303,7 +303,7 @@ impl<B: Backend> State<B> {
             hidden: backend.tensor(capacity.rows, hidden)?,
             selected: backend.tensor(branches * grid.len(), hidden)?,
             logits: backend.tensor(branches * (grid.len() + 1), vocab)?,
-            source: backend.tensor(capacity.sources, 2 * hidden)?,
+            source: backend.operand(capacity.sources, 2 * hidden)?,
             drafted: backend.tensor(capacity.sources, hidden)?,
             draft_logits: backend.tensor(capacity.sources, vocab)?,
             transformer: model.transformer.scratch(backend, capacity.rows)?,

@@ -8,6 +8,7 @@ use crate::decode::methods::Method;
 use crate::decode::session::Session;
 use crate::decode::{Acceptance, Outcome, Progress, Target};
 use crate::models::avatar::{Avatar, Condition, Prompt};
+use crate::nn::Formats;
 use crate::rng::Stream;
 use crate::sampling::{Sampling, log_prob};
 use std::time::{Duration, Instant};
@@ -46,9 +47,14 @@ pub struct Output {
 }
 
 impl<B: Backend> Generator<B> {
-    /// Loads a model onto a backend.
+    /// Loads a model onto a backend, all weights, keys and values as bf16.
     pub fn load(backend: B, files: &Files) -> Result<Self, Error> {
-        let model = Avatar::load(backend, files)?;
+        Self::load_in(Formats::default(), backend, files)
+    }
+
+    /// Loads a model onto a backend in these formats.
+    pub fn load_in(formats: Formats, backend: B, files: &Files) -> Result<Self, Error> {
+        let model = Avatar::load(backend, files, formats)?;
         let unconditional = model.condition(&model.unconditional())?;
         Ok(Self { model, unconditional })
     }

@@ -6,15 +6,15 @@
 //! that the prompt is present at every token and not only through attention to the prefix. The empty prompt is
 //! the unconditional branch.
 
-use crate::backend::{Backend, Embedding, Epilogue, Error as BackendError, Grouping};
+use crate::backend::{Backend, Embedding, Epilogue, Error as BackendError, Grouping, Storage};
 use crate::checkpoint::{Config, Error, Files};
 use crate::grid::Grid;
-use crate::nn::Loader;
 use crate::nn::classifier::Classifier;
 use crate::nn::spatial_heads::SpatialHeads;
 use crate::nn::text_encoder::TextEncoder;
 use crate::nn::transformer::Transformer;
 use crate::nn::vq::Vq;
+use crate::nn::{Formats, Loader};
 use tokenizers::Tokenizer;
 
 const BOS: &str = "[BOS]";
@@ -66,7 +66,7 @@ pub struct Condition {
 
 impl<B: Backend> Avatar<B> {
     /// Loads and checks every file but the classifier's.
-    pub fn load(backend: B, files: &Files) -> Result<Self, Error> {
+    pub fn load(backend: B, files: &Files, formats: Formats) -> Result<Self, Error> {
         let config = files.config()?;
         let tokenizer = load_tokenizer(files, config.text_encoder.vocab_size)?;
         let special = |token: &str| {
@@ -78,10 +78,12 @@ impl<B: Backend> Avatar<B> {
         let (bos, unknown) = (special(BOS)?, special(UNKNOWN)?);
         let (hidden, vocab) = (config.hidden_size, config.image_vocab_size);
         let tensors = files.tensors("model")?;
-        let loader = Loader { backend: &backend, tensors: &tensors };
+        let rows = formats.rows.unwrap_or(2 * config.grid.width);
+        let storage = Storage { format: formats.weights, rows };
+        let loader = Loader { backend: &backend, tensors: &tensors, storage };
         let text_width = config.text_encoder.hidden_size;
         let text = TextEncoder::load(&loader, &config.text_encoder, config.rms_norm_eps)?;
-        let transformer = Transformer::load(&loader, &config)?;
+        let transformer = Transformer::load(&loader, &config, formats.kv)?;
         let heads = SpatialHeads::load(&loader, &config)?;
         let text_proj = loader.linear("model.text_proj", hidden, text_width)?;
         let cond_proj = loader.linear("model.cond_proj", hidden, text_width)?;
@@ -91,7 +93,8 @@ impl<B: Backend> Avatar<B> {
         let col_embed = loader.table("model.col_embed.weight", config.grid.width, hidden)?;
         tensors.finish()?;
         let tensors = files.tensors("vq")?;
-        let vq = Vq::load(&Loader { backend: &backend, tensors: &tensors }, &config.vq, vocab)?;
+        let loader = Loader { backend: &backend, tensors: &tensors, storage: Storage::default() };
+        let vq = Vq::load(&loader, &config.vq, vocab)?;
         tensors.finish()?;
         Ok(Self {
             backend,
@@ -118,7 +121,8 @@ impl<B: Backend> Avatar<B> {
             return Ok(None);
         };
         let tensors = files.tensors("classifier")?;
-        let classifier = Classifier::load(&Loader { backend: &self.backend, tensors: &tensors }, config)?;
+        let loader = Loader { backend: &self.backend, tensors: &tensors, storage: Storage::default() };
+        let classifier = Classifier::load(&loader, config)?;
         tensors.finish()?;
         Ok(Some(classifier))
     }

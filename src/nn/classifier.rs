@@ -94,7 +94,7 @@ fn linear<B: Backend>(
     n: usize,
     bias: &[f32],
 ) -> Result<Vec<f32>, BackendError> {
-    let (mut input, mut output) = (backend.tensor(1, x.len())?, backend.tensor(1, n)?);
+    let (mut input, mut output) = (backend.operand(1, x.len())?, backend.tensor(1, n)?);
     backend.upload(x, &mut input);
     backend.linear(&input, weight, &mut output, Epilogue::Store, Grouping::One);
     Ok(backend.read(&output)?.iter().zip(bias).map(|(a, b)| a + b).collect())

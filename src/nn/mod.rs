@@ -7,9 +7,21 @@ pub mod text_encoder;
 pub mod transformer;
 pub mod vq;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, KvFormat, Storage, WeightFormat};
 use crate::checkpoint::{Error, Tensors};
 use half::bf16;
+
+/// How a model is held in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Formats {
+    /// Weights of the decoder's layers. All others (its head, the spatial heads, text encoder and image tokenizer) are
+    /// bf16, being few or sensitive.
+    pub weights: WeightFormat,
+    /// Keys and values.
+    pub kv: KvFormat,
+    /// Rows of most steps; absent, a row of the image in both branches.
+    pub rows: Option<usize>,
+}
 
 /// Builds weights on a backend from the tensors of a checkpoint.
 pub struct Loader<'a, B> {
@@ -17,6 +29,8 @@ pub struct Loader<'a, B> {
     pub backend: &'a B,
     /// Where they come from.
     pub tensors: &'a Tensors,
+    /// How those of [`Loader::layer`] are stored.
+    pub storage: Storage,
 }
 
 impl<B: Backend> Loader<'_, B> {
@@ -27,11 +41,20 @@ impl<B: Backend> Loader<'_, B> {
 
     /// The weights `{name}.weight` `[n, k]` of several linear layers as one, in their order.
     pub fn stacked(&self, parts: &[(String, usize)], k: usize) -> Result<B::Weight, Error> {
+        self.stacked_in(Storage::default(), parts, k)
+    }
+
+    /// The same in the loader's storage.
+    pub fn layer(&self, parts: &[(String, usize)], k: usize) -> Result<B::Weight, Error> {
+        self.stacked_in(self.storage, parts, k)
+    }
+
+    fn stacked_in(&self, storage: Storage, parts: &[(String, usize)], k: usize) -> Result<B::Weight, Error> {
         let mut data = Vec::new();
         for (name, n) in parts {
             data.extend_from_slice(&self.tensors.take::<bf16>(&format!("{name}.weight"), &[*n, k])?);
         }
-        Ok(self.backend.weight(&data, data.len() / k, k)?)
+        Ok(self.backend.weight_in(storage, &data, data.len() / k, k)?)
     }
 
     /// The vectors of several layers, each of length `n`, as one, in their order.

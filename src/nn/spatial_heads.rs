@@ -61,7 +61,7 @@ impl<B: Backend> SpatialHeads<B> {
 
     /// Scratch for up to `rows` source rows.
     pub fn scratch(&self, backend: &B, rows: usize) -> Result<Scratch<B>, BackendError> {
-        Ok(Scratch { normed: backend.tensor(rows, self.hidden)?, inner: backend.tensor(rows, self.intermediate)? })
+        Ok(Scratch { normed: backend.operand(rows, self.hidden)?, inner: backend.operand(rows, self.intermediate)? })
     }
 
     /// Predicted hidden states `[rows, hidden]` of the step's sources `[rows, 2 * hidden]` (`[h; e]` per row), each

@@ -54,13 +54,13 @@ impl<B: Backend> TextEncoder<B> {
         })
     }
 
-    /// Encodes token ids (at most `max_positions`, each below `vocab_size`) to `[ids, hidden_size]`.
+    /// Encodes token ids (at most `max_positions`, each below `vocab_size`) to `[ids, hidden_size]`, an operand of products.
     pub fn encode(&self, backend: &B, ids: &[u32]) -> Result<B::Tensor, BackendError> {
         let (rows, hidden) = (ids.len(), self.config.hidden_size);
-        let tensor = |cols| backend.tensor(rows, cols);
-        let (mut x, mut normed, mut mixed) = (tensor(hidden)?, tensor(hidden)?, tensor(hidden)?);
+        let (tensor, operand) = (|cols| backend.tensor(rows, cols), |cols| backend.operand(rows, cols));
+        let (mut x, mut normed, mut mixed) = (tensor(hidden)?, operand(hidden)?, operand(hidden)?);
         let (mut q, mut k, mut v) = (tensor(hidden)?, tensor(hidden)?, tensor(hidden)?);
-        let mut inner = tensor(self.config.intermediate_size)?;
+        let mut inner = operand(self.config.intermediate_size)?;
         backend.upload(&self.embedded(ids), &mut x);
         for layer in &self.layers {
             backend.rms_norm(&x, &layer.input_norm, self.eps, &mut normed, Grouping::One);

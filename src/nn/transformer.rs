@@ -1,7 +1,9 @@
 //! A Llama-style decoder: RMSNorm, rotary attention over the paged KV cache, SwiGLU.
 
 use super::Loader;
-use crate::backend::{AttentionShape, Axes, Backend, Epilogue, Error as BackendError, Grouping, Pairing, Rotary};
+use crate::backend::{
+    AttentionShape, Axes, Backend, Epilogue, Error as BackendError, Grouping, KvFormat, Pairing, Rotary, WeightFormat,
+};
 use crate::checkpoint::{Config, Error};
 
 struct Layer<B: Backend> {
@@ -22,6 +24,8 @@ pub struct Transformer<B: Backend> {
     norm: B::Vector,
     lm_head: B::Weight,
     shape: AttentionShape,
+    weights: WeightFormat,
+    kv: KvFormat,
     rotary: Rotary,
     eps: f32,
     hidden: usize,
@@ -38,14 +42,16 @@ pub struct Scratch<B: Backend> {
 }
 
 impl<B: Backend> Transformer<B> {
-    /// Loads `model.layers.*`, `model.norm` and `lm_head`.
-    pub fn load(loader: &Loader<'_, B>, config: &Config) -> Result<Self, Error> {
+    /// Loads `model.layers.*`, `model.norm` and `lm_head`; keys and values will be of this format.
+    pub fn load(loader: &Loader<'_, B>, config: &Config, kv: KvFormat) -> Result<Self, Error> {
         let layers = (0..config.num_hidden_layers).map(|i| Layer::load(loader, config, i)).collect::<Result<_, _>>()?;
         Ok(Self {
             layers,
             norm: loader.vector("model.norm.weight", config.hidden_size)?,
             lm_head: loader.linear("lm_head", config.image_vocab_size, config.hidden_size)?,
             shape: config.attention(),
+            weights: loader.storage.format,
+            kv,
             rotary: Rotary { theta: config.rope_theta, axes: Axes::Two, pairing: Pairing::Halves },
             eps: config.rms_norm_eps,
             hidden: config.hidden_size,
@@ -54,25 +60,25 @@ impl<B: Backend> Transformer<B> {
         })
     }
 
-    /// Bytes of the weights that one pass reads, as stored (bf16).
+    /// Bytes of the weights that one pass reads, in their format; the head's are bf16.
     pub fn weight_bytes(&self) -> usize {
         let layer = self.hidden * (self.shape.query() + self.shape.qkv()) + 3 * self.hidden * self.intermediate;
-        2 * (self.layers.len() * layer + self.vocab * self.hidden)
+        self.weights.bytes(self.layers.len() * layer) + 2 * self.vocab * self.hidden
     }
 
     /// Scratch for passes of up to `rows` rows.
     pub fn scratch(&self, backend: &B, rows: usize) -> Result<Scratch<B>, BackendError> {
         Ok(Scratch {
-            normed: backend.tensor(rows, self.hidden)?,
+            normed: backend.operand(rows, self.hidden)?,
             qkv: backend.tensor(rows, self.shape.qkv())?,
-            mixed: backend.tensor(rows, self.shape.query())?,
-            inner: backend.tensor(rows, self.intermediate)?,
+            mixed: backend.operand(rows, self.shape.query())?,
+            inner: backend.operand(rows, self.intermediate)?,
         })
     }
 
     /// Storage for the keys and values of `pages` pages.
     pub fn kv_pool(&self, backend: &B, pages: usize) -> Result<B::KvPool, BackendError> {
-        backend.kv_pool(self.layers.len(), pages, self.shape)
+        backend.kv_pool(self.layers.len(), pages, self.shape, self.kv)
     }
 
     /// Runs the residual stream `x` `[rows of the step, hidden]` through all layers in place; keys and values go to
@@ -108,16 +114,16 @@ impl<B: Backend> Layer<B> {
         let head_norm = |part: &str| loader.vector(&name(part), shape.head_dim);
         Ok(Self {
             input_norm: loader.vector(&name("input_layernorm.weight"), hidden)?,
-            qkv: loader.stacked(&qkv, hidden)?,
-            o: loader.linear(&name("self_attn.o_proj"), hidden, shape.query())?,
+            qkv: loader.layer(&qkv, hidden)?,
+            o: loader.layer(&[(name("self_attn.o_proj"), hidden)], shape.query())?,
             qk_norm: match config.qk_norm {
                 true => Some((head_norm("self_attn.q_norm.weight")?, head_norm("self_attn.k_norm.weight")?)),
                 false => None,
             },
             post_attention_norm: loader.vector(&name("post_attention_layernorm.weight"), hidden)?,
-            gate: loader.linear(&name("mlp.gate_proj"), inner, hidden)?,
-            up: loader.linear(&name("mlp.up_proj"), inner, hidden)?,
-            down: loader.linear(&name("mlp.down_proj"), hidden, inner)?,
+            gate: loader.layer(&[(name("mlp.gate_proj"), inner)], hidden)?,
+            up: loader.layer(&[(name("mlp.up_proj"), inner)], hidden)?,
+            down: loader.layer(&[(name("mlp.down_proj"), hidden)], inner)?,
         })
     }
 }

@@ -1,8 +1,8 @@
 //! Attention over paged, ragged caches, against the CPU backend.
 
 use half::bf16;
-use weft::backend::cuda::{CudaBackend, KvScales};
-use weft::backend::{AttentionShape, Axes, Backend, PAGE, Pairing, Rotary, RowPlace, Slot};
+use weft::backend::cuda::CudaBackend;
+use weft::backend::{AttentionShape, Axes, Backend, KvFormat, KvScales, PAGE, Pairing, Rotary, RowPlace, Slot};
 
 use crate::layouts::{Form, SHAPES, Sequences, set, tree};
 use crate::support::*;
@@ -20,7 +20,18 @@ struct Filled<'a, B: Backend> {
 impl<'a, B: Backend> Filled<'a, B> {
     /// Layer 1 of 2 gets the keys and values of `qkv`, whose rows are those of `places`.
     fn with(backend: &'a B, sequences: &'a Sequences, places: &[RowPlace], shape: AttentionShape, qkv: &[f32]) -> Self {
-        let kv = backend.kv_pool(2, sequences.pages, shape).unwrap();
+        Self::stored(KvFormat::Bf16, backend, sequences, places, shape, qkv)
+    }
+
+    fn stored(
+        format: KvFormat,
+        backend: &'a B,
+        sequences: &'a Sequences,
+        places: &[RowPlace],
+        shape: AttentionShape,
+        qkv: &[f32],
+    ) -> Self {
+        let kv = backend.kv_pool(2, sequences.pages, shape, format).unwrap();
         let mut filled = Filled { backend, kv, sequences, shape };
         filled.store(places, qkv);
         filled
@@ -38,9 +49,13 @@ impl<'a, B: Backend> Filled<'a, B> {
         let qkv: Vec<f32> = queries.chunks(self.shape.query()).flat_map(|q| [q, &beside].concat()).collect();
         let x = tensor(self.backend, &qkv, self.shape.qkv());
         let mut out = self.backend.tensor(places.len(), self.shape.query()).unwrap();
+        let mut operand = self.backend.operand(places.len() + 1, self.shape.query()).unwrap();
         let step = set(self.backend, self.sequences.step(places));
         self.backend.attention(&x, &step, 1, &self.kv, &mut out);
-        read(self.backend, &out)
+        self.backend.attention(&x, &step, 1, &self.kv, &mut operand);
+        let out = read(self.backend, &out);
+        assert_same(&rounded(&read(self.backend, &operand)), &rounded(&out), "attention that writes an operand");
+        out
     }
 }
 
@@ -270,6 +285,29 @@ fn definition(filled: &Filled<'_, CudaBackend>, places: &[RowPlace], row: RowPla
     out
 }
 
+/// The oracle keeps the bf16 that the numbers of an fp8 cache stand for.
+#[test]
+fn fp8_keys_and_values_are_those_of_the_cpu() {
+    let (gpu, oracle) = (backend(), cpu());
+    for shape in SHAPES {
+        let sequences = Sequences::of(&FORMS);
+        let places = sequences.slots(trees);
+        let mut noise = Noise(27);
+        let qkv = whole_values(&mut noise, places.len(), shape);
+        let format = KvFormat::Fp8(KvScales { keys: 0.25, values: 0.5 });
+        let device = Filled::stored(format, &*gpu, &sequences, &places, shape, &qkv);
+        let host = Filled::stored(format, &oracle, &sequences, &places, shape, &qkv);
+        let rows = some(&places, 5);
+        let nothing = vec![0.0; rows.len() * shape.query()];
+        let (got, want) = (device.attend(&rows, &nothing), host.attend(&rows, &nothing));
+        assert_near(&got, &want, |i| 3.0 * f32::EPSILON * want[i].abs(), &format!("{shape:?}: mean of the keys"));
+        let queries: Vec<f32> = noise.values(rows.len() * shape.query()).iter().map(|x| 3.0 * x).collect();
+        let (got, want) = (device.attend(&rows, &queries), host.attend(&rows, &queries));
+        let most = bound(shape, places.len(), 3.0, 1.0, 104.0);
+        assert_near(&got, &want, |_| most, &format!("{shape:?}"));
+    }
+}
+
 #[test]
 fn fp8_keys_and_values_are_what_they_stand_for() {
     let gpu = backend();
@@ -281,7 +319,7 @@ fn fp8_keys_and_values_are_what_they_stand_for() {
         let mut noise = Noise(17);
         let qkv = noise.values(places.len() * shape.qkv());
         let scales = KvScales { keys: 1.0 / 128.0, values: 1.0 / 32.0 };
-        let kv = gpu.kv_pool_fp8(2, sequences.pages, shape, scales).unwrap();
+        let kv = gpu.kv_pool(2, sequences.pages, shape, KvFormat::Fp8(scales)).unwrap();
         let mut filled = Filled { backend: &*gpu, kv, sequences: &sequences, shape };
         filled.store(&places, &qkv);
         let queries: Vec<f32> = noise.values(places.len() * shape.query()).iter().map(|x| 3.0 * x).collect();
@@ -339,43 +377,94 @@ const LARGE: [AttentionShape; 2] =
 const QUARTER: (&str, &str) = ("CUDA_SIM_SMS", "33");
 const PROMPT: usize = 64;
 
-/// Launches whose traffic is counted: heads, side of the grid, rows of the pass. Rows in a guided image are those of two
-/// branches.
-fn counted() -> impl Iterator<Item = (AttentionShape, usize, usize)> {
-    let small = LARGE.into_iter().flat_map(|shape| [1, 8, 48, 144].map(|rows| (shape, 24, rows)));
-    small.chain([(LARGE[0], 64, 1), (LARGE[0], 64, 48)])
+/// A launch whose traffic is counted.
+#[derive(Clone, Copy)]
+struct Counted {
+    shape: AttentionShape,
+    fp8: bool,
+    /// Of the grid.
+    side: usize,
+    /// Of the pass. Rows in a guided image are those of two branches.
+    rows: usize,
+}
+
+impl Counted {
+    fn all() -> impl Iterator<Item = Counted> {
+        let sizes = || [24, 64].into_iter().flat_map(|side| [1, 8, 48, 144].map(|rows| (side, rows)));
+        let of = move |(shape, fp8)| sizes().map(move |(side, rows)| Counted { shape, fp8, side, rows });
+        [(LARGE[0], false), (LARGE[1], false), (LARGE[1], true)].into_iter().flat_map(of)
+    }
+
+    fn branches(&self) -> usize {
+        if self.rows == 1 { 1 } else { 2 }
+    }
+
+    fn sequences(&self) -> Sequences {
+        let frontier = vec![self.side as u32; self.side];
+        Sequences::of(&vec![(PROMPT, self.side, &frontier[..]); self.branches()])
+    }
+
+    /// Of a number in the cache.
+    fn bytes(&self) -> usize {
+        if self.fp8 { 1 } else { 2 }
+    }
+
+    /// Visible keys and values of all branches.
+    fn visible(&self) -> usize {
+        self.branches() * (PROMPT + self.side * self.side) * 2 * self.shape.key() * self.bytes()
+    }
+
+    /// The compulsory traffic: each visible key and value once, queries in, results out.
+    fn compulsory(&self) -> usize {
+        self.visible() + self.rows * self.shape.query() * 4 * 2
+    }
+
+    fn run(&self, gpu: &CudaBackend) {
+        let (sequences, shape) = (self.sequences(), self.shape);
+        let (positions, per_branch) = ((self.side * self.side) as u32, (self.rows / self.branches()) as u32);
+        let places: Vec<RowPlace> = (0..self.branches() as u32)
+            .flat_map(|sequence| {
+                (positions - per_branch..positions).map(move |p| RowPlace { sequence, slot: Slot::Grid(p) })
+            })
+            .collect();
+        // What is in the cache does not matter for its traffic.
+        let kv = match self.fp8 {
+            true => gpu.kv_pool(1, sequences.pages, shape, KvFormat::Fp8(KvScales::default())),
+            false => gpu.kv_pool(1, sequences.pages, shape, KvFormat::Bf16),
+        };
+        let x = tensor(gpu, &vec![0.0; self.rows * shape.qkv()], shape.qkv());
+        let mut out = gpu.tensor(self.rows, shape.query()).unwrap();
+        let step = set(gpu, sequences.step(&places));
+        gpu.attention(&x, &step, 0, &kv.unwrap(), &mut out);
+        read(gpu, &out);
+    }
+
+    /// Compares what a launch moved with what it had to.
+    fn check(&self, launch: &serde_json::Value) {
+        let Counted { shape, side, rows, .. } = *self;
+        let count = |name: &str| launch["counters"][name].as_f64().unwrap();
+        let moved = 32.0 * (count("dram_read_sectors") + count("dram_write_sectors"));
+        let share = moved / self.compulsory() as f64;
+        let size = self.sequences().pages * PAGE * 2 * shape.key() * self.bytes();
+        let mut allocations = launch["allocations"].as_array().unwrap().iter();
+        let pool = allocations.find(|a| a["size"] == size).unwrap();
+        let slices = (rows / self.branches()).div_ceil(64 / (shape.heads / shape.kv_heads));
+        let requested = pool["load_sectors"].as_f64().unwrap() * 32.0 / (slices * self.visible()) as f64;
+        let conflicts = count("bank_conflicts") / (count("shared_passes") - count("bank_conflicts"));
+        let heads = format!("{}/{}{}", shape.heads, shape.kv_heads, if self.fp8 { " fp8" } else { "" });
+        println!("{heads:7} {:9} {rows:4} | {share:17.3} | {requested:23.3} | {conflicts:.4}", side * side);
+        let what = format!("{heads}, {side}x{side}, {rows} rows");
+        assert!(share <= 1.10, "{what}: {share} of the compulsory bytes");
+        assert!(requested <= 1.001, "{what}: keys requested {requested} times per tile");
+        assert!(conflicts <= 0.01, "{what}: {conflicts} of the passes over shared memory are conflicts");
+    }
 }
 
 #[test]
 #[ignore = "run by keys_are_read_once"]
 fn large_launches() {
     let gpu = backend();
-    for (shape, side, rows) in counted() {
-        let branches = if rows == 1 { 1 } else { 2 };
-        let frontier = vec![side as u32; side];
-        let sequences = Sequences::of(&vec![(PROMPT, side, &frontier[..]); branches]);
-        let positions = (side * side) as u32;
-        let per_branch = (rows / branches) as u32;
-        let places: Vec<RowPlace> = (0..branches as u32)
-            .flat_map(|sequence| {
-                (positions - per_branch..positions).map(move |p| RowPlace { sequence, slot: Slot::Grid(p) })
-            })
-            .collect();
-        // What is in the cache does not matter for its traffic.
-        let kv = gpu.kv_pool(1, sequences.pages, shape).unwrap();
-        let x = tensor(&*gpu, &vec![0.0; rows * shape.qkv()], shape.qkv());
-        let mut out = gpu.tensor(rows, shape.query()).unwrap();
-        let step = set(&*gpu, sequences.step(&places));
-        gpu.attention(&x, &step, 0, &kv, &mut out);
-        read(&*gpu, &out);
-    }
-}
-
-/// The compulsory traffic: each visible key and value once, queries in, results out.
-fn compulsory(shape: AttentionShape, side: usize, rows: usize) -> f64 {
-    let branches = if rows == 1 { 1 } else { 2 };
-    let keys = branches * (PROMPT + side * side) * 2 * shape.key() * 2;
-    (keys + rows * shape.query() * 4 * 2) as f64
+    Counted::all().for_each(|launch| launch.run(&gpu));
 }
 
 #[test]
@@ -390,31 +479,8 @@ fn keys_are_read_once() {
     let json: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
     std::fs::remove_file(&file).unwrap();
     let launches = json["launches"].as_array().unwrap();
-    let launches = launches.iter().filter(|launch| launch["kernel"] == "attention_128");
+    let launches = || launches.iter().filter(|launch| launch["kernel"].as_str().unwrap().starts_with("attention_"));
     println!("heads   positions rows | DRAM / compulsory | keys requested per tile | bank conflicts");
-    let mut seen = 0;
-    for ((shape, side, rows), launch) in counted().zip(launches) {
-        let count = |name: &str| launch["counters"][name].as_f64().unwrap();
-        let moved = 32.0 * (count("dram_read_sectors") + count("dram_write_sectors"));
-        let share = moved / compulsory(shape, side, rows);
-        let branches = if rows == 1 { 1 } else { 2 };
-        let pages = Sequences::of(&vec![(PROMPT, side, &vec![0; side][..]); branches]).pages;
-        let of_pool = |a: &&serde_json::Value| a["size"] == pages * PAGE * 2 * shape.key() * 2;
-        let pool = launch["allocations"].as_array().unwrap().iter().find(of_pool).unwrap();
-        let slices = (rows / branches).div_ceil(64 / (shape.heads / shape.kv_heads));
-        let once = (slices * branches * (PROMPT + side * side) * 2 * shape.key() * 2) as f64 / 32.0;
-        let requested = pool["load_sectors"].as_f64().unwrap() / once;
-        let conflicts = count("bank_conflicts") / (count("shared_passes") - count("bank_conflicts"));
-        let heads = format!("{}/{}", shape.heads, shape.kv_heads);
-        println!("{heads:7} {:9} {rows:4} | {share:17.3} | {requested:23.3} | {conflicts:.4}", side * side);
-        let what = format!("{shape:?}, {side}x{side}, {rows} rows");
-        // With shared key heads there is little to read; what blocks leave for each other then counts, though it is read
-        // back at once and hardware may never write it to memory.
-        let most = if shape.kv_heads == shape.heads { 1.10 } else { 1.60 };
-        assert!(share <= most, "{what}: {share} of the compulsory bytes");
-        assert!(requested <= 1.001, "{what}: keys requested {requested} times per tile");
-        assert!(conflicts <= 0.01, "{what}: {conflicts} of the passes over shared memory are conflicts");
-        seen += 1;
-    }
-    assert_eq!(seen, counted().count());
+    assert_eq!(launches().count(), Counted::all().count());
+    Counted::all().zip(launches()).for_each(|(counted, launch)| counted.check(launch));
 }

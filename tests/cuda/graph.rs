@@ -3,7 +3,7 @@
 use crate::support::{Noise, assert_same, backend};
 use weft::backend::cuda::{CudaBackend, Traffic};
 use weft::backend::{
-    AttentionShape, Axes, Backend, Capacity, Copy, Draw, Drawn, Embedding, Epilogue, Error, Grouping, Image, Layout,
+    AttentionShape, Axes, Backend, Capacity, Copy, Draw, Drawn, Embedding, Epilogue, Error, Grouping, Image, KvFormat, Layout,
     NONE, PAGE, PageTable, Pairing, Phase, Rotary, RowPlace, Rule, Slot, Source, Step, Test,
 };
 use weft::rng::Stream;
@@ -87,16 +87,16 @@ impl<B: Backend> Machine<B> {
             drafter: weight(HEADS * HIDDEN, 2 * HIDDEN)?,
             head: weight(VOCAB, HIDDEN)?,
             step: Some(backend.step(capacity)?),
-            kv: backend.kv_pool(1, PAGES, SHAPE)?,
+            kv: backend.kv_pool(1, PAGES, SHAPE, KvFormat::Bf16)?,
             canvas: backend.canvas(SEQUENCES, POSITIONS, VOCAB, true)?,
             states,
             x: backend.tensor(ROWS, HIDDEN)?,
-            normed: backend.tensor(ROWS, HIDDEN)?,
+            normed: backend.operand(ROWS, HIDDEN)?,
             projected: backend.tensor(ROWS, SHAPE.qkv())?,
-            mixed: backend.tensor(ROWS, SHAPE.query())?,
+            mixed: backend.operand(ROWS, SHAPE.query())?,
             selected: backend.tensor(ROWS, HIDDEN)?,
             logits: backend.tensor(ROWS + SEQUENCES, VOCAB)?,
-            sources: backend.tensor(40, 2 * HIDDEN)?,
+            sources: backend.operand(40, 2 * HIDDEN)?,
             drafted: backend.tensor(40, HIDDEN)?,
             draft_logits: backend.tensor(40, VOCAB)?,
         })

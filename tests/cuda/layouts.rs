@@ -1,4 +1,5 @@
 //! Steps whose rows see ragged parts of paged sequences, for the tests of the cache and the attention.
+#![allow(dead_code, reason = "each module of tests uses some of it")]
 
 use weft::backend::{AttentionShape, Backend, Capacity, Layout, PAGE, PageTable, RowPlace, Slot, Step};
 

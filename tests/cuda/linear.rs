@@ -3,8 +3,8 @@
 use crate::support::*;
 use half::bf16;
 use weft::backend::cpu::CpuBackend;
-use weft::backend::cuda::{CudaBackend, Fp8, Int4};
-use weft::backend::{Backend, Capacity, Epilogue, Grouping, Step};
+use weft::backend::cuda::{CudaBackend, Weight};
+use weft::backend::{Backend, Capacity, Epilogue, Fp8, Grouping, Int4, Step, Storage, WeightFormat};
 
 /// A matrix and its magnitudes, for bounds.
 struct Matrix {
@@ -135,6 +135,33 @@ fn sums_are_added_after_they_are_complete() {
     }
 }
 
+/// A product gives the same bits for a tensor, which it rounds, and for an operand; what it writes as an operand is what it
+/// writes otherwise, rounded.
+#[test]
+fn operands_are_what_tensors_are_rounded_to() {
+    let (gpu, mut noise) = (backend(), Noise(10));
+    for (n, k) in [(33, 515), (70, 1500), (16, 8)] {
+        let w = gpu.weight(&noise.weights(n * k), n, k).unwrap();
+        let up = gpu.weight(&noise.weights(n * k), n, k).unwrap();
+        for m in [1, 5, 8, 9, 20, 33, 70, 150] {
+            let data = noise.values(m * k);
+            let (plain, rounded_there) = (tensor(&*gpu, &data, k), operand(&*gpu, &data, k));
+            assert_same(&read(&*gpu, &rounded_there), &rounded(&data), "an upload");
+            let launches = gpu.device().traffic().launches;
+            let (mut out, mut next) = (gpu.tensor(m, n).unwrap(), gpu.operand(m + 1, n).unwrap());
+            gpu.linear(&rounded_there, &w, &mut out, Epilogue::Store, Grouping::One);
+            assert_eq!(gpu.device().traffic().launches, launches + 1, "nothing but the product is launched");
+            let want = linear(&*gpu, &data, &w, n, k);
+            assert_same(&read(&*gpu, &out), &want, &format!("[{m}, {k}] times [{n}, {k}]"));
+            gpu.linear(&rounded_there, &w, &mut next, Epilogue::Store, Grouping::One);
+            assert_same(&read(&*gpu, &next), &rounded(&want), &format!("[{m}, {k}] times [{n}, {k}], rounded"));
+            gpu.swiglu(&plain, &w, &up, &mut out, Grouping::One);
+            gpu.swiglu(&rounded_there, &w, &up, &mut next, Grouping::One);
+            assert_same(&read(&*gpu, &next), &rounded(&read(&*gpu, &out)), &format!("swiglu of {m} rows, rounded"));
+        }
+    }
+}
+
 /// A step whose groups end there.
 fn groups<B: Backend>(backend: &B, ends: &[u32]) -> B::Step {
     let sources = *ends.last().unwrap() as usize;
@@ -171,6 +198,9 @@ fn each_group_of_rows_has_its_own_weight() {
             let [gates, ups] = [&w, &up].map(|w| gpu.weight(&w.data, 3 * n, k).unwrap());
             gpu.swiglu(&tensor, &gates, &ups, &mut out, Grouping::By(&step));
             let both = read(&*gpu, &out);
+            let mut next = gpu.operand(64, n).unwrap();
+            gpu.swiglu(&operand(&*gpu, &x, k), &gates, &ups, &mut next, Grouping::By(&step));
+            assert_same(&read(&*gpu, &next), &rounded(&both), &format!("operands of groups {ends:?}"));
             for g in 0..3 {
                 let (x, w, up) = (&x[rows(g).start * k..rows(g).end * k], part(&w, g), part(&up, g));
                 if x.is_empty() {
@@ -227,13 +257,7 @@ fn a_launch_for_many_rows_multiplies_those_that_are_there() {
 }
 
 /// Multiplies by a weight in fewer bits and by the bf16 that it stands for, times a factor per output.
-fn check_quantised(
-    gpu: &CudaBackend,
-    noise: &mut Noise,
-    w: &weft::backend::cuda::Weight,
-    exact: &Matrix,
-    scales: &[f32],
-) {
+fn check_quantised(gpu: &CudaBackend, noise: &mut Noise, w: &Weight, exact: &Matrix, scales: &[f32]) {
     let (n, k, oracle) = (exact.n, exact.k, cpu());
     let theirs = oracle.weight(&exact.data, n, k).unwrap();
     let x = noise.values(300 * k);
@@ -259,7 +283,7 @@ fn fp8_weights_are_what_their_codes_stand_for() {
         let w = Fp8::quantise(&data, n, k);
         // A code is exact in bf16; `dequantise` multiplies it by the factor.
         let codes: Vec<bf16> =
-            w.dequantise().iter().enumerate().map(|(i, v)| bf16::from_f32(v / w.scales()[i / k])).collect();
+            w.dequantise().iter().enumerate().map(|(i, v)| bf16::from_f32(v.to_f32() / w.scales()[i / k])).collect();
         let exact = Matrix { data: codes, n, k };
         check_quantised(&gpu, &mut noise, &gpu.weight_fp8(&w).unwrap(), &exact, w.scales());
     }
@@ -277,12 +301,15 @@ fn int4_weights_are_what_their_integers_stand_for() {
     }
 }
 
+/// What is laid out for wgmma, where there is such a thing.
+const MANY_ROWS: Storage = Storage { format: WeightFormat::Bf16, rows: 300 };
+
 #[test]
 fn products_for_many_rows_are_those_of_the_cpu_too() {
     let (gpu, oracle, mut noise) = (backend(), cpu(), Noise(9));
     for (n, k) in [(40, 72), (150, 1030)] {
         let w = Matrix::noise(&mut noise, n, k);
-        let ours = gpu.weight_for_many_rows(&w.data, n, k).unwrap();
+        let ours = gpu.weight_in(MANY_ROWS, &w.data, n, k).unwrap();
         let x = noise.values(300 * k);
         let want = linear(&oracle, &x, &oracle.weight(&w.data, n, k).unwrap(), n, k);
         let bounds = bounds(&oracle, &x, &w);
@@ -295,11 +322,14 @@ fn products_for_many_rows_are_those_of_the_cpu_too() {
     }
     let (n, k) = (70, 200);
     let (gate, up) = (Matrix::noise(&mut noise, n, k), Matrix::noise(&mut noise, n, k));
-    let [g, u] = [&gate, &up].map(|w| gpu.weight_for_many_rows(&w.data, n, k).unwrap());
+    let [g, u] = [&gate, &up].map(|w| gpu.weight_in(MANY_ROWS, &w.data, n, k).unwrap());
     for m in [5, 40, 150] {
         let x: Vec<f32> = noise.values(m * k).iter().map(|v| v * 0.1).collect();
         let mut out = gpu.tensor(m, n).unwrap();
         gpu.swiglu(&tensor(&*gpu, &x, k), &g, &u, &mut out, Grouping::One);
         assert_near(&read(&*gpu, &out), &swiglu(&oracle, &x, &gate, &up), |_| 1e-4, "swiglu for many rows");
+        let mut next = gpu.operand(m + 5, n).unwrap();
+        gpu.swiglu(&operand(&*gpu, &x, k), &g, &u, &mut next, Grouping::One);
+        assert_same(&read(&*gpu, &next), &rounded(&read(&*gpu, &out)), "operands for many rows");
     }
 }

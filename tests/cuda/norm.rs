@@ -1,9 +1,11 @@
-//! RMSNorm against the CPU backend.
+//! RMSNorm and LayerNorm against the CPU backend.
 
 use half::bf16;
 use weft::backend::{Backend, Capacity, Grouping, Source, Step};
 
-use crate::support::{Noise, backend, bits, cpu, tensor};
+use crate::support::{
+    Noise, assert_near, assert_row_invariant, assert_same, backend, bits, cpu, read, rounded, tensor,
+};
 
 const EPS: f32 = 1e-5;
 
@@ -92,4 +94,79 @@ fn what_lies_behind_the_rows_in_use_is_not_read() {
     cuda.rms_norm(&tensor, &weight, EPS, &mut out, Grouping::One);
     assert_eq!(cuda.read(&out).unwrap().len(), x.len());
     assert!(cuda.read(&out).unwrap().iter().all(|x| x.is_finite()));
+}
+
+/// LayerNorm of rows of `cols`.
+fn centred<B: Backend>(b: &B, x: &[f32], cols: usize, weight: &[bf16], bias: &[bf16]) -> Vec<f32> {
+    let (weight, bias) = (b.vector(weight).unwrap(), b.vector(bias).unwrap());
+    let mut out = b.tensor(x.len() / cols, cols).unwrap();
+    b.layer_norm(&tensor(b, x, cols), &weight, &bias, EPS, &mut out);
+    read(b, &out)
+}
+
+/// LayerNorm as its definition reads.
+fn definition(x: &[f32], cols: usize, weight: &[bf16], bias: &[bf16]) -> Vec<f64> {
+    let mut out = Vec::new();
+    for x in x.chunks(cols) {
+        let mean = x.iter().map(|&x| f64::from(x)).sum::<f64>() / cols as f64;
+        let variance = x.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / cols as f64;
+        let scale = 1.0 / (variance + f64::from(EPS)).sqrt();
+        let weighted = x.iter().zip(weight).zip(bias);
+        out.extend(weighted.map(|((&x, w), b)| (f64::from(x) - mean) * scale * w.to_f64() + b.to_f64()));
+    }
+    out
+}
+
+/// The mean is a sum along the chains of [`bound`], of values of up to `most`: off by so many u of it, and with it every
+/// difference, whose size against the standard deviation `spread` is what comes out, times a weight of at most one. The
+/// rest is the bound of an RMSNorm of the differences, which are up to `most / spread` in size, and the rounding of the sum
+/// with the bias.
+#[test]
+fn rows_of_any_width_are_centred_and_normalised() {
+    let (cuda, cpu) = (backend(), cpu());
+    for (rows, cols, offset) in
+        [(3, 192, 0.0), (2, 4, 0.0), (5, 30, 8.0), (2, 7, 0.0), (9, 2048, 40.0), (3, 4096, 0.0), (2, 9000, -5.0)]
+    {
+        let mut noise = Noise(cols as u64);
+        let x: Vec<f32> = noise.values(rows * cols).iter().map(|x| x + offset).collect();
+        let (weight, bias) = (noise.weights(cols), noise.weights(cols));
+        let want = definition(&x, cols, &weight, &bias);
+        // The spread of a row of noise is about 0.58; of four values it may be less.
+        let (most, spread) = (offset.abs() + 1.0, if cols < 8 { 0.1 } else { 0.4 });
+        let off = 2.0 * bound(cols) * most / spread + (bound(cols) + f32::EPSILON) * (1.0 / spread + 1.0);
+        for (name, got) in
+            [("device", centred(&*cuda, &x, cols, &weight, &bias)), ("oracle", centred(&cpu, &x, cols, &weight, &bias))]
+        {
+            let want: Vec<f32> = want.iter().map(|&x| x as f32).collect();
+            assert_near(&got, &want, |_| off, &format!("{name}: {rows} x {cols} around {offset}"));
+        }
+    }
+}
+
+#[test]
+fn a_centred_row_does_not_depend_on_its_neighbours() {
+    let cuda = backend();
+    for cols in [192, 50, 4096] {
+        let mut noise = Noise(4);
+        let (x, weight, bias) = (noise.values(300 * cols), noise.weights(cols), noise.weights(cols));
+        let op = |x: &[f32]| centred(&*cuda, x, cols, &weight, &bias);
+        assert_row_invariant(&x, cols, &[1, 2, 17], "layer norm", op);
+    }
+}
+
+/// What a product takes is the same number, rounded.
+#[test]
+fn operands_are_the_rounded_norms() {
+    let cuda = backend();
+    for (rows, cols) in [(1, 192), (19, 192), (5, 30), (3, 4100)] {
+        let mut noise = Noise(5);
+        let x = noise.values(rows * cols);
+        let (weights, biases) = (noise.weights(cols), noise.weights(cols));
+        let (weight, bias) = (cuda.vector(&weights).unwrap(), cuda.vector(&biases).unwrap());
+        let (x_there, mut out) = (tensor(&*cuda, &x, cols), cuda.operand(rows + 2, cols).unwrap());
+        cuda.rms_norm(&x_there, &weight, EPS, &mut out, Grouping::One);
+        assert_same(&read(&*cuda, &out), &rounded(&normed(&*cuda, &x, cols, &weights, None)), "RMSNorm");
+        cuda.layer_norm(&x_there, &weight, &bias, EPS, &mut out);
+        assert_same(&read(&*cuda, &out), &rounded(&centred(&*cuda, &x, cols, &weights, &biases)), "LayerNorm");
+    }
 }

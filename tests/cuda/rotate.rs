@@ -1,8 +1,8 @@
 //! Norms of heads, the rotary embedding and the cache: the bits of the CPU backend.
 
 use half::bf16;
-use weft::backend::cuda::{KvPool, KvScales};
-use weft::backend::{AttentionShape, Axes, Backend, PAGE, Pairing, Rotary, RowPlace, Slot};
+use weft::backend::cuda::KvPool;
+use weft::backend::{AttentionShape, Axes, Backend, KvFormat, KvScales, PAGE, Pairing, Rotary, RowPlace, Slot};
 
 use crate::layouts::{SHAPES, Sequences, set, tree};
 use crate::support::*;
@@ -46,7 +46,7 @@ fn heads_and_their_slots_have_the_bits_of_the_oracle() {
             let norm = oracle.vector(&weights).unwrap();
             // Queries and keys must be normed alike here; that they use their own weights is another test's.
             let mut want = tensor(&oracle, &qkv, shape.qkv());
-            let mut kv = oracle.kv_pool(2, sequences.pages, shape).unwrap();
+            let mut kv = oracle.kv_pool(2, sequences.pages, shape, KvFormat::Bf16).unwrap();
             let step = set(&oracle, sequences.step(&places));
             let norms = (case % 2 == 0).then_some((&norm, &norm, 1e-5));
             oracle.rotate_and_store(&mut want, norms, rotary, &step, 1, &mut kv);
@@ -55,8 +55,8 @@ fn heads_and_their_slots_have_the_bits_of_the_oracle() {
             let norm = gpu.vector(&weights).unwrap();
             let mut got = tensor(&*gpu, &qkv, shape.qkv());
             let mut kv = match format {
-                Format::Bf16 => gpu.kv_pool(2, sequences.pages, shape).unwrap(),
-                Format::Fp8 => gpu.kv_pool_fp8(2, sequences.pages, shape, format.scales()).unwrap(),
+                Format::Bf16 => gpu.kv_pool(2, sequences.pages, shape, KvFormat::Bf16).unwrap(),
+                Format::Fp8 => gpu.kv_pool(2, sequences.pages, shape, KvFormat::Fp8(format.scales())).unwrap(),
             };
             let step = set(&*gpu, sequences.step(&places));
             let norms = (case % 2 == 0).then_some((&norm, &norm, 1e-5));
@@ -165,7 +165,7 @@ fn queries_and_keys_have_norms_of_their_own() {
     for (data, shape, weights) in [(&qkv, shape, &query), (&wide(&keys, as_queries), as_queries, &key)] {
         let norm = oracle.vector(weights).unwrap();
         let mut x = tensor(&oracle, data, shape.qkv());
-        let mut kv = oracle.kv_pool(1, sequences.pages, shape).unwrap();
+        let mut kv = oracle.kv_pool(1, sequences.pages, shape, KvFormat::Bf16).unwrap();
         let step = set(&oracle, sequences.step(&places));
         oracle.rotate_and_store(&mut x, Some((&norm, &norm, 1e-6)), rotary, &step, 0, &mut kv);
         turned.push(read(&oracle, &x));
@@ -173,7 +173,7 @@ fn queries_and_keys_have_norms_of_their_own() {
 
     let norms = (gpu.vector(&query).unwrap(), gpu.vector(&key).unwrap());
     let mut x = tensor(&*gpu, &qkv, shape.qkv());
-    let mut kv = gpu.kv_pool(1, sequences.pages, shape).unwrap();
+    let mut kv = gpu.kv_pool(1, sequences.pages, shape, KvFormat::Bf16).unwrap();
     let step = set(&*gpu, sequences.step(&places));
     gpu.rotate_and_store(&mut x, Some((&norms.0, &norms.1, 1e-6)), rotary, &step, 0, &mut kv);
     let got = read(&*gpu, &x);
@@ -205,7 +205,7 @@ fn a_copied_page_is_the_same_in_all_layers() {
     let places = sequences.slots(|_| Vec::new());
     let shape = SHAPES[3];
     let rotary = Rotary { theta: 1e4, axes: Axes::Two, pairing: Pairing::Halves };
-    let mut kv = gpu.kv_pool(3, sequences.pages, shape).unwrap();
+    let mut kv = gpu.kv_pool(3, sequences.pages, shape, KvFormat::Bf16).unwrap();
     let step = set(&*gpu, sequences.step(&places));
     for layer in 0..3 {
         let mut x = tensor(&*gpu, &Noise(layer as u64).values(places.len() * shape.qkv()), shape.qkv());
@@ -229,16 +229,16 @@ fn a_pool_has_the_bytes_that_were_announced() {
         let padded = shape.head_dim.next_multiple_of(8);
         let values = 3 * 5 * shape.kv_heads * 2 * PAGE * padded * 2;
         let table = (5 * PAGE + 1) * shape.head_dim * 4;
-        assert_eq!(gpu.kv_bytes(3, 5, shape), (values + table + 4 * 4096) as u64);
+        assert_eq!(gpu.kv_bytes(3, 5, shape, KvFormat::Bf16), (values + table + 4 * 4096) as u64);
         let values = 3 * 5 * shape.kv_heads * 2 * PAGE * shape.head_dim.next_multiple_of(16);
-        assert_eq!(gpu.kv_bytes_fp8(3, 5, shape), (values + table + 4 * 4096) as u64);
+        assert_eq!(gpu.kv_bytes(3, 5, shape, KvFormat::Fp8(KvScales::default())), (values + table + 4 * 4096) as u64);
         let (free, _) = gpu.device().memory().unwrap();
-        let pool = gpu.kv_pool(3, 5, shape).unwrap();
+        let pool = gpu.kv_pool(3, 5, shape, KvFormat::Bf16).unwrap();
         let (left, _) = gpu.device().memory().unwrap();
-        assert!(free - left >= gpu.kv_bytes(3, 5, shape), "{free} bytes before, {left} after");
+        assert!(free - left >= gpu.kv_bytes(3, 5, shape, KvFormat::Bf16), "{free} bytes before, {left} after");
         drop(pool);
     }
     let odd = AttentionShape { heads: 2, kv_heads: 2, head_dim: 72 };
-    let error = gpu.kv_pool(1, 1, odd).err().expect("there is no kernel for 72 dimensions").to_string();
+    let error = gpu.kv_pool(1, 1, odd, KvFormat::Bf16).err().expect("there is no kernel for 72 dimensions").to_string();
     assert!(error.contains("72"), "{error}");
 }

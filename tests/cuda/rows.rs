@@ -4,7 +4,7 @@ use weft::backend::{Backend, Capacity, Copy, Embedding, Image, Layout, PageTable
 use weft::rng::Stream;
 use weft::sampling::Sampling;
 
-use crate::support::{Noise, backend, bits, cpu, tensor};
+use crate::support::{Noise, assert_same, backend, bits, cpu, read, rounded, tensor};
 
 const IMAGES: usize = 2;
 const HEIGHT: usize = 4;
@@ -62,7 +62,7 @@ fn results<B: Backend>(b: &B, hidden: usize, steps: &[Step], fed: bool) -> Vec<V
     }
     let mut x = table(ROOM);
     let (mut embedded, mut selected) = (b.tensor(ROOM, hidden).unwrap(), b.tensor(ROOM, hidden).unwrap());
-    let mut gathered = b.tensor(16, 2 * hidden).unwrap();
+    let (mut gathered, mut operand) = (b.tensor(16, 2 * hidden).unwrap(), b.operand(16, 2 * hidden).unwrap());
     let mut device = b.step(CAPACITY).unwrap();
     let mut all = Vec::new();
     for step in steps {
@@ -72,6 +72,7 @@ fn results<B: Backend>(b: &B, hidden: usize, steps: &[Step], fed: bool) -> Vec<V
         b.upload(&noise.values(ROOM * hidden), &mut logits);
         b.run(&mut device, &mut |b, step| {
             b.gather_sources(step, &states, &tokens, &canvas, &mut gathered);
+            b.gather_sources(step, &states, &tokens, &canvas, &mut operand);
             if fed {
                 let tables = Embedding { tokens: &tokens, rows: &rows, cols: &cols, bias: &bias };
                 b.embed(step, tables, &canvas, &mut embedded);
@@ -80,6 +81,7 @@ fn results<B: Backend>(b: &B, hidden: usize, steps: &[Step], fed: bool) -> Vec<V
             b.select(step, &x, &mut selected);
             b.copy_rows(step, &mut logits);
         });
+        assert_same(&rounded(&read(b, &operand)), &rounded(&read(b, &gathered)), "sources as operands");
         all.extend([&embedded, &selected, &gathered, &states, &logits].map(|x| b.read(x).unwrap().into_owned()));
     }
     all

@@ -95,6 +95,18 @@ pub fn tensor<B: Backend>(backend: &B, data: &[f32], cols: usize) -> B::Tensor {
     tensor
 }
 
+/// An operand of products with these rows and room for a few more.
+pub fn operand<B: Backend>(backend: &B, data: &[f32], cols: usize) -> B::Tensor {
+    let mut operand = backend.operand(data.len() / cols + 3, cols).unwrap();
+    backend.upload(data, &mut operand);
+    operand
+}
+
+/// What products see of values.
+pub fn rounded(x: &[f32]) -> Vec<f32> {
+    x.iter().map(|&x| bf16::from_f32(x).to_f32()).collect()
+}
+
 /// The values of a tensor.
 pub fn read<B: Backend>(backend: &B, x: &B::Tensor) -> Vec<f32> {
     backend.read(x).unwrap_or_else(|error| panic!("{error}")).into_owned()

@@ -2,10 +2,11 @@
 
 use super::memory::{Aligned, Shared};
 use super::{lanes, parallel};
-use crate::backend::{AttentionShape, Error, Layout, PAGE, Slot};
+use crate::backend::quantise::{from_e4m3, to_e4m3};
+use crate::backend::{AttentionShape, Error, KvFormat, KvScales, Layout, PAGE, Slot};
 use std::ops::Range;
 
-/// Keys and values of all layers, bf16.
+/// Keys and values of all layers, bf16: also those of an fp8 cache, whose numbers are bf16 too.
 ///
 /// A page of keys is packed like a weight whose outputs are the sixteen keys, `[head_dim / 2][16][2]`, so scores are
 /// a product of the same micro kernel. A page of values is `[16][head_dim]`. Both stand in the order layer, head,
@@ -14,12 +15,13 @@ pub struct KvPool {
     keys: Aligned<u32>,
     values: Aligned<u16>,
     shape: AttentionShape,
+    format: KvFormat,
     layers: usize,
     pages: usize,
 }
 
 impl KvPool {
-    pub(super) fn new(layers: usize, pages: usize, shape: AttentionShape) -> Result<Self, Error> {
+    pub(super) fn new(layers: usize, pages: usize, shape: AttentionShape, format: KvFormat) -> Result<Self, Error> {
         assert!(shape.head_dim.is_multiple_of(4), "head_dim {} is not a multiple of 4", shape.head_dim);
         assert!(
             shape.kv_heads > 0 && shape.heads.is_multiple_of(shape.kv_heads),
@@ -29,7 +31,7 @@ impl KvPool {
         );
         let values = layers * pages * PAGE * shape.key();
         let (keys, values) = (Aligned::zeroed(values / 2, "the KV cache")?, Aligned::zeroed(values, "the KV cache")?);
-        Ok(Self { keys, values, shape, layers, pages })
+        Ok(Self { keys, values, shape, format, layers, pages })
     }
 
     /// Heads of the layers.
@@ -77,6 +79,11 @@ impl KvPool {
     /// Rounds the keys and values of rows `[queries, keys, values]` into their slots.
     pub(super) fn store(&mut self, layer: usize, layout: &Layout, qkv: &[f32]) {
         let (all, len, pages) = (self.layer(layer), self.head_len(), self.pages);
+        let scales = match self.format {
+            KvFormat::Bf16 => None,
+            KvFormat::Fp8(KvScales { keys, values }) => Some((keys, values)),
+        };
+        let (of_keys, of_values) = (scales.map(|s| s.0), scales.map(|s| s.1));
         let AttentionShape { kv_heads, head_dim, .. } = self.shape;
         let (query, key, cols) = (self.shape.query(), self.shape.key(), self.shape.qkv());
         let keys = Shared::new(&mut self.keys.as_mut_slice()[all.start / 2..all.end / 2], len / 2);
@@ -92,15 +99,20 @@ impl KvPool {
                     unsafe { (keys.part(head * pages + page, 0, len / 2), values.part(head * pages + page, 0, len)) };
                 let k = &qkv[row * cols + query + head * head_dim..][..head_dim];
                 for (pair, k) in keys.chunks_exact_mut(PAGE).zip(k.chunks_exact(2)) {
-                    pair[offset] = u32::from(lanes::to_bf16(k[0])) | u32::from(lanes::to_bf16(k[1])) << 16;
+                    pair[offset] = u32::from(stored(k[0], of_keys)) | u32::from(stored(k[1], of_keys)) << 16;
                 }
                 let v = &qkv[row * cols + query + key + head * head_dim..][..head_dim];
                 for (value, &v) in values[offset * head_dim..][..head_dim].iter_mut().zip(v) {
-                    *value = lanes::to_bf16(v);
+                    *value = stored(v, of_values);
                 }
             }
         });
     }
+}
+
+/// A number as bf16, rounded to fp8 times a scale if there is one.
+fn stored(x: f32, scale: Option<f32>) -> u16 {
+    lanes::to_bf16(scale.map_or(x, |scale| from_e4m3(to_e4m3(x * (1.0 / scale))) * scale))
 }
 
 /// Page and offset of a slot.

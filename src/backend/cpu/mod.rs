@@ -32,8 +32,8 @@ pub use verify::Codebook;
 pub use weight::Weight;
 
 use super::{
-    AttentionShape, Backend, Capacity, Drawn, Embedding, Epilogue, Error, GroupNorm, Grouping, PAGE, Phase, Rotary,
-    Step,
+    AttentionShape, Backend, Capacity, Drawn, Embedding, Epilogue, Error, Fp8, GroupNorm, Grouping, Int4, KvFormat,
+    PAGE, Phase, Rotary, Step, Storage, WeightFormat,
 };
 use half::bf16;
 use isa::Level;
@@ -135,8 +135,13 @@ impl Backend for CpuBackend {
         format!("cpu ({}, {} threads)", self.level.isa(), rayon::current_num_threads())
     }
 
-    fn weight(&self, data: &[bf16], n: usize, k: usize) -> Result<Weight, Error> {
-        Weight::pack(data, n, k)
+    /// Quantised weights are held as the bf16 that they stand for: the same products, without the saving of memory.
+    fn weight_in(&self, storage: Storage, data: &[bf16], n: usize, k: usize) -> Result<Weight, Error> {
+        match storage.format {
+            WeightFormat::Bf16 => Weight::pack(data, n, k),
+            WeightFormat::Fp8 => Weight::pack(&Fp8::quantise(data, n, k).dequantise(), n, k),
+            WeightFormat::Int4 => Weight::pack(&Int4::asymmetric(data, n, k).dequantise(), n, k),
+        }
     }
 
     fn vector(&self, data: &[bf16]) -> Result<Vector, Error> {
@@ -147,11 +152,12 @@ impl Backend for CpuBackend {
         Ok(Tensor { data: Aligned::zeroed(max_rows.saturating_mul(cols), "activations")?, rows: 0, cols, max_rows })
     }
 
-    fn kv_pool(&self, layers: usize, pages: usize, shape: AttentionShape) -> Result<KvPool, Error> {
-        KvPool::new(layers, pages, shape)
+    fn kv_pool(&self, layers: usize, pages: usize, shape: AttentionShape, format: KvFormat) -> Result<KvPool, Error> {
+        KvPool::new(layers, pages, shape, format)
     }
 
-    fn kv_bytes(&self, layers: usize, pages: usize, shape: AttentionShape) -> u64 {
+    /// As bf16, whatever the format: an fp8 cache holds the bf16 that its numbers stand for.
+    fn kv_bytes(&self, layers: usize, pages: usize, shape: AttentionShape, _: KvFormat) -> u64 {
         2 * 2 * (layers * pages * PAGE * shape.key()) as u64
     }
 
@@ -219,6 +225,11 @@ impl Backend for CpuBackend {
             let (weight, all) = (&weight.0[group * x.cols..][..x.cols], rows.start * x.cols..rows.end * x.cols);
             norm::rms_norm(self.level, &x.get()[all.clone()], weight, eps, &mut out[all]);
         });
+    }
+
+    fn layer_norm(&self, x: &Tensor, weight: &Vector, bias: &Vector, eps: f32, out: &mut Tensor) {
+        assert_eq!((weight.0.len(), bias.0.len()), (x.cols, x.cols), "norm weights do not fit");
+        norm::layer_norm(self.level, x.get(), &weight.0, &bias.0, eps, out.reshape(x.rows, x.cols));
     }
 
     fn rotate_and_store(

@@ -1,4 +1,4 @@
-//! RMSNorm over rows and GroupNorm over images.
+//! RMSNorm and LayerNorm over rows, GroupNorm over images.
 
 use super::isa::{Level, per_isa};
 use super::lanes::{self, LANES};
@@ -25,9 +25,37 @@ per_isa! {
     }
 }
 
+per_isa! {
+    /// Lane i sums the elements i, i + 16, ..., then the lanes are folded; the squares are those of the differences, which
+    /// a mean far off does not swallow.
+    fn layer_norm_row(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) {
+        let mut sums = [0.0; LANES];
+        for x in x.chunks(LANES) {
+            sums = lanes::zip(sums, lanes::load(x, 0.0), |s, x| s + x);
+        }
+        let mean = lanes::sum(sums) / x.len() as f32;
+        let mut squares = [0.0; LANES];
+        for x in x.chunks(LANES) {
+            squares = lanes::zip(squares, lanes::load(x, mean), |s, x| s + (x - mean) * (x - mean));
+        }
+        let scale = 1.0 / (lanes::sum(squares) / x.len() as f32 + eps).sqrt();
+        for (((out, x), w), b) in out.iter_mut().zip(x).zip(weight).zip(bias) {
+            *out = (x - mean) * scale * w + b;
+        }
+    }
+}
+
 /// Normalises rows as long as `weight`.
 pub(super) fn rms_norm(level: Level, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-    let cols = weight.len();
+    each_row(x, weight.len(), out, |x, out| rms_norm_row(level, x, weight, eps, out));
+}
+
+/// Normalises rows as long as `weight` and `bias`.
+pub(super) fn layer_norm(level: Level, x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) {
+    each_row(x, weight.len(), out, |x, out| layer_norm_row(level, x, weight, bias, eps, out));
+}
+
+fn each_row(x: &[f32], cols: usize, out: &mut [f32], norm: impl Fn(&[f32], &mut [f32]) + Sync) {
     let rows = x.len() / cols;
     let threads = parallel::threads_for(x.len() as f64 / 8.0);
     let tasks = if threads == 1 { 1 } else { rows.div_ceil(32) };
@@ -36,7 +64,7 @@ pub(super) fn rms_norm(level: Level, x: &[f32], weight: &[f32], eps: f32, out: &
         for row in rows * t / tasks..rows * (t + 1) / tasks {
             // SAFETY: every row belongs to one task.
             let out = unsafe { out.part(row, 0, cols) };
-            rms_norm_row(level, &x[row * cols..][..cols], weight, eps, out);
+            norm(&x[row * cols..][..cols], out);
         }
     });
 }

@@ -205,6 +205,27 @@ fn rms_norm_normalises_and_does_not_see_other_rows() {
 }
 
 #[test]
+fn layer_norm_normalises_and_does_not_see_other_rows() {
+    for backend in backends() {
+        for (cols, offset, bound) in [(1, 0.0, 2e-6), (15, 0.0, 5e-6), (192, 0.0, 5e-6), (1000, 20.0, 4e-5)] {
+            let mut noise = Noise(cols as u64);
+            // Rows far from zero too, where a one-pass variance would lose its digits.
+            let x: Vec<f32> = noise.values(300 * cols).iter().map(|x| x * 3.0 + offset).collect();
+            let (weight, bias) =
+                (backend.vector(&noise.weights(cols)).unwrap(), backend.vector(&noise.weights(cols)).unwrap());
+            let op = |x: &[f32]| {
+                let mut out = backend.tensor(x.len() / cols, cols).unwrap();
+                backend.layer_norm(&tensor(&backend, x, cols), &weight, &bias, 1e-5, &mut out);
+                backend.read(&out).unwrap().into_owned()
+            };
+            let what = format!("{} {cols}", backend.isa());
+            assert_near(&op(&x), &reference::layer_norm(&x, &weight.0, &bias.0, 1e-5), bound, &what);
+            assert_row_invariant(&x, cols, &what, op);
+        }
+    }
+}
+
+#[test]
 fn group_norm_normalises_images_apart() {
     for backend in backends() {
         for (pixels, channels, groups) in [(1, 4, 2), (9, 6, 3), (576, 96, 32), (1000, 40, 8)] {

@@ -237,3 +237,16 @@ const _: () = {
     ["Offset of field: WeftRows::count"][::core::mem::offset_of!(WeftRows, count) - 0usize];
     ["Offset of field: WeftRows::max"][::core::mem::offset_of!(WeftRows, max) - 8usize];
 };
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct WeftOut {
+    pub data: *mut ::core::ffi::c_void,
+    pub room: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of WeftOut"][::core::mem::size_of::<WeftOut>() - 16usize];
+    ["Alignment of WeftOut"][::core::mem::align_of::<WeftOut>() - 8usize];
+    ["Offset of field: WeftOut::data"][::core::mem::offset_of!(WeftOut, data) - 0usize];
+    ["Offset of field: WeftOut::room"][::core::mem::offset_of!(WeftOut, room) - 8usize];
+};

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use cudarc::driver::result;
 use half::bf16;
 
-use super::CudaBackend;
 use super::device::Device;
 use super::memory::Buffer;
-use crate::backend::{AttentionShape, Error, PAGE, rotary_table};
+use crate::backend::quantise::from_e4m3;
+use crate::backend::{AttentionShape, Error, KvFormat, KvScales, PAGE, rotary_table};
 
 /// Head dimensions that the kernels are compiled for.
 pub(super) const HEAD_DIMS: [usize; 5] = [64, 80, 96, 100, 128];
@@ -17,37 +17,20 @@ pub(super) const QUERIES: usize = 64;
 /// Counters with which blocks that attend to parts of the keys of the same rows find the last one.
 pub(super) const COUNTERS: usize = 4096;
 
-/// Numbers of an fp8 cache times these are keys and values. The numbers reach from 2^-9 to 448 in steps of at most an
-/// eighth of themselves; what is larger is stored as 448.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct KvScales {
-    /// Of keys, after norm and rotation.
-    pub keys: f32,
-    /// Of values.
-    pub values: f32,
-}
-
-/// How keys and values are stored.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Format {
-    Bf16,
-    Fp8(KvScales),
-}
-
-impl Format {
-    /// Of a number.
+impl KvFormat {
+    /// Bytes of a number.
     fn bytes(self) -> usize {
         match self {
-            Format::Bf16 => 2,
-            Format::Fp8(_) => 1,
+            KvFormat::Bf16 => 2,
+            KvFormat::Fp8(_) => 1,
         }
     }
 
     /// Of what is stored.
     pub(super) fn scales(self) -> KvScales {
         match self {
-            Format::Bf16 => KvScales { keys: 1.0, values: 1.0 },
-            Format::Fp8(scales) => scales,
+            KvFormat::Bf16 => KvScales::default(),
+            KvFormat::Fp8(scales) => scales,
         }
     }
 }
@@ -57,7 +40,7 @@ impl Format {
 /// the room of 104 as bf16, of 112 as fp8.
 pub struct KvPool {
     pub(super) data: Buffer<u8>,
-    format: Format,
+    format: KvFormat,
     /// Zero between launches.
     pub(super) counters: Buffer<u32>,
     /// Cosines and sines of the one rotary embedding that turns the pool's heads; see [`KvPool::turned_by`].
@@ -75,24 +58,6 @@ struct Turned {
     pairs: usize,
 }
 
-impl CudaBackend {
-    /// A cache of fp8 (e4m3) keys and values: half the bytes, and half the traffic of the attention.
-    pub fn kv_pool_fp8(
-        &self,
-        layers: usize,
-        pages: usize,
-        shape: AttentionShape,
-        scales: KvScales,
-    ) -> Result<KvPool, Error> {
-        KvPool::new(&self.device, layers, pages, shape, Format::Fp8(scales))
-    }
-
-    /// Bytes of such a cache.
-    pub fn kv_bytes_fp8(&self, layers: usize, pages: usize, shape: AttentionShape) -> u64 {
-        KvPool::bytes(layers, pages, shape, Format::Fp8(KvScales { keys: 1.0, values: 1.0 }))
-    }
-}
-
 impl KvPool {
     /// Zeros.
     pub(super) fn new(
@@ -100,7 +65,7 @@ impl KvPool {
         layers: usize,
         pages: usize,
         shape: AttentionShape,
-        format: Format,
+        format: KvFormat,
     ) -> Result<KvPool, Error> {
         check(device, shape)?;
         let what = format!("the cache of {pages} pages");
@@ -112,7 +77,7 @@ impl KvPool {
     }
 
     /// Bytes of a pool: keys and values, the angles that turn them, counters.
-    pub(super) fn bytes(layers: usize, pages: usize, shape: AttentionShape, format: Format) -> u64 {
+    pub(super) fn bytes(layers: usize, pages: usize, shape: AttentionShape, format: KvFormat) -> u64 {
         let values = layers as u64 * pages as u64 * page_bytes(shape, format) as u64;
         values + 4 * (COUNTERS + table_len(pages, shape)) as u64
     }
@@ -130,12 +95,12 @@ impl KvPool {
         self.pages
     }
 
-    pub(super) fn format(&self) -> Format {
+    pub(super) fn format(&self) -> KvFormat {
         self.format
     }
 
     pub(super) fn is_fp8(&self) -> bool {
-        self.format != Format::Bf16
+        self.format != KvFormat::Bf16
     }
 
     /// Bytes of a page in one layer.
@@ -156,10 +121,10 @@ impl KvPool {
         let bytes = self.page_bytes();
         let page = self.layer(layer).part::<u8>(page * bytes, bytes).download(bytes)?;
         let KvScales { keys, values } = match self.format {
-            Format::Bf16 => {
+            KvFormat::Bf16 => {
                 return Ok(page.chunks(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect());
             }
-            Format::Fp8(scales) => scales,
+            KvFormat::Fp8(scales) => scales,
         };
         let side = PAGE * line(self.shape, self.format);
         let scale = |i: usize| if (i / side).is_multiple_of(2) { keys } else { values };
@@ -194,21 +159,13 @@ impl KvPool {
 }
 
 /// Bytes of a key or value.
-fn line(shape: AttentionShape, format: Format) -> usize {
+fn line(shape: AttentionShape, format: KvFormat) -> usize {
     (shape.head_dim * format.bytes()).next_multiple_of(16)
 }
 
 /// Bytes of a page in one layer.
-fn page_bytes(shape: AttentionShape, format: Format) -> usize {
+fn page_bytes(shape: AttentionShape, format: KvFormat) -> usize {
     shape.kv_heads * 2 * PAGE * line(shape, format)
-}
-
-/// The number that an e4m3 stands for: sign, four bits of exponent from 2^-6 on, three of mantissa. None is NaN here.
-fn from_e4m3(bits: u8) -> f32 {
-    let (exponent, mantissa) = (i32::from(bits >> 3 & 15), f32::from(bits & 7));
-    let size =
-        if exponent == 0 { mantissa / 8.0 * 2f32.powi(-6) } else { (1.0 + mantissa / 8.0) * 2f32.powi(exponent - 7) };
-    if bits >> 7 == 1 { -size } else { size }
 }
 
 /// One past the largest index of a token, or row or column of the grid counted from one.

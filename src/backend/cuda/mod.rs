@@ -13,91 +13,33 @@ mod lists;
 mod memory;
 mod ops;
 mod step;
+mod tensor;
 mod timing;
 
 pub use device::{Device, Traffic, count, is_driver_present};
 pub use kernels::{ALL, ARCHITECTURES, Fatbin};
-pub use kv::{KvPool, KvScales};
+pub use kv::KvPool;
 pub use memory::Buffer;
 pub use ops::draw::Canvas;
-pub use ops::linear::{Fp8, Int4, Weight};
+pub use ops::linear::Weight;
 pub use step::DeviceStep;
+pub use tensor::Tensor;
 pub use timing::Stopwatch;
 
 use super::{
-    AttentionShape, Backend, Capacity, Drawn, Embedding, Epilogue, Error, GroupNorm, Grouping, Phase, Rotary, Step,
+    AttentionShape, Backend, Capacity, Drawn, Embedding, Epilogue, Error, GroupNorm, Grouping, KvFormat, Phase, Rotary,
+    Step, Storage,
 };
 use half::bf16;
-use kernels::{Args, Grid, Held, Launcher, Workspace};
+use kernels::{Args, Grid, Launcher, Workspace};
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use step::{Count, Limits};
+use tensor::Rows;
 
 /// Runs the network on a CUDA device.
 pub struct CudaBackend {
     device: Arc<Device>,
     launcher: Arc<Launcher>,
-}
-
-/// `[rows, cols]` f32.
-pub struct Tensor {
-    data: Buffer<f32>,
-    rows: Rows,
-    cols: usize,
-    max_rows: usize,
-}
-
-/// How many rows of a tensor are in use.
-#[derive(Clone)]
-enum Rows {
-    /// So many.
-    Fixed(usize),
-    /// As many as a step says, in device memory.
-    Counted {
-        /// The step's counts.
-        counts: Buffer<abi::WeftCounts>,
-        /// Which of them.
-        which: Count,
-        /// What the step's lists are padded to.
-        limits: Arc<Limits>,
-    },
-}
-
-impl Rows {
-    /// As many as the step has of these.
-    fn of(step: &DeviceStep, which: Count) -> Rows {
-        Rows::Counted { counts: step.counts().clone(), which, limits: step.limits().clone() }
-    }
-
-    /// No more rows than this: what a grid is made for.
-    fn most(&self) -> usize {
-        match self {
-            Rows::Fixed(rows) => *rows,
-            Rows::Counted { which, limits, .. } => limits[*which as usize].load(Ordering::Relaxed),
-        }
-    }
-
-    /// The kernel's parameter, a `WeftRows`.
-    fn arg(&self) -> Held<'_, abi::WeftRows> {
-        let max = self.most() as u32;
-        match self {
-            Rows::Fixed(_) => Held { value: abi::WeftRows { count: std::ptr::null(), max }, memory: None },
-            Rows::Counted { counts, which, .. } => {
-                let count = (counts.address() + 4 * *which as u64) as *const u32;
-                Held { value: abi::WeftRows { count, max }, memory: Some(counts.allocation()) }
-            }
-        }
-    }
-}
-
-impl Tensor {
-    /// Makes this a tensor of so many rows, whose values an op is about to write.
-    fn take_rows(&mut self, rows: Rows, cols: usize) {
-        assert_eq!(self.cols, cols, "tensor has {} columns where {cols} are written", self.cols);
-        assert!(rows.most() <= self.max_rows, "{} rows in a tensor with room for {}", rows.most(), self.max_rows);
-        self.rows = rows;
-    }
 }
 
 /// `[n]` f32.
@@ -143,8 +85,8 @@ impl Backend for CudaBackend {
         self.device.name()
     }
 
-    fn weight(&self, data: &[bf16], n: usize, k: usize) -> Result<Weight, Error> {
-        self.op_weight(data, n, k)
+    fn weight_in(&self, storage: Storage, data: &[bf16], n: usize, k: usize) -> Result<Weight, Error> {
+        self.op_weight(storage, data, n, k)
     }
 
     fn vector(&self, data: &[bf16]) -> Result<Vector, Error> {
@@ -153,16 +95,19 @@ impl Backend for CudaBackend {
     }
 
     fn tensor(&self, max_rows: usize, cols: usize) -> Result<Tensor, Error> {
-        let data = Buffer::zeroed(&self.device, max_rows * cols, "activations")?;
-        Ok(Tensor { data, rows: Rows::Fixed(0), cols, max_rows })
+        Tensor::floats_for(&self.device, max_rows, cols)
     }
 
-    fn kv_pool(&self, layers: usize, pages: usize, shape: AttentionShape) -> Result<KvPool, Error> {
-        KvPool::new(&self.device, layers, pages, shape, kv::Format::Bf16)
+    fn operand(&self, max_rows: usize, cols: usize) -> Result<Tensor, Error> {
+        Tensor::operand_for(&self.device, max_rows, cols)
     }
 
-    fn kv_bytes(&self, layers: usize, pages: usize, shape: AttentionShape) -> u64 {
-        KvPool::bytes(layers, pages, shape, kv::Format::Bf16)
+    fn kv_pool(&self, layers: usize, pages: usize, shape: AttentionShape, format: KvFormat) -> Result<KvPool, Error> {
+        KvPool::new(&self.device, layers, pages, shape, format)
+    }
+
+    fn kv_bytes(&self, layers: usize, pages: usize, shape: AttentionShape, format: KvFormat) -> u64 {
+        KvPool::bytes(layers, pages, shape, format)
     }
 
     fn step(&self, capacity: Capacity) -> Result<DeviceStep, Error> {
@@ -176,15 +121,14 @@ impl Backend for CudaBackend {
     fn upload(&self, data: &[f32], out: &mut Tensor) {
         assert!(data.len().is_multiple_of(out.cols), "{} values in rows of {}", data.len(), out.cols);
         out.take_rows(Rows::Fixed(data.len() / out.cols), out.cols);
-        out.data.upload(data);
+        match out.operand() {
+            None => out.floats().upload(data),
+            Some(_) => self.upload_operand(data, out),
+        }
     }
 
     fn read<'a>(&self, x: &'a Tensor) -> Result<Cow<'a, [f32]>, Error> {
-        let rows = match &x.rows {
-            Rows::Fixed(rows) => *rows,
-            Rows::Counted { counts, which, .. } => which.of(&counts.download(1)?[0]),
-        };
-        Ok(Cow::Owned(x.data.download(rows * x.cols)?))
+        x.read().map(Cow::Owned)
     }
 
     fn set_step(&self, host: Step, step: &mut DeviceStep) -> Result<(), Error> {
@@ -205,6 +149,10 @@ impl Backend for CudaBackend {
 
     fn rms_norm(&self, x: &Tensor, weight: &Vector, eps: f32, out: &mut Tensor, groups: Grouping<'_, DeviceStep>) {
         self.op_rms_norm(x, weight, eps, out, groups);
+    }
+
+    fn layer_norm(&self, x: &Tensor, weight: &Vector, bias: &Vector, eps: f32, out: &mut Tensor) {
+        self.op_layer_norm(x, weight, bias, eps, out);
     }
 
     fn rotate_and_store(

@@ -1,7 +1,7 @@
 //! Rotary, cache and attention.
 
 use super::*;
-use crate::backend::{Axes, PAGE, Pairing};
+use crate::backend::{Axes, KvFormat, PAGE, Pairing};
 
 /// Shared and own key heads; head dimensions that fill vectors and that do not.
 const SHAPES: [AttentionShape; 3] = [
@@ -108,7 +108,7 @@ fn filled(backend: &CpuBackend, layout: &Layout, shape: AttentionShape, norm: bo
     let q: Vec<f32> = noise.values(m * qd).iter().map(|x| x * 4.0).collect();
     let k = noise.values(m * kd);
     let weights = backend.vector(&noise.weights(shape.head_dim)).unwrap();
-    let mut kv = backend.kv_pool(2, 38, shape).unwrap();
+    let mut kv = backend.kv_pool(2, 38, shape, KvFormat::Bf16).unwrap();
     let norm = norm.then_some((&weights, &weights, 1e-5));
     let mut qkv = tensor(backend, &side_by_side(shape, &q, &k, &v), shape.qkv());
     backend.rotate_and_store(&mut qkv, norm, rotary, &step(layout), 1, &mut kv);

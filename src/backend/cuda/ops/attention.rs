@@ -4,7 +4,8 @@ use super::super::abi::{WEFT_ATTENTION_ROWS, WEFT_ATTENTION_SPLIT};
 use super::super::kernels::{self, Fatbin, Grid, args};
 use super::super::kv::{COUNTERS, QUERIES};
 use super::super::step::{Bound, Count};
-use super::super::{CudaBackend, DeviceStep, KvPool, Rows, Tensor};
+use super::super::tensor::Rows;
+use super::super::{CudaBackend, DeviceStep, KvPool, Tensor};
 use crate::backend::PAGE;
 use std::f64::consts::LOG2_E;
 
@@ -13,8 +14,11 @@ const CHUNK: usize = 64;
 const STAGES: usize = 2;
 /// Floats at most that blocks leave for each other; steps that would need more do without.
 const PARTIALS: usize = 4 << 20;
-/// Floats per query and part: the largest score, the sum, the values of the largest head.
-const PARTIAL: usize = 2 + 128;
+/// Floats that a query leaves for so many parts: (largest score, sum) of each in whole lines of 128 bytes, the values of
+/// the largest head.
+fn left(parts: usize) -> usize {
+    2 * parts.next_multiple_of(16) + 128 * parts
+}
 
 impl CudaBackend {
     pub(in crate::backend::cuda) fn op_attention(
@@ -33,7 +37,7 @@ impl CudaBackend {
 
         let (group, parts) = (shape.heads / shape.kv_heads, kv.most_parts(WEFT_ATTENTION_SPLIT as usize));
         let rows = step.most(Count::Rows);
-        let partials = if rows * shape.kv_heads <= COUNTERS { rows * shape.heads * parts * PARTIAL + 4 } else { 0 };
+        let partials = if rows * shape.kv_heads <= COUNTERS { rows * shape.heads * left(parts) } else { 0 };
         let partials = self.workspace::<f32>(partials.min(PARTIALS));
         // Blocks walk the work that the device finds in the step: as many as it runs at a time, twice.
         let slices = (WEFT_ATTENTION_ROWS as usize).div_ceil(QUERIES / group);
@@ -44,10 +48,10 @@ impl CudaBackend {
         let (query, scales) = (if kv.is_fp8() { 2 * line } else { line }, kv.format().scales());
         let grid = Grid { blocks, threads: 128, shared: QUERIES * query + STAGES * 2 * CHUNK * line };
         let args = args![
-            qkv.data,
+            *qkv.floats(),
             step.arg(),
             kv.layer(layer),
-            out.data,
+            out.out(),
             partials,
             partials.len() as u32,
             kv.counters,

@@ -36,7 +36,19 @@ impl CudaBackend {
         let per_channel = (1u64 << 32).div_ceil(cin as u64) as u32;
         let [height, width, stride, pixels] = [size.0, size.1, stride, pixels].map(|n| n as u32);
         let (cin, cout) = (cin as u32, cout as u32);
-        let args = args![x.data, *w.packed(), bias.0, out.data, pixels, height, width, stride, cin, cout, per_channel];
+        let args = args![
+            *x.floats(),
+            *w.packed(),
+            bias.0,
+            *out.floats(),
+            pixels,
+            height,
+            width,
+            stride,
+            cin,
+            cout,
+            per_channel
+        ];
         // SAFETY: the kernel's parameters are these; `x` holds whole images of this size, the weight is packed for
         // [cout, 9 * cin], and `out` has room for the pixels.
         unsafe { self.launch(&kernels::CONV, name, grid, args) };
@@ -53,7 +65,7 @@ impl CudaBackend {
         };
         let vectors = 4 * rows * columns;
         assert!(vectors < 1 << 31, "{vectors} vectors");
-        let args = args![x.data, vectors as u32, size.1 as u32, columns as u32, out.data];
+        let args = args![*x.floats(), vectors as u32, size.1 as u32, columns as u32, *out.floats()];
         // SAFETY: the kernel's parameters are these; `x` holds whole images of this width, and `out` has room for four
         // times their pixels.
         unsafe { self.launch(&kernels::UPSAMPLE, name, self.grid_over(vectors), args) };

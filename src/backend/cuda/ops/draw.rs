@@ -117,7 +117,7 @@ impl CudaBackend {
         let args = args![
             step.arg(),
             u32::from(phase == Phase::Verdicts),
-            logits.data,
+            *logits.floats(),
             vocab as u32,
             canvas.positions as u32,
             canvas.tokens,

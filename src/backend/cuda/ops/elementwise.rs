@@ -14,7 +14,7 @@ impl CudaBackend {
             _ => ("add_ragged", x.rows.most() * x.cols),
         };
         let grid = Grid::of(vectors.div_ceil(THREADS).min(16 * self.device().multiprocessors()), THREADS);
-        let args = args![x.data, y.data, x.rows.arg(), x.cols as u32];
+        let args = args![*x.floats(), *y.floats(), x.rows.arg(), x.cols as u32];
         // SAFETY: the kernel's parameters are these, and both tensors have so many rows and columns.
         unsafe { self.launch(&kernels::ELEMENTWISE, name, grid, args) };
     }

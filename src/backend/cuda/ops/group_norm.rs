@@ -46,7 +46,7 @@ impl CudaBackend {
         let shared = 4 * (threads * width + 2 * groups);
         let grid = Grid { blocks: [chunks, images, 1], threads, shared };
         let [p, c, g, chunk, chunks] = [pixels, channels, groups, chunk, chunks].map(|n| n as u32);
-        let args = args![x.data, p, c, g, chunk, partial];
+        let args = args![*x.floats(), p, c, g, chunk, partial];
         // SAFETY: the kernel's parameters are these; `x` holds whole images, the threads cover a pixel's vectors, and the
         // workspace has a place for each group of each chunk.
         unsafe { self.launch(&kernels::GROUP_NORM, statistics, grid, args) };
@@ -54,7 +54,7 @@ impl CudaBackend {
         let args = args![partial, weight.0, bias.0, p, c, chunk, chunks, norm.eps, affine];
         // SAFETY: the kernel's parameters are these; there is a weight and a place in the workspace for each channel.
         unsafe { self.launch(&kernels::GROUP_NORM, "group_norm_merge", grid, args) };
-        let args = args![x.data, affine, vectors as u32, p, c, u32::from(norm.activate), out.data];
+        let args = args![*x.floats(), affine, vectors as u32, p, c, u32::from(norm.activate), *out.floats()];
         // SAFETY: the kernel's parameters are these; `out` has room for as many rows as `x` has.
         unsafe { self.launch(&kernels::GROUP_NORM, apply, self.grid_over(vectors), args) };
     }

@@ -30,7 +30,7 @@ impl CudaBackend {
         let blocks = [pixels.div_ceil(QUERIES), rows / pixels, 1];
         let grid = Grid { blocks, threads: 128, shared: (QUERIES + 2 * KEYS) * pitch };
         let scale = 1.0 / (channels as f32).sqrt();
-        let args = args![q.data, k.data, v.data, pixels as u32, channels as u32, scale, out.data];
+        let args = args![*q.floats(), *k.floats(), *v.floats(), pixels as u32, channels as u32, scale, *out.floats()];
         // SAFETY: the kernel's parameters are these; all tensors hold whole images of so many pixels.
         unsafe { self.launch(&kernels::IMAGE_ATTENTION, "image_attention", grid, args) };
     }

@@ -1,16 +1,16 @@
 //! Matrix products: which variant of the kernel, in which grid.
 
-mod quantise;
 mod variants;
 mod weight;
 
-pub use quantise::{Fp8, Int4};
 pub use weight::Weight;
 
+use super::super::abi::WeftOut;
 use super::super::kernels::{Grid, Held, args};
 use super::super::memory::Buffer;
+use super::super::tensor::{self, operand_bytes};
 use super::super::{CudaBackend, DeviceStep, Tensor, Vector};
-use crate::backend::{Epilogue, Error, Grouping};
+use crate::backend::{Epilogue, Error, Fp8, Grouping, Int4, Storage, WeightFormat};
 use half::bf16;
 use variants::Variant;
 use weight::{Format, Split};
@@ -19,6 +19,14 @@ use weight::{Format, Split};
 const STORE: u32 = 0;
 const ADD: u32 = 1;
 const SWIGLU: u32 = 2;
+
+/// Rows from which a bf16 weight is laid out for wgmma on Hopper, whose products then differ from those of mma.sync in the
+/// last bit, for one row too: so the layout is a matter of the weight, never of a launch.
+///
+/// With fewer rows both kinds wait for the weights. mma.sync reaches about 0.6 of the rate of wgmma there, and an H100
+/// multiplies 0.6 x 989 / 3.35 = 177 rows in the time that it takes to read a weight. This is an estimate: nothing was
+/// measured.
+const MANY_ROWS: usize = 160;
 
 /// A product: one weight, or two side by side.
 struct Product<'a> {
@@ -29,20 +37,21 @@ struct Product<'a> {
 }
 
 impl CudaBackend {
-    /// See [`Backend::weight`](crate::backend::Backend::weight).
-    pub(in crate::backend::cuda) fn op_weight(&self, data: &[bf16], n: usize, k: usize) -> Result<Weight, Error> {
-        Weight::bf16(&self.device, Format::Bf16, data, n, k)
-    }
-
-    /// A bf16 weight for products with many rows (some hundred in most steps, as when many requests share a step): on
-    /// Hopper they are made by wgmma; elsewhere this is [`Backend::weight`](crate::backend::Backend::weight).
-    ///
-    /// The two kinds may differ in the last bit of a product, so one kind is chosen for a weight and serves all its
-    /// products, whatever their rows. This one rounds the input in a launch of its own even for a single row, and cannot
-    /// be a stack of groups.
-    pub fn weight_for_many_rows(&self, data: &[bf16], n: usize, k: usize) -> Result<Weight, Error> {
-        let format = if self.device.capability().0 == 9 { Format::Bf16Hopper } else { Format::Bf16 };
-        Weight::bf16(&self.device, format, data, n, k)
+    /// See [`Backend::weight_in`](crate::backend::Backend::weight_in).
+    pub(in crate::backend::cuda) fn op_weight(
+        &self,
+        storage: Storage,
+        data: &[bf16],
+        n: usize,
+        k: usize,
+    ) -> Result<Weight, Error> {
+        let hopper = self.device.capability().0 == 9 && storage.rows >= MANY_ROWS;
+        match storage.format {
+            WeightFormat::Bf16 if hopper => Weight::bf16(&self.device, Format::Bf16Hopper, data, n, k),
+            WeightFormat::Bf16 => Weight::bf16(&self.device, Format::Bf16, data, n, k),
+            WeightFormat::Fp8 => self.weight_fp8(&Fp8::quantise(data, n, k)),
+            WeightFormat::Int4 => self.weight_int4(&Int4::asymmetric(data, n, k)),
+        }
     }
 
     /// A weight in fp8: half the memory and half the time of a product with few rows.
@@ -98,13 +107,18 @@ impl CudaBackend {
             Grouping::One => (1, Held { value: std::ptr::null(), memory: None }),
             Grouping::By(step) => (w.n() / out.cols, step.groups()),
         };
-        assert!(count == 1 || w.format() != Format::Bf16Hopper, "a weight for many rows is not a stack of groups");
+        assert!(
+            count == 1 || w.format() != Format::Bf16Hopper,
+            "a weight laid out for many rows is not a stack of groups"
+        );
         let n = w.n() / count.max(1);
         assert!(count > 0 && n * count == w.n(), "{} outputs are not groups of {}", w.n(), out.cols);
         match epilogue {
             ADD => assert_eq!((out.cols, out.rows.most()), (n, x.rows.most()), "adding rows to others"),
             _ => out.take_rows(x.rows.clone(), n),
         }
+        assert!(epilogue != ADD || out.operand().is_none(), "adding to an operand of products");
+        assert!(count == 1 || out.operand().is_none() || n.is_multiple_of(2), "pairs of outputs in two groups");
 
         let most = x.rows.most();
         let variant = Variant::choose(w.format(), up.is_some(), most.div_ceil(count));
@@ -115,26 +129,30 @@ impl CudaBackend {
         let row_blocks = most.div_ceil(variant.rows);
         let slots = columns * row_blocks * count;
 
-        let rounded = if variant.rounded { w.k().div_ceil(32) * 64 * most } else { 0 };
+        let rounded = if x.operand().is_some() { 0 } else { operand_bytes(most, w.k()).next_multiple_of(256) };
         let partial = if parts > 1 { slots * parts * variant.sums() * 4 } else { 0 };
         let counters = if parts > 1 && slots > w.arrived().len() { slots * 4 } else { 0 };
-        let space = self.workspace::<u8>(rounded.next_multiple_of(256) + partial + counters);
-        if variant.rounded {
-            self.round(x, &space.part(0, rounded / 4));
+        let space = self.workspace::<u8>(rounded + partial + counters);
+        let (input, room) = match x.operand() {
+            Some(operand) => (operand.clone(), x.max_rows),
+            None => (space.part(0, rounded / 2), most),
+        };
+        if x.operand().is_none() {
+            self.round(x.floats(), x, &tensor::out(&input, room));
         }
-        let sums: Buffer<f32> = space.part(rounded.next_multiple_of(256), partial / 4);
+        let sums: Buffer<f32> = space.part(rounded, partial / 4);
         let mut arrived = w.arrived().clone();
         if counters > 0 {
-            arrived = space.part(rounded.next_multiple_of(256) + partial, slots);
+            arrived = space.part(rounded + partial, slots);
             arrived.clear();
         }
 
         let grid =
             Grid { blocks: [row_blocks * parts * columns, count, 1], threads: variant.threads, shared: variant.shared };
-        let input = if variant.rounded { space.part(0, rounded / 4) } else { x.data.clone() };
         let args = args![
-            out.data,
+            out.out(),
             input,
+            room as u32,
             x.rows.arg(),
             starts,
             *w.packed(),
@@ -157,11 +175,18 @@ impl CudaBackend {
         unsafe { self.launch(variant.fatbin, variant.name, grid, args) };
     }
 
-    /// Rounds the input once, for the variants that read it so.
-    fn round(&self, x: &Tensor, to: &Buffer<f32>) {
-        let pieces = x.rows.most() * x.cols.div_ceil(32) * 8;
-        let args = args![*to, x.data, x.rows.arg(), x.cols as u32];
-        // SAFETY: the kernel's parameters are these; `to` has 64 bytes for each row and 32 columns.
+    /// Uploads an operand of products, whose rows are taken.
+    pub(in crate::backend::cuda) fn upload_operand(&self, data: &[f32], to: &Tensor) {
+        let space = self.workspace::<f32>(data.len());
+        space.upload(data);
+        self.round(&space, to, &to.out());
+    }
+
+    /// Rounds `from`, which has the rows and columns of `like`.
+    fn round(&self, from: &Buffer<f32>, like: &Tensor, to: &Held<'_, WeftOut>) {
+        let pieces = like.rows.most() * like.cols.div_ceil(32) * 8;
+        let args = args![*to, *from, like.rows.arg(), like.cols as u32];
+        // SAFETY: the kernel's parameters are these; `to` has room for these rows.
         unsafe { self.launch(variants::ROUND.0, variants::ROUND.1, Grid::of(pieces.div_ceil(256), 256), args) };
     }
 }

@@ -1,4 +1,4 @@
-//! RMSNorm over rows.
+//! Norms over rows.
 
 use super::super::kernels::{self, Grid, Held, args};
 use super::super::{CudaBackend, DeviceStep, Tensor, Vector};
@@ -26,16 +26,35 @@ impl CudaBackend {
             }
         };
         out.take_rows(x.rows.clone(), cols);
-        // As many threads as make each read twice: a function of the columns alone, and so is the order of the sum.
-        let (name, vectors) = match cols % 4 {
-            0 => ("rms_norm", cols / 4),
-            _ => ("rms_norm_ragged", cols),
-        };
-        let grid = Grid::of(x.rows.most(), vectors.div_ceil(2).next_multiple_of(32).clamp(32, 1024));
-        let (cols, parts) = (cols as u32, parts as u32);
-        let args = args![x.data, weight.0, out.data, x.rows.arg(), cols, eps, starts, parts];
+        let (name, grid) = rows_of(x, ["rms_norm", "rms_norm_ragged"]);
+        let args = args![*x.floats(), weight.0, out.out(), x.rows.arg(), cols as u32, eps, starts, parts as u32];
         // SAFETY: the kernel's parameters are these; `out` has room for as many rows as `x` has, the weight has a value
         // per column and part, and the step says where each part's rows begin.
         unsafe { self.launch(&kernels::NORM, name, grid, args) };
     }
+
+    /// See [`Backend::layer_norm`](crate::backend::Backend::layer_norm).
+    pub(in crate::backend::cuda) fn op_layer_norm(
+        &self,
+        x: &Tensor,
+        weight: &Vector,
+        bias: &Vector,
+        eps: f32,
+        out: &mut Tensor,
+    ) {
+        assert_eq!((weight.0.len(), bias.0.len()), (x.cols, x.cols), "norm weights do not fit");
+        out.take_rows(x.rows.clone(), x.cols);
+        let (name, grid) = rows_of(x, ["layer_norm", "layer_norm_ragged"]);
+        let args = args![*x.floats(), weight.0, bias.0, out.out(), x.rows.arg(), x.cols as u32, eps];
+        // SAFETY: the kernel's parameters are these; `out` has room for as many rows as `x` has, weight and bias have a
+        // value per column.
+        unsafe { self.launch(&kernels::NORM, name, grid, args) };
+    }
+}
+
+/// The kernel for the columns, a multiple of 4 or any, and a block for each row with as many threads as make each read
+/// twice: a function of the columns alone, and so is the order of the sums.
+fn rows_of(x: &Tensor, [fours, ragged]: [&'static str; 2]) -> (&'static str, Grid) {
+    let (name, vectors) = if x.cols.is_multiple_of(4) { (fours, x.cols / 4) } else { (ragged, x.cols) };
+    (name, Grid::of(x.rows.most(), vectors.div_ceil(2).next_multiple_of(32).clamp(32, 1024)))
 }

@@ -38,7 +38,7 @@ impl CudaBackend {
         let grid = Grid::of(heads.div_ceil(WARPS).min(16 * self.device.multiprocessors()), 32 * WARPS);
         let scales = kv.format().scales();
         let args = args![
-            qkv.data,
+            *qkv.floats(),
             step.arg(),
             kv.layer(layer),
             qk_norm.map(|(query, _, _)| &query.0),

@@ -2,7 +2,8 @@
 
 use super::super::kernels::{self, Args, Grid, args};
 use super::super::step::{Bound, Count};
-use super::super::{Canvas, CudaBackend, DeviceStep, Rows, Tensor};
+use super::super::tensor::Rows;
+use super::super::{Canvas, CudaBackend, DeviceStep, Tensor};
 use crate::backend::Embedding;
 
 impl CudaBackend {
@@ -23,13 +24,13 @@ impl CudaBackend {
         let (canvas, positions) = (canvas.tokens(), canvas.positions() as u32);
         let args = args![
             step.arg(),
-            tokens.data,
-            rows.data,
-            cols.data,
-            bias.data,
+            *tokens.floats(),
+            *rows.floats(),
+            *cols.floats(),
+            *bias.floats(),
             *canvas,
             positions,
-            out.data,
+            *out.floats(),
             hidden as u32
         ];
         // SAFETY: the kernel's parameters are these; tokens, positions and sequences of a step lie inside of the tables.
@@ -48,7 +49,7 @@ impl CudaBackend {
         step.require(Bound::Positions, positions);
         let sequences = step.host().layout.sequences.len();
         assert!(sequences * positions <= states.max_rows, "states of {sequences} sequences in {}", states.max_rows);
-        let args = args![step.arg(), x.data, positions as u32, states.data, x.cols as u32];
+        let args = args![step.arg(), *x.floats(), positions as u32, *states.floats(), x.cols as u32];
         // SAFETY: the kernel's parameters are these; there is a row of `states` for each position of each sequence.
         unsafe { self.rows(["keep_states", "keep_states_ragged"], step.most(Count::Rows), x.cols, args) };
     }
@@ -56,7 +57,7 @@ impl CudaBackend {
     /// See [`Backend::select`](crate::backend::Backend::select).
     pub(in crate::backend::cuda) fn op_select(&self, step: &DeviceStep, x: &Tensor, out: &mut Tensor) {
         out.take_rows(Rows::of(step, Count::Predictions), x.cols);
-        let args = args![step.arg(), x.data, out.data, x.cols as u32];
+        let args = args![step.arg(), *x.floats(), *out.floats(), x.cols as u32];
         // SAFETY: the kernel's parameters are these; predictions are rows of `x`, and `out` has room for all of them.
         unsafe { self.rows(["select_rows", "select_rows_ragged"], step.most(Count::Predictions), x.cols, args) };
     }
@@ -75,7 +76,7 @@ impl CudaBackend {
         step.require(Bound::States, states.max_rows);
         step.require(Bound::Tokens, canvas.tokens().len());
         out.take_rows(Rows::of(step, Count::Sources), 2 * hidden);
-        let args = args![step.arg(), states.data, tokens.data, *canvas.tokens(), out.data, hidden as u32];
+        let args = args![step.arg(), *states.floats(), *tokens.floats(), *canvas.tokens(), out.out(), hidden as u32];
         // SAFETY: the kernel's parameters are these; a source names a row of `states` and an index into the canvas.
         unsafe { self.rows(["gather_sources", "gather_sources_ragged"], step.most(Count::Sources), hidden, args) };
     }
@@ -83,7 +84,7 @@ impl CudaBackend {
     /// See [`Backend::copy_rows`](crate::backend::Backend::copy_rows).
     pub(in crate::backend::cuda) fn op_copy_rows(&self, step: &DeviceStep, logits: &mut Tensor) {
         step.require(Bound::CopyLogits, logits.max_rows);
-        let args = args![step.arg(), logits.data, logits.cols as u32];
+        let args = args![step.arg(), *logits.floats(), logits.cols as u32];
         // SAFETY: the kernel's parameters are these; a copy names two rows that the tensor has room for.
         unsafe { self.rows(["copy_rows", "copy_rows_ragged"], step.most(Count::Copies), logits.cols, args) };
     }

@@ -3,7 +3,7 @@
 use super::super::super::kernels::{self, Fatbin};
 use super::weight::Format;
 
-/// The kernel that rounds the input.
+/// The kernel that makes an operand of f32.
 pub(super) const ROUND: (&Fatbin, &str) = (&kernels::LINEAR, "weft_linear_round");
 
 /// One entry point of kernels/linear*.cu.
@@ -15,8 +15,6 @@ pub(super) struct Variant {
     pub(super) threads: usize,
     /// Bytes of shared memory of a block.
     pub(super) shared: usize,
-    /// Takes its input from [`ROUND`].
-    pub(super) rounded: bool,
     /// Tiles of 16 outputs of a block along one weight, and the weights side by side.
     tiles: usize,
     sides: usize,
@@ -54,66 +52,66 @@ impl Variant {
 struct Shape(usize, usize, usize, usize, usize, usize);
 
 /// `unit`: columns in 512 bytes of a weight's tile.
-const fn variant(fatbin: &'static Fatbin, unit: usize, name: &'static str, rounded: bool, shape: Shape) -> Variant {
+const fn variant(fatbin: &'static Fatbin, unit: usize, name: &'static str, shape: Shape) -> Variant {
     let Shape(nw, mw, nt, mt, columns, stages) = shape;
     let rows = mw * mt * 8;
-    let stage = nw * nt * (columns / unit) * 512 + rows * columns * if rounded { 2 } else { 4 };
-    Variant { fatbin, name, rows, threads: nw * mw * 32, shared: stages * stage, rounded, tiles: nw, sides: nt }
+    let stage = nw * nt * (columns / unit) * 512 + rows * columns * 2;
+    Variant { fatbin, name, rows, threads: nw * mw * 32, shared: stages * stage, tiles: nw, sides: nt }
 }
 
-const fn bf16(name: &'static str, rounded: bool, shape: Shape) -> Variant {
-    variant(&kernels::LINEAR, 16, name, rounded, shape)
+const fn bf16(name: &'static str, shape: Shape) -> Variant {
+    variant(&kernels::LINEAR, 16, name, shape)
 }
 
-const fn fp8(name: &'static str, rounded: bool, shape: Shape) -> Variant {
-    variant(&kernels::LINEAR_FP8, 32, name, rounded, shape)
+const fn fp8(name: &'static str, shape: Shape) -> Variant {
+    variant(&kernels::LINEAR_FP8, 32, name, shape)
 }
 
-const fn int4(name: &'static str, rounded: bool, shape: Shape) -> Variant {
-    variant(&kernels::LINEAR_INT4, 64, name, rounded, shape)
+const fn int4(name: &'static str, shape: Shape) -> Variant {
+    variant(&kernels::LINEAR_INT4, 64, name, shape)
 }
 
 /// A variant for Hopper: two warp groups multiply, a third copies; stages of 64 columns, two barriers for each.
 const fn hopper(name: &'static str, sides: usize, rows: usize, stages: usize) -> Variant {
     let shared = stages * (sides * 8 * 2048 + rows * 128 + 16);
-    Variant { fatbin: &kernels::LINEAR_HOPPER, name, rows, threads: 384, shared, rounded: true, tiles: 8, sides }
+    Variant { fatbin: &kernels::LINEAR_HOPPER, name, rows, threads: 384, shared, tiles: 8, sides }
 }
 
 // Ascending rows. One weight alone takes narrow blocks while rows are few: more blocks, each with less to wait for.
 static BF16: [Variant; 10] = [
-    bf16("weft_linear_8", false, Shape(4, 1, 1, 1, 64, 4)),
-    bf16("weft_linear_two_8", false, Shape(4, 1, 2, 1, 64, 4)),
-    bf16("weft_linear_16", false, Shape(4, 1, 1, 2, 64, 4)),
-    bf16("weft_linear_two_16", false, Shape(4, 1, 2, 2, 64, 4)),
-    bf16("weft_linear_32", true, Shape(4, 1, 1, 4, 64, 4)),
-    bf16("weft_linear_two_32", true, Shape(4, 1, 2, 4, 64, 4)),
-    bf16("weft_linear_two_64", true, Shape(4, 2, 2, 4, 32, 6)),
-    bf16("weft_linear_two_96", true, Shape(4, 2, 2, 6, 32, 6)),
-    bf16("weft_linear_two_144", true, Shape(4, 2, 2, 9, 32, 5)),
-    bf16("weft_linear_two_256", true, Shape(4, 2, 2, 16, 32, 4)),
+    bf16("weft_linear_8", Shape(4, 1, 1, 1, 64, 4)),
+    bf16("weft_linear_two_8", Shape(4, 1, 2, 1, 64, 4)),
+    bf16("weft_linear_16", Shape(4, 1, 1, 2, 64, 4)),
+    bf16("weft_linear_two_16", Shape(4, 1, 2, 2, 64, 4)),
+    bf16("weft_linear_32", Shape(4, 1, 1, 4, 64, 4)),
+    bf16("weft_linear_two_32", Shape(4, 1, 2, 4, 64, 4)),
+    bf16("weft_linear_two_64", Shape(4, 2, 2, 4, 32, 6)),
+    bf16("weft_linear_two_96", Shape(4, 2, 2, 6, 32, 6)),
+    bf16("weft_linear_two_144", Shape(4, 2, 2, 9, 32, 5)),
+    bf16("weft_linear_two_256", Shape(4, 2, 2, 16, 32, 4)),
 ];
 static FP8: [Variant; 10] = [
-    fp8("weft_linear_fp8_8", false, Shape(4, 1, 1, 1, 64, 5)),
-    fp8("weft_linear_fp8_two_8", false, Shape(4, 1, 2, 1, 64, 5)),
-    fp8("weft_linear_fp8_16", false, Shape(4, 1, 1, 2, 64, 5)),
-    fp8("weft_linear_fp8_two_16", false, Shape(4, 1, 2, 2, 64, 5)),
-    fp8("weft_linear_fp8_32", true, Shape(4, 1, 1, 4, 64, 5)),
-    fp8("weft_linear_fp8_two_32", true, Shape(4, 1, 2, 4, 64, 5)),
-    fp8("weft_linear_fp8_two_64", true, Shape(4, 2, 2, 4, 64, 5)),
-    fp8("weft_linear_fp8_two_96", true, Shape(4, 2, 2, 6, 64, 4)),
-    fp8("weft_linear_fp8_two_144", true, Shape(4, 2, 2, 9, 64, 3)),
-    fp8("weft_linear_fp8_two_256", true, Shape(4, 2, 2, 16, 64, 2)),
+    fp8("weft_linear_fp8_8", Shape(4, 1, 1, 1, 64, 5)),
+    fp8("weft_linear_fp8_two_8", Shape(4, 1, 2, 1, 64, 5)),
+    fp8("weft_linear_fp8_16", Shape(4, 1, 1, 2, 64, 5)),
+    fp8("weft_linear_fp8_two_16", Shape(4, 1, 2, 2, 64, 5)),
+    fp8("weft_linear_fp8_32", Shape(4, 1, 1, 4, 64, 5)),
+    fp8("weft_linear_fp8_two_32", Shape(4, 1, 2, 4, 64, 5)),
+    fp8("weft_linear_fp8_two_64", Shape(4, 2, 2, 4, 64, 5)),
+    fp8("weft_linear_fp8_two_96", Shape(4, 2, 2, 6, 64, 4)),
+    fp8("weft_linear_fp8_two_144", Shape(4, 2, 2, 9, 64, 3)),
+    fp8("weft_linear_fp8_two_256", Shape(4, 2, 2, 16, 64, 2)),
 ];
 static INT4: [Variant; 9] = [
-    int4("weft_linear_int4_8", false, Shape(4, 1, 1, 1, 64, 6)),
-    int4("weft_linear_int4_two_8", false, Shape(4, 1, 2, 1, 64, 6)),
-    int4("weft_linear_int4_16", false, Shape(4, 1, 1, 2, 64, 6)),
-    int4("weft_linear_int4_two_16", false, Shape(4, 1, 2, 2, 64, 6)),
-    int4("weft_linear_int4_32", true, Shape(4, 1, 1, 4, 64, 6)),
-    int4("weft_linear_int4_two_32", true, Shape(4, 1, 2, 4, 64, 6)),
-    int4("weft_linear_int4_two_64", true, Shape(4, 2, 2, 4, 64, 6)),
-    int4("weft_linear_int4_two_96", true, Shape(4, 2, 2, 6, 64, 5)),
-    int4("weft_linear_int4_two_144", true, Shape(4, 2, 2, 9, 64, 4)),
+    int4("weft_linear_int4_8", Shape(4, 1, 1, 1, 64, 6)),
+    int4("weft_linear_int4_two_8", Shape(4, 1, 2, 1, 64, 6)),
+    int4("weft_linear_int4_16", Shape(4, 1, 1, 2, 64, 6)),
+    int4("weft_linear_int4_two_16", Shape(4, 1, 2, 2, 64, 6)),
+    int4("weft_linear_int4_32", Shape(4, 1, 1, 4, 64, 6)),
+    int4("weft_linear_int4_two_32", Shape(4, 1, 2, 4, 64, 6)),
+    int4("weft_linear_int4_two_64", Shape(4, 2, 2, 4, 64, 6)),
+    int4("weft_linear_int4_two_96", Shape(4, 2, 2, 6, 64, 5)),
+    int4("weft_linear_int4_two_144", Shape(4, 2, 2, 9, 64, 4)),
 ];
 static HOPPER: [Variant; 7] = [
     hopper("weft_linear_hopper_8", 1, 8, 8),

@@ -2,8 +2,8 @@
 
 use super::super::super::device::Device;
 use super::super::super::memory::Buffer;
-use super::quantise::{Fp8, GROUP, Int4};
-use crate::backend::Error;
+use crate::backend::quantise::GROUP;
+use crate::backend::{Error, Fp8, Int4};
 use half::bf16;
 use rayon::prelude::*;
 use std::sync::Arc;
