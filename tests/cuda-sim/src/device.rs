@@ -13,6 +13,7 @@
 //! | `CUDA_SIM_THREADS` | host threads that run blocks | as the machine has |
 //! | `CUDA_SIM_COUNTERS` | a file for the counters, JSON | none |
 //! | `CUDA_SIM_FAIL` | failures to inject, see [`Failure`] | none |
+//! | `CUDA_SIM_DRIVER` | the version of an older driver, such as `12.4` | 13.0 |
 
 use std::path::PathBuf;
 
@@ -51,11 +52,12 @@ pub const RESERVED_SHARED: u32 = 1024;
 pub const REGISTERS: u32 = 65536;
 
 /// Compute capability, SMs, and shared memory (KiB per SM), threads, blocks per SM, L2 (MiB): CUDA Programming Guide,
-/// technical specifications per compute capability; SMs and L2 of a part that has it: A100, GA102, RTX 4090, H100, B200,
+/// technical specifications per compute capability; SMs and L2 of a part that has it: RTX 2080 Ti, A100, GA102, RTX 4090, H100, B200,
 /// RTX 5090.
 type Model = ((u32, u32), u32, u32, u32, u32, u32);
 
 const MODELS: &[Model] = &[
+    ((7, 5), 68, 64, 1024, 16, 6),
     ((8, 0), 108, 164, 2048, 32, 40),
     ((8, 6), 84, 100, 1536, 16, 6),
     ((8, 9), 128, 100, 1536, 24, 72),
@@ -76,7 +78,7 @@ impl Device {
             sms,
             memory: 16 << 30,
             shared_per_block: 48 << 10,
-            shared_per_block_optin: (shared << 10) - RESERVED_SHARED,
+            shared_per_block_optin: (shared << 10) - if capability < (8, 0) { 0 } else { RESERVED_SHARED },
             shared_per_sm: shared << 10,
             threads_per_sm,
             blocks_per_sm,
@@ -87,7 +89,7 @@ impl Device {
 
 impl Default for Device {
     fn default() -> Device {
-        Device::model(&MODELS[3])
+        Device::model(&MODELS[4])
     }
 }
 
@@ -269,6 +271,14 @@ pub struct Config {
     pub counters: Option<PathBuf>,
     /// Failures to inject.
     pub failures: Vec<Failure>,
+    /// The version of CUDA that the driver is for, if it is to be an older one: it says so and takes no newer PTX.
+    pub driver: Option<(u32, u32)>,
+}
+
+/// What `CUDA_SIM_FAIL` says.
+pub fn failures(text: &str) -> Result<Vec<Failure>, ConfigError> {
+    let get = Reader { variable: &|_| Some(text.to_string()).filter(|text| !text.is_empty()) };
+    get.failures()
 }
 
 /// A variable of the environment that cannot be understood.
@@ -291,7 +301,7 @@ impl Config {
         let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
         let get = Reader { variable: &variable };
         let mut device = get
-            .value("CUDA_SIM_CC", "one of 8.0, 8.6, 8.9, 9.0, 10.0, 12.0", |text| {
+            .value("CUDA_SIM_CC", "one of 7.5, 8.0, 8.6, 8.9, 9.0, 10.0, 12.0", |text| {
                 let (major, minor) = text.split_once('.')?;
                 Device::of((major.parse().ok()?, minor.parse().ok()?))
             })?
@@ -312,11 +322,12 @@ impl Config {
             device,
             runs,
             counters: variable("CUDA_SIM_COUNTERS").map(PathBuf::from),
-            failures: get
-                .value("CUDA_SIM_FAIL", "a list of alloc|pinned|module|copy|launch|sticky|ecc|lost=<k>[+]", |text| {
-                    list(text).map(Failure::parse).collect()
-                })?
-                .unwrap_or_default(),
+            failures: get.failures()?,
+            driver: get.value("CUDA_SIM_DRIVER", "a version of CUDA from 11.0 to 13.0", |text| {
+                let (major, minor) = text.split_once('.')?;
+                let version = (major.parse().ok()?, minor.parse().ok()?);
+                ((11, 0)..=(13, 0)).contains(&version).then_some(version)
+            })?,
         })
     }
 }
@@ -326,6 +337,12 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
+    fn failures(&self) -> Result<Vec<Failure>, ConfigError> {
+        let expected = "a list of alloc|pinned|module|copy|launch|sticky|ecc|lost=<k>[+]";
+        let failures = self.value("CUDA_SIM_FAIL", expected, |text| list(text).map(Failure::parse).collect())?;
+        Ok(failures.unwrap_or_default())
+    }
+
     fn value<T>(
         &self,
         variable: &'static str,
@@ -423,7 +440,8 @@ mod tests {
     #[test]
     fn what_is_not_understood_is_an_error_that_names_it() {
         for (name, value) in [
-            ("CUDA_SIM_CC", "7.5"),
+            ("CUDA_SIM_CC", "7.0"),
+            ("CUDA_SIM_DRIVER", "13.1"),
             ("CUDA_SIM_SMS", "0"),
             ("CUDA_SIM_MEMORY", "17179869184G"),
             ("CUDA_SIM_L2", "4G"),

@@ -12,9 +12,18 @@ use super::queue::{Until, finish};
 use super::state::{CURRENT, Context, Driver, Locked, current, initialise, lock, lock_at_exit};
 use super::stream::{Stream, wait};
 use super::types::flags;
+use crate::device::Config;
 
 /// The version of the API: CUDA 13.0.
 pub const VERSION: i32 = 13000;
+
+/// What the driver says its version is. Nothing may be initialised yet: the environment is asked.
+fn reported() -> i32 {
+    Config::from_env()
+        .ok()
+        .and_then(|config| config.driver)
+        .map_or(VERSION, |(major, minor)| (major * 1000 + minor * 10) as i32)
+}
 
 /// The device number must be 0: there is one.
 pub fn device(device: c_int) -> Result<()> {
@@ -172,7 +181,7 @@ entries! {
 
     /// The version of the API. Works without `cuInit`.
     fn cuDriverGetVersion(version: Out<c_int>) {
-        version.set(VERSION)
+        version.set(reported())
     }
 
     /// How many devices there are.

@@ -9,11 +9,20 @@ use super::findings;
 use super::state::{CURRENT, current, initialise, lock};
 use super::tally::Tally;
 use super::types::DevicePtr;
+use crate::device::failures;
 
 entries! {
     /// Sets one of the variables `CUDA_SIM_CHECK`, `_SEED`, `_COPIES`, `_SWEEP` and `_THREADS` for the launches of the
-    /// current context that follow; the check `init` only if the process has it on, so that memory is tracked.
+    /// current context that follow; the check `init` only if the process has it on, so that memory is tracked. Or
+    /// `CUDA_SIM_FAIL`: failures of the process, counted from now on.
     fn cuda_sim_set(variable: Text, value: Text) {
+        if variable.string()? == "CUDA_SIM_FAIL" {
+            let failures = failures(&value.string()?)?;
+            let mut driver = lock()?;
+            driver.passed.clear();
+            driver.config.failures = failures;
+            return Ok(());
+        }
         let (mut driver, context) = current()?;
         let tracked = driver.config.runs.checks.init;
         let runs = &mut driver.contexts.get_mut(context)?.runs;

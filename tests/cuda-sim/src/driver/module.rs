@@ -70,13 +70,20 @@ fn version(text: &str) -> Option<(u32, u32)> {
 }
 
 /// Refuses what the device's own compiler would refuse.
-fn check_target(text: &str, capability: (u32, u32)) -> Result<u32> {
+fn check_target(text: &str, capability: (u32, u32), driver: Option<(u32, u32)>) -> Result<u32> {
     let Some(version) = version(text) else {
         return Err(Error::Ptx("PTX without a .version".into()));
     };
     if version > PTX_VERSION {
         let (major, minor) = version;
         return Err(Error::PtxVersion(format!("PTX of version {major}.{minor} is newer than the simulator (9.5)")));
+    }
+    // CUDA 12.4 came with PTX 8.4, and so on.
+    if let Some((major, minor)) = driver
+        && version > (major - 4, minor)
+    {
+        let of = format!("PTX of version {}.{}", version.0, version.1);
+        return Err(Error::PtxVersion(format!("{of} is newer than a driver for CUDA {major}.{minor}")));
     }
     let device = capability.0 * 10 + capability.1;
     match fatbin::target(text) {
@@ -92,7 +99,7 @@ fn check_target(text: &str, capability: (u32, u32)) -> Result<u32> {
 /// Loads a module from its text.
 fn load(driver: &mut Driver, context: Handle, text: &str) -> Result<Handle> {
     driver.pass(Site::Module)?;
-    let ptx_version = check_target(text, driver.config.device.capability)?;
+    let ptx_version = check_target(text, driver.config.device.capability, driver.config.driver)?;
     let mut placed = Vec::new();
     let mut failure = None;
     let loaded = Program::load(text, &mut |variable| {
