@@ -11,11 +11,16 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use weft::backend::cpu::{CpuBackend, Isa};
 use weft::backend::cuda::CudaBackend;
-use weft::backend::{Backend, Image, Test};
+use weft::backend::{
+    Backend, Capacity, Error, Image, KvFormat, KvScales, Layout, PAGE, PageTable, RowPlace, Slot, Step, Test,
+    WeightFormat,
+};
 use weft::decode::Acceptance;
 use weft::decode::methods::Method;
 use weft::engine::{Generator, Output, Request};
+use weft::models::avatar::Condition;
 use weft::models::embedded;
+use weft::nn::Formats;
 use weft::rng::{Purpose, Stream};
 use weft::sampling::Sampling;
 
@@ -190,5 +195,244 @@ fn a_row_does_not_depend_on_its_company() {
         let row = &together[position * vocab..][..vocab];
         support::assert_same(&alone, row, &format!("position {position}"));
         feed(&tokens, position, 150, &frontier(150));
+    }
+}
+
+/// A branch of an image in a batch: its condition, the tokens of its image, and which positions each step feeds.
+struct Branch {
+    image: u32,
+    condition: Condition,
+    feeds: [std::ops::Range<usize>; 2],
+}
+
+impl Branch {
+    fn of(image: u32, prompt: &str, feeds: [std::ops::Range<usize>; 2]) -> Branch {
+        let model = &gpu().model;
+        let prompt = if prompt.is_empty() { model.unconditional() } else { model.prompt(prompt).unwrap() };
+        Branch { image, condition: model.condition(&prompt).unwrap(), feeds }
+    }
+
+    fn prompt_len(&self) -> usize {
+        self.condition.prefix.len() / gpu().model.config.hidden_size
+    }
+}
+
+const IMAGES: usize = 3;
+
+/// Logits of every row of every step of these branches, fed together: those after the prompt, then those of each feed.
+fn batch(branches: &[&Branch], first_page: u32) -> Vec<Vec<Vec<f32>>> {
+    let model = &gpu().model;
+    let (backend, grid, vocab) = (&model.backend, model.grid(), model.config.image_vocab_size);
+    let hidden = model.config.hidden_size;
+    let mut next = first_page;
+    let mut pages = |tokens: usize| -> Vec<u32> {
+        let first = next;
+        next += tokens.div_ceil(PAGE) as u32;
+        (first..next).collect()
+    };
+    let tables: Vec<PageTable> = branches
+        .iter()
+        .map(|branch| PageTable {
+            image: branch.image,
+            prefix: pages(branch.prompt_len()),
+            prefix_len: branch.prompt_len(),
+            grid: pages(grid.len()),
+            width: grid.width,
+            ..PageTable::default()
+        })
+        .collect();
+    let rows = 400;
+    let (sequences, all_pages) = (branches.len(), next as usize);
+    let capacity = Capacity {
+        rows,
+        sequences: sequences.max(IMAGES),
+        pages: all_pages,
+        frontiers: sequences * grid.height,
+        ..Capacity::default()
+    };
+    let tensor = |rows: usize, cols: usize| backend.tensor(rows, cols).unwrap();
+    let (mut x, mut logits, mut bias) = (tensor(rows, hidden), tensor(rows, vocab), tensor(sequences, hidden));
+    let mut selected = tensor(rows, hidden);
+    let mut normed = backend.operand(rows, hidden).unwrap();
+    let mut scratch = model.transformer.scratch(backend, rows).unwrap();
+    let mut kv = model.transformer.kv_pool(backend, all_pages).unwrap();
+    let mut canvas = backend.canvas(IMAGES, grid.len(), vocab, false).unwrap();
+    for image in 0..IMAGES {
+        let tokens: Vec<u32> = (0..grid.len()).map(|p| ((p * 37 + image * 101) % vocab) as u32).collect();
+        backend.set_tokens(&mut canvas, image, &tokens).unwrap();
+    }
+    backend.upload(&branches.iter().flat_map(|b| b.condition.bias.clone()).collect::<Vec<f32>>(), &mut bias);
+    let mut step = backend.step(capacity).unwrap();
+    let sampling = gpu().default_sampling();
+    let images: Vec<Image> = (0..IMAGES as u32)
+        .map(|image| Image { stream: Stream { seed: SEED, image }, sampling, test: Test::Token })
+        .collect();
+
+    let mut results = vec![Vec::new(); sequences];
+    for stage in 0..3 {
+        let mut layout = Layout::default();
+        for (sequence, (branch, table)) in branches.iter().zip(&tables).enumerate() {
+            let slots: Vec<Slot> = match stage {
+                0 => (0..branch.prompt_len() as u32).map(Slot::Prefix).collect(),
+                _ => branch.feeds[stage - 1].clone().map(|position| Slot::Grid(position as u32)).collect(),
+            };
+            let end = if stage == 0 { 0 } else { branch.feeds[stage - 1].end };
+            let frontier =
+                (0..grid.height).map(|row| end.saturating_sub(row * grid.width).min(grid.width) as u32).collect();
+            layout.sequences.push(PageTable { frontier, ..table.clone() });
+            layout.rows.extend(slots.into_iter().map(|slot| RowPlace { sequence: sequence as u32, slot }));
+        }
+        let owners: Vec<u32> = layout.rows.iter().map(|row| row.sequence).collect();
+        let predictions = (0..owners.len() as u32).collect();
+        backend.set_step(Step { images: images.clone(), layout, predictions, ..Step::default() }, &mut step).unwrap();
+        if stage == 0 {
+            let prefixes: Vec<f32> = branches.iter().flat_map(|b| b.condition.prefix.clone()).collect();
+            backend.upload(&prefixes, &mut x);
+        } else {
+            backend.embed(&step, model.embedding(&bias), &canvas, &mut x);
+        }
+        model.transformer.forward(backend, &mut x, &step, &mut kv, &mut scratch);
+        backend.select(&step, &x, &mut selected);
+        model.transformer.logits(backend, &selected, &mut normed, &mut logits);
+        let all = backend.read(&logits).unwrap();
+        for (owner, row) in owners.iter().zip(all.chunks(vocab)) {
+            results[*owner as usize].push(row.to_vec());
+        }
+    }
+    results
+}
+
+/// Images with different prompts at different stages in one step: each row's logits are bitwise those of its branch alone,
+/// where it may be the only row or one of 300, in other pages.
+#[test]
+fn the_model_gives_a_row_the_same_logits_in_any_batch() {
+    let _turn = alone();
+    let branches = [
+        Branch::of(0, PROMPT, [0..1, 1..25]),
+        Branch::of(0, "", [0..1, 1..25]),
+        Branch::of(1, "a bald man with a beard", [0..300, 300..301]),
+        Branch::of(2, "a woman", [0..37, 37..61]),
+    ];
+    let together = batch(&branches.iter().collect::<Vec<_>>(), 0);
+    for (index, branch) in branches.iter().enumerate() {
+        let apart = batch(&[branch], 3);
+        assert_eq!(apart[0].len(), together[index].len());
+        for (row, (alone, mixed)) in apart[0].iter().zip(&together[index]).enumerate() {
+            support::assert_same(mixed, alone, &format!("row {row} of branch {index}"));
+        }
+    }
+}
+
+/// The model in other formats, on the device and on the processor.
+fn in_formats(formats: Formats) -> (Generator<CudaBackend>, Generator<CpuBackend>) {
+    support::load_driver(&[("CUDA_SIM_CHECK", "mem")]);
+    let device = Generator::load_in(formats, CudaBackend::new(0).unwrap(), &embedded::avatar()).unwrap();
+    (device, Generator::load_in(formats, CpuBackend::new(), &embedded::avatar()).unwrap())
+}
+
+/// Whole images with quantised weights and caches, and with the layout for many rows: `exact` is `ar` on the device, and
+/// the log-weights are those of the processor with the same quantised numbers.
+#[test]
+fn images_in_other_formats_are_those_of_the_processor() {
+    let _turn = alone();
+    let fp8 = KvFormat::Fp8(KvScales::default());
+    for (formats, plain) in [
+        (Formats { weights: WeightFormat::Fp8, kv: fp8, rows: None }, true),
+        (Formats { weights: WeightFormat::Int4, ..Formats::default() }, false),
+        (Formats { rows: Some(512), ..Formats::default() }, false),
+    ] {
+        let (device, host) = in_formats(formats);
+        let sampling = host.default_sampling();
+        let exact = tokens(&device, Method::EXACT, sampling);
+        if plain {
+            assert_eq!(tokens(&device, Method::Ar, sampling), exact, "{formats:?}");
+        }
+        let (ours, theirs) = (forced(&device, sampling, &exact), forced(&host, sampling, &exact));
+        let apart = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        println!("{formats:?}: largest difference of a log-weight: {apart}");
+        assert!(apart <= BOUND, "{formats:?}: log-weights are {apart} apart");
+        // The formats make a difference: they are not silently bf16.
+        let usual = forced(gpu(), sampling, &exact);
+        let moved = ours.iter().zip(&usual).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        println!("{formats:?}: largest difference from bf16: {moved}");
+        assert!(formats.rows.is_some() || moved > BOUND, "{formats:?}: {moved}");
+    }
+}
+
+/// Loads the model, begins an image, feeds some of it and decodes pixels, all on a device of its own.
+fn an_attempt() -> Result<(), weft::engine::Error> {
+    let generator = Generator::load(CudaBackend::new(0)?, &embedded::avatar())?;
+    let sampling = generator.default_sampling();
+    let image = Image { stream: Stream { seed: SEED, image: 0 }, sampling, test: Test::Token };
+    let mut session = generator.session("a man", image, Acceptance::AutoCorrect)?;
+    session.prompt_log_weights()?;
+    let grid = generator.model.grid();
+    session.log_weights(&vec![7; grid.len()], &[0, 1, 2], &vec![0; grid.height])?;
+    Ok(())
+}
+
+/// Whichever allocation fails, the error says what was needed, nothing leaks, and the next attempt in this process works.
+#[test]
+fn any_allocation_of_a_model_and_an_image_may_fail() {
+    if support::on_gpu() {
+        return;
+    }
+    let _turn = alone();
+    support::load_driver(&[("CUDA_SIM_CHECK", "mem")]);
+    let watch = CudaBackend::new(0).unwrap();
+    let free = || watch.device().memory().unwrap().0;
+    let before = free();
+    let mut number = 1;
+    loop {
+        support::simulate("CUDA_SIM_FAIL", &format!("alloc={number}"));
+        let outcome = an_attempt();
+        assert_eq!(free(), before, "allocation {number} leaks");
+        match outcome {
+            Ok(()) => break,
+            Err(weft::engine::Error::Backend(Error::OutOfMemory { needed, .. })) => assert!(needed > 0),
+            Err(weft::engine::Error::Checkpoint(error)) => {
+                assert!(error.to_string().contains("bytes of memory on cuda:0"), "allocation {number}: {error}");
+            }
+            Err(error) => panic!("allocation {number}: {error:?}"),
+        }
+        number += 1;
+    }
+    support::simulate("CUDA_SIM_FAIL", "");
+    println!("{} allocations", number - 1);
+    assert!(number > 100, "a model makes more than {number} allocations");
+}
+
+/// In a process of its own: the device is lost.
+#[test]
+#[ignore = "run by a_device_that_is_lost_in_an_image_is_an_error"]
+fn an_image_on_a_device_that_is_lost() {
+    support::load_driver(&[]);
+    let generator = Generator::load(CudaBackend::new(0).unwrap(), &embedded::avatar()).unwrap();
+    let sampling = generator.default_sampling();
+    let request = Request { prompt: PROMPT.into(), seed: SEED, sampling, method: Method::EXACT };
+    let mut done = 0;
+    let first = generator.generate(&request, &mut |tokens| done = tokens).unwrap_err();
+    println!("\nerror: {first:?} after {done} tokens");
+    let again = generator.generate(&request, &mut |_| ()).unwrap_err();
+    assert_eq!(again.to_string(), first.to_string(), "it stays lost");
+    drop(generator);
+    // The process goes on.
+    let sampling = cpu().default_sampling();
+    assert_eq!(tokens(cpu(), Method::EXACT, sampling).len(), 576);
+}
+
+#[test]
+fn a_device_that_is_lost_in_an_image_is_an_error() {
+    if support::on_gpu() {
+        return;
+    }
+    let _turn = alone();
+    for failure in ["lost=2500", "sticky=2500"] {
+        let environment = [("CUDA_SIM_CHECK", "mem"), ("CUDA_SIM_FAIL", failure)];
+        let (stdout, _) = support::child("an_image_on_a_device_that_is_lost", &environment);
+        let error = stdout.lines().find_map(|line| line.strip_prefix("error: ")).expect("an error");
+        println!("{failure}: {error}");
+        assert!(error.starts_with("Backend(Device"), "{failure}: {error}");
+        assert!(!error.ends_with("after 0 tokens"), "{failure}: {error}");
     }
 }

@@ -73,6 +73,19 @@ fn no_driver_no_device_and_a_driver_that_does_not_start_say_what_to_do() {
 }
 
 #[test]
+fn an_old_device_and_an_old_driver_say_what_is_needed() {
+    if on_gpu() {
+        return;
+    }
+    let error = outcome("some_steps", &[("CUDA_SIM_CC", "7.5")]).0.expect("Turing is too old");
+    assert!(error.starts_with("NoDevice") && error.contains("capability 7.5; weft needs 8.0"), "{error}");
+    assert!(error.contains("--device cpu"), "{error}");
+    let error = outcome("some_steps", &[("CUDA_SIM_DRIVER", "12.4")]).0.expect("the driver takes no PTX of CUDA 13");
+    assert!(error.starts_with("NoDevice") && error.contains("a driver for CUDA 12.4"), "{error}");
+    assert!(error.contains("CUDA 13.0 (580)") && error.contains("WEFT_CUDA_ARCHS"), "{error}");
+}
+
+#[test]
 fn a_small_device_names_what_was_needed_and_what_was_free() {
     let (error, findings) = outcome("some_steps", &[("CUDA_SIM_MEMORY", "4200K")]);
     let error = error.expect("4200 KiB are not enough");

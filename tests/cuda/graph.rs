@@ -3,8 +3,8 @@
 use crate::support::{Noise, assert_same, backend};
 use weft::backend::cuda::{CudaBackend, Traffic};
 use weft::backend::{
-    AttentionShape, Axes, Backend, Capacity, Copy, Draw, Drawn, Embedding, Epilogue, Error, Grouping, Image, KvFormat, Layout,
-    NONE, PAGE, PageTable, Pairing, Phase, Rotary, RowPlace, Rule, Slot, Source, Step, Test,
+    AttentionShape, Axes, Backend, Capacity, Copy, Draw, Drawn, Embedding, Epilogue, Error, Grouping, Image, KvFormat,
+    Layout, NONE, PAGE, PageTable, Pairing, Phase, Rotary, RowPlace, Rule, Slot, Source, Step, Test,
 };
 use weft::rng::Stream;
 use weft::sampling::Sampling;
@@ -334,4 +334,123 @@ fn what_points_to_nowhere_is_refused() {
     }
     // It is as it was.
     backend.set_step(whole(), &mut step).unwrap();
+}
+
+/// A machine's results after so many recorded steps.
+fn results_of(backend: &CudaBackend, steps: usize) -> Vec<Results> {
+    let mut machine = Machine::new(backend).unwrap();
+    let run = |index| {
+        machine.step(backend, index, true).unwrap();
+        machine.results(backend).unwrap()
+    };
+    (0..steps).map(run).collect()
+}
+
+#[test]
+fn two_threads_do_not_disturb_each_other() {
+    let shared = &*backend();
+    let want = results_of(shared, 7);
+    // A backend each, then one for both, whose workspace and recordings they share.
+    let own = [0, 1].map(|_| CudaBackend::new(0).unwrap());
+    for (what, backends) in [("own", [&own[0], &own[1]]), ("shared", [shared, shared])] {
+        let got = std::thread::scope(|scope| {
+            backends.map(|backend| scope.spawn(|| results_of(backend, 7))).map(|thread| thread.join().unwrap())
+        });
+        for got in got {
+            assert_eq!(got, want, "{what} backends");
+        }
+    }
+}
+
+/// More sizes of step than graphs are kept: the first are recorded again, and right.
+#[test]
+fn graphs_that_were_given_up_are_recorded_again() {
+    let backend = &*backend();
+    let (room, cols) = (64, 8);
+    let mut noise = Noise(31);
+    let values = noise.values(room * cols);
+    let mut x = backend.tensor(room, cols).unwrap();
+    backend.upload(&values, &mut x);
+    let mut selected = backend.tensor(room, cols).unwrap();
+    let capacity = Capacity { rows: room, sequences: 1, pages: 4, frontiers: 1, ..Capacity::default() };
+    let mut step = backend.step(capacity).unwrap();
+    let powers = |most: usize| (0..7).map(|i| 1 << i).filter(move |&n| n <= most);
+    // Rows, predictions and copies to powers of two.
+    let sizes = powers(room).flat_map(|rows| powers(room).flat_map(move |wanted| [0, 1, 2].map(|c| (rows, wanted, c))));
+    let sizes: Vec<_> = sizes.collect();
+    assert!(sizes.len() > 2 * 64, "{} sizes", sizes.len());
+    let mut run = |(rows, wanted, copies): (usize, usize, usize), shift: usize| {
+        let table = PageTable { prefix: (0..4).collect(), prefix_len: room, width: 1, ..PageTable::default() };
+        let places = (0..rows as u32).map(|i| RowPlace { sequence: 0, slot: Slot::Prefix(i) }).collect();
+        let predictions: Vec<u32> = (0..wanted).map(|i| ((i * 3 + shift) % rows) as u32).collect();
+        let host = Step {
+            images: plan(0).images[..1].to_vec(),
+            layout: Layout { sequences: vec![table], rows: places },
+            predictions: predictions.clone(),
+            copies: (0..copies).map(|i| Copy { from: 0, to: (room - 1 - i) as u32 }).collect(),
+            ..Step::default()
+        };
+        let before = backend.device().traffic().recordings;
+        backend.set_step(host, &mut step).unwrap();
+        backend.run(&mut step, &mut |backend, step| backend.select(step, &x, &mut selected));
+        let want: Vec<f32> = predictions.iter().flat_map(|&i| values[i as usize * cols..][..cols].to_vec()).collect();
+        assert_same(&backend.read(&selected).unwrap(), &want, &format!("{rows} rows, {wanted} predictions"));
+        backend.device().traffic().recordings - before
+    };
+    for &size in &sizes {
+        assert_eq!(run(size, 0), 1, "{size:?} is new");
+    }
+    for &size in &sizes[sizes.len() - 64..] {
+        assert_eq!(run(size, 1), 0, "{size:?} was kept");
+    }
+    assert_eq!(run(sizes[0], 2), 1, "the first was given up");
+    assert_eq!(run(sizes[0], 3), 0, "and is kept again");
+}
+
+/// A step that needs more workspace than there is finds out while it is recorded, and is recorded again; the graphs that
+/// use the old one go on using it.
+#[test]
+fn the_workspace_grows_for_a_step_that_is_recorded() {
+    let _one_at_a_time = backend();
+    // Of its own: that of the other tests has grown already.
+    let backend = &CudaBackend::new(0).unwrap();
+    // A pool of many pages reserves many parts, whatever is in them.
+    let mut pools = [PAGES, 4000].map(|pages| backend.kv_pool(1, pages, SHAPE, KvFormat::Bf16).unwrap());
+    let mut noise = Noise(33);
+    let rotary = Rotary { theta: 1e4, axes: Axes::Two, pairing: Pairing::Halves };
+    let capacity = Capacity { rows: ROWS, sequences: 1, pages: PAGES, frontiers: GRID.0, ..Capacity::default() };
+    let mut steps = [0, 1].map(|_| backend.step(capacity).unwrap());
+    let mut outs = [0, 1].map(|_| backend.tensor(ROWS, SHAPE.query()).unwrap());
+    let mut heads = backend.tensor(ROWS, SHAPE.qkv()).unwrap();
+    let mut grew = Vec::new();
+    for round in 0..6 {
+        // The small pool, then the large one, then both again from their graphs.
+        let which = round % 2;
+        let layout = layout(&mut noise, 1, 30);
+        let rows = layout.rows.len();
+        let values = noise.values(rows * SHAPE.qkv());
+        let host = Step { images: plan(0).images, layout, ..Step::default() };
+        let mut run = |recorded: bool, out: &mut <CudaBackend as Backend>::Tensor| {
+            backend.upload(&values, &mut heads);
+            backend.set_step(host.clone(), &mut steps[which]).unwrap();
+            let pool = &mut pools[which];
+            let mut ops = |backend: &CudaBackend, step: &<CudaBackend as Backend>::Step| {
+                backend.rotate_and_store(&mut heads, None, rotary, step, 0, pool);
+                backend.attention(&heads, step, 0, pool, out);
+            };
+            match recorded {
+                true => backend.run(&mut steps[which], &mut ops),
+                false => ops(backend, &steps[which]),
+            }
+        };
+        let before = backend.device().traffic();
+        run(true, &mut outs[which]);
+        let spent = since(before, backend.device().traffic());
+        grew.push((spent.allocations, spent.recordings));
+        let recorded = backend.read(&outs[which]).unwrap().into_owned();
+        let mut eager = backend.tensor(ROWS, SHAPE.query()).unwrap();
+        run(false, &mut eager);
+        assert_same(&recorded, &backend.read(&eager).unwrap(), &format!("round {round}"));
+    }
+    assert_eq!(grew, [(0, 1), (1, 1), (0, 0), (0, 0), (0, 0), (0, 0)], "allocations and recordings of each round");
 }

@@ -12,6 +12,19 @@ use weft::backend::cuda::CudaBackend;
 
 unsafe extern "C" {
     fn dlopen(path: *const c_char, flags: c_int) -> *mut c_void;
+    fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void;
+}
+
+/// Sets a variable of the simulator that can be set while it runs.
+pub fn simulate(variable: &str, value: &str) {
+    // SAFETY: the name is a string of C; the handle is that of all loaded libraries.
+    let set = unsafe { dlsym(std::ptr::null_mut(), c"cuda_sim_set".as_ptr()) };
+    assert!(!set.is_null(), "the simulator is loaded");
+    // SAFETY: this is the function's type (tests/cuda-sim/README.md).
+    let set: unsafe extern "C" fn(*const c_char, *const c_char) -> c_int = unsafe { std::mem::transmute(set) };
+    let [name, text] = [variable, value].map(|text| CString::new(text).unwrap());
+    // SAFETY: both are strings of C.
+    assert_eq!(unsafe { set(name.as_ptr(), text.as_ptr()) }, 0, "{variable}={value}");
 }
 
 /// Whether a GPU is tested, not the simulator.

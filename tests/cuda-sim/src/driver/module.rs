@@ -351,11 +351,13 @@ mod tests {
     #[test]
     fn ptx_for_another_device_or_driver_is_refused() {
         let of = |version: &str, target: &str| format!("// made\n.version {version}\n.target {target}\n");
-        assert_eq!(check_target(&of("8.7", "sm_80"), (9, 0)).unwrap(), 87);
-        assert_eq!(check_target(&of("9.0", "sm_90a, debug"), (9, 0)).unwrap(), 90);
-        assert!(matches!(check_target(&of("9.6", "sm_80"), (9, 0)), Err(Error::PtxVersion(_))));
-        assert!(matches!(check_target(&of("9.0", "sm_90a"), (10, 0)), Err(Error::Ptx(_))));
-        assert!(matches!(check_target(&of("9.0", "sm_90"), (8, 0)), Err(Error::Ptx(_))));
-        assert!(matches!(check_target(".version 9.0", (8, 0)), Err(Error::Ptx(_))));
+        assert_eq!(check_target(&of("8.7", "sm_80"), (9, 0), None).unwrap(), 87);
+        assert_eq!(check_target(&of("9.0", "sm_90a, debug"), (9, 0), None).unwrap(), 90);
+        assert!(matches!(check_target(&of("9.6", "sm_80"), (9, 0), None), Err(Error::PtxVersion(_))));
+        assert!(matches!(check_target(&of("9.0", "sm_90a"), (10, 0), None), Err(Error::Ptx(_))));
+        assert!(matches!(check_target(&of("9.0", "sm_90"), (8, 0), None), Err(Error::Ptx(_))));
+        assert!(matches!(check_target(".version 9.0", (8, 0), None), Err(Error::Ptx(_))));
+        assert!(matches!(check_target(&of("9.0", "sm_80"), (9, 0), Some((12, 4))), Err(Error::PtxVersion(_))));
+        assert_eq!(check_target(&of("8.4", "sm_80"), (9, 0), Some((12, 4))).unwrap(), 84);
     }
 }
