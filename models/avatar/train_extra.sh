@@ -30,3 +30,16 @@ done_with upsampler.pt || {
 }
 python "$here/upsample.py" --work "$work" --test --samples "$work/low/samples.npy"
 python "$here/upsample.py" --work "$work" --export "$out/upsampler.safetensors"
+
+# Continuous pair: tokenizer, target, draft
+python "$here/continuous.py" --check
+done_with latents_held.npy || {
+    python "$here/continuous.py" --work "$work" --kl --minutes 15
+    python "$here/continuous.py" --work "$work" --encode
+}
+python "$here/continuous.py" --work "$work" --test --n 512
+done_with mar_target.pt || python "$here/continuous.py" --work "$work" --minutes 60
+done_with mar_draft.pt || python "$here/continuous.py" --work "$work" --size draft --minutes 30
+python "$here/continuous.py" --work "$work" --sample --n 256
+python "$here/continuous.py" --work "$work" --sample --n 256 --size draft
+python "$here/continuous.py" --work "$work" --export "$out/continuous"

@@ -32,15 +32,15 @@ class ResBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """[n,3,96,96] in [-1,1] -> [n,16,24,24]."""
+    """[n,3,96,96] in [-1,1] -> [n,out,24,24]; one entry of `channels` more halves the grid once more."""
 
-    def __init__(self):
+    def __init__(self, channels=CHANNELS, res_blocks=ENCODER_RES_BLOCKS, out=LATENT):
         super().__init__()
-        c = CHANNELS[::-1]
+        c = channels[::-1]
         self.conv_in = nn.Conv2d(3, c[0], 3, padding=1)
-        self.blocks = nn.ModuleList(nn.ModuleList(ResBlock(ch) for _ in range(n)) for ch, n in zip(c, ENCODER_RES_BLOCKS[::-1]))
+        self.blocks = nn.ModuleList(nn.ModuleList(ResBlock(ch) for _ in range(n)) for ch, n in zip(c, res_blocks[::-1]))
         self.downs = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip(c, c[1:]))
-        self.norm_out, self.conv_out = nn.GroupNorm(8, c[-1]), nn.Conv2d(c[-1], LATENT, 3, padding=1)
+        self.norm_out, self.conv_out = nn.GroupNorm(8, c[-1]), nn.Conv2d(c[-1], out, 3, padding=1)
 
     def forward(self, x):
         x = self.conv_in(x)
@@ -53,13 +53,13 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """[n,16,24,24] -> [n,3,96,96], to be clamped to [-1,1]."""
+    """[n,latent,24,24] -> [n,3,96,96], to be clamped to [-1,1]."""
 
-    def __init__(self):
+    def __init__(self, channels=CHANNELS, res_blocks=RES_BLOCKS, latent=LATENT):
         super().__init__()
-        c = CHANNELS
-        self.conv_in = nn.Conv2d(LATENT, c[0], 3, padding=1)
-        self.blocks = nn.ModuleList(nn.ModuleList(ResBlock(ch) for _ in range(n)) for ch, n in zip(c, RES_BLOCKS))
+        c = channels
+        self.conv_in = nn.Conv2d(latent, c[0], 3, padding=1)
+        self.blocks = nn.ModuleList(nn.ModuleList(ResBlock(ch) for _ in range(n)) for ch, n in zip(c, res_blocks))
         self.ups = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in zip(c, c[1:]))
         self.norm_out, self.conv_out = nn.GroupNorm(8, c[-1]), nn.Conv2d(c[-1], 3, 3, padding=1)
 
