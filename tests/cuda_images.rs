@@ -165,6 +165,11 @@ fn a_step_is_one_upload_one_graph_and_one_download() {
     assert_eq!(after.uploads - before.uploads, steps + 2);
     assert_eq!(after.downloads - before.downloads, steps + 1);
     assert_eq!(after.allocations, before.allocations);
+    // Eight kernels a layer, the heads' seven and the draw of drafts, and around the layers: inputs, kept states, selection,
+    // norm, head, copies, verdicts. Nothing rounds the input of a product. The prompt was not recorded.
+    let most = 8 * generator.model.config.num_hidden_layers as u64 + 8 + 7;
+    let (launches, recordings) = (after.launches - before.launches, after.recordings - before.recordings);
+    assert!(launches <= (recordings + 1) * most, "{launches} kernels in {recordings} steps, {most} at most in one");
 }
 
 /// The distribution after a position is bitwise the same whether its row is fed with one other (the other branch) or

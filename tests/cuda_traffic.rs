@@ -117,7 +117,12 @@ fn products_of(format: Format, plain: &[(&str, usize, usize)]) {
         return;
     }
     let gpu = start();
-    let rows = |m: usize, k: usize| operand(&*gpu, &vec![0.5; m * k], k);
+    // There before the product is counted.
+    let rows = |m: usize, k: usize| {
+        let rows = operand(&*gpu, &vec![0.5; m * k], k);
+        gpu.read(&rows).unwrap();
+        rows
+    };
     for &(what, n, k) in plain {
         let w = weight(&gpu, format, n, k);
         for m in ROWS {

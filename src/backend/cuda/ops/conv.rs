@@ -38,7 +38,7 @@ impl CudaBackend {
         let (cin, cout) = (cin as u32, cout as u32);
         let args = args![
             *x.floats(),
-            *w.packed(),
+            *w.packed_bf16(),
             bias.0,
             *out.floats(),
             pixels,

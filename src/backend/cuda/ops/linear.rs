@@ -107,10 +107,7 @@ impl CudaBackend {
             Grouping::One => (1, Held { value: std::ptr::null(), memory: None }),
             Grouping::By(step) => (w.n() / out.cols, step.groups()),
         };
-        assert!(
-            count == 1 || w.format() != Format::Bf16Hopper,
-            "a weight laid out for many rows is not a stack of groups"
-        );
+        assert!(count == 1 || w.format() == Format::Bf16, "a stack of groups in {:?}", w.format());
         let n = w.n() / count.max(1);
         assert!(count > 0 && n * count == w.n(), "{} outputs are not groups of {}", w.n(), out.cols);
         match epilogue {

@@ -105,8 +105,17 @@ impl Weight {
         self.data.bytes() + self.scales.as_ref().map_or(0, Buffer::bytes)
     }
 
+    /// The packed elements of a weight that other ops than products take.
+    ///
+    /// # Panics
+    /// If they are not bf16.
+    pub(in crate::backend::cuda::ops) fn packed_bf16(&self) -> &Buffer<u32> {
+        assert_eq!(self.format, Format::Bf16, "a quantised weight where bf16 is wanted");
+        &self.data
+    }
+
     /// The packed elements.
-    pub(in crate::backend::cuda::ops) fn packed(&self) -> &Buffer<u32> {
+    pub(super) fn packed(&self) -> &Buffer<u32> {
         &self.data
     }
 
