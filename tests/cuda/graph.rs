@@ -418,7 +418,8 @@ fn the_workspace_grows_for_a_step_that_is_recorded() {
     let mut pools = [PAGES, 4000].map(|pages| backend.kv_pool(1, pages, SHAPE, KvFormat::Bf16).unwrap());
     let mut noise = Noise(33);
     let rotary = Rotary { theta: 1e4, axes: Axes::Two, pairing: Pairing::Halves };
-    let capacity = Capacity { rows: ROWS, sequences: SEQUENCES, pages: PAGES, frontiers: GRID.0, ..Capacity::default() };
+    let capacity =
+        Capacity { rows: ROWS, sequences: SEQUENCES, pages: PAGES, frontiers: GRID.0, ..Capacity::default() };
     let mut steps = [0, 1].map(|_| backend.step(capacity).unwrap());
     let mut outs = [0, 1].map(|_| backend.tensor(ROWS, SHAPE.query()).unwrap());
     let mut heads = backend.tensor(ROWS, SHAPE.qkv()).unwrap();
