@@ -22,7 +22,22 @@ enum WeftSlot { WEFT_SLOT_PREFIX = 0, WEFT_SLOT_GRID = 1, WEFT_SLOT_SCRATCH = 2 
 enum WeftRule {
   WEFT_RULE_COUPLED = 0,       // argmax(log p + noise of the position)
   WEFT_RULE_DRAFT = 1,         // argmax(log q + noise of its own); q is kept
-  WEFT_RULE_AUTO_CORRECT = 2,  // keep with probability min(1, p/q), else draw from max(0, p - q); p is kept as q
+  WEFT_RULE_AUTO_CORRECT = 2,  // keep what passes the image's test, else replace it; p is kept as q
+};
+
+// When a token t that was drawn from q passes for one that was drawn from p (src/backend/step.rs).
+enum WeftTest {
+  WEFT_TEST_TOKEN = 0,         // with probability min(1, p(t)/q(t))
+  WEFT_TEST_GROUPED = 1,       // the same of its group's masses: `size` tokens, p within `bound`, vectors within `distance`
+  WEFT_TEST_POOLED_MASS = 2,   // the same with the mass of nearest others, of `size`, added to p(t): `bound` at most
+  WEFT_TEST_POOLED_RATIO = 3,  // the same, (bound - 1) p(t) at most
+  WEFT_TEST_THRESHOLD = 4,     // if p(t) and the mass of its `size` nearest others reach `bound`
+};
+
+// How verdicts are linked in chains: what follows one that failed, or one that was not judged, is not judged.
+enum WeftLinks {
+  WEFT_FOLLOWS = 1,   // the draw before it in the list
+  WEFT_FOLLOWED = 2,  // by the draw after it
 };
 
 // Number of things in the lists of a step, in device memory: a captured graph reads its lengths from here.
@@ -35,6 +50,8 @@ typedef struct WeftCounts {
   uint32_t drafts;
   uint32_t verdicts;
   uint32_t copies;
+  uint32_t puts;
+  uint32_t chained;  // verdicts that have links
 } WeftCounts;
 
 // A row (token) of the pass.
@@ -74,11 +91,19 @@ typedef struct WeftSource {
   uint32_t token;  // index into the canvas
 } WeftSource;
 
+// A token that the host chose.
+typedef struct WeftPut {
+  uint32_t image;
+  uint32_t position;
+  uint32_t token;
+} WeftPut;
+
 // A token to draw. Row numbers are rows of the logits.
 typedef struct WeftDraw {
   uint32_t image;
   uint32_t position;
   uint32_t rule;              // WeftRule
+  uint32_t links;             // WeftLinks
   uint32_t round;             // of the random numbers
   uint32_t conditional[2];    // the second is WEFT_NONE unless the mean of two distributions is drawn from
   uint32_t unconditional[2];  // WEFT_NONE without guidance
@@ -90,6 +115,14 @@ typedef struct WeftDrawn {
   uint32_t after;
 } WeftDrawn;
 
+// What a verdict of a chain found: whether its token passes, what replaces it if it does not, and what replaces it if it is
+// not judged.
+typedef struct WeftJudged {
+  uint32_t kept;
+  uint32_t corrected;
+  uint32_t fresh;
+} WeftJudged;
+
 // Settings of one image: its random stream and how its logits become a distribution (src/sampling.rs).
 typedef struct WeftImage {
   uint32_t seed_low;
@@ -99,7 +132,19 @@ typedef struct WeftImage {
   float temperature;
   uint32_t top_k;
   float top_p;
+  uint32_t test;  // WeftTest
+  uint32_t size;
+  float bound;
+  float distance;
 } WeftImage;
+
+// A vector for each token, and for each the nearest others; null without.
+typedef struct WeftCodebook {
+  const float *vectors;        // [vocab, dim]
+  const uint32_t *neighbours;  // [vocab, each]
+  uint32_t dim;
+  uint32_t each;
+} WeftCodebook;
 
 // Copies a row of the logits to another.
 typedef struct WeftCopy {
@@ -122,6 +167,7 @@ typedef struct WeftStep {
   const WeftDraw *verdicts;
   const WeftImage *images;
   const WeftCopy *copies;
+  const WeftPut *puts;
 } WeftStep;
 
 // Rows of a tensor: a fixed number, or one that a step holds in device memory.

@@ -10,34 +10,34 @@ use crate::support::{Noise, backend, cpu, tensor};
 /// which each side rounds once more: half an ulp of a sum below 64.
 const NOISE: f32 = 4.2e-6 + 1.9e-6;
 
-const STREAM: Stream = Stream { seed: 0x1234_5678_9abc_def0, image: 5 };
+pub const STREAM: Stream = Stream { seed: 0x1234_5678_9abc_def0, image: 5 };
 
-const PLAIN: Sampling = Sampling { cfg: 1.0, temperature: 1.0, top_k: 0, top_p: 1.0 };
+pub const PLAIN: Sampling = Sampling { cfg: 1.0, temperature: 1.0, top_k: 0, top_p: 1.0 };
 
 /// What the draws of one size do, on logits that come from `Noise`.
 #[derive(Clone, Copy, Debug)]
-struct Case {
-    vocab: usize,
-    sampling: Sampling,
+pub struct Case {
+    pub vocab: usize,
+    pub sampling: Sampling,
     /// The mean of two distributions.
-    two: bool,
+    pub two: bool,
     /// Logits are multiples of this: many are equal.
-    grain: f32,
+    pub grain: f32,
 }
 
 impl Case {
-    fn new(vocab: usize, sampling: Sampling) -> Self {
+    pub fn new(vocab: usize, sampling: Sampling) -> Self {
         Self { vocab, sampling, two: false, grain: 0.0 }
     }
 
     /// Rows of logits of a draw: two conditional branches, two unconditional ones.
-    fn logits(&self, draws: usize, seed: u64) -> Vec<f32> {
+    pub fn logits(&self, draws: usize, seed: u64) -> Vec<f32> {
         let mut noise = Noise(seed);
         let value = |x: f32| if self.grain > 0.0 { (6.0 * x / self.grain).round() * self.grain } else { 6.0 * x };
         noise.values(4 * draws * self.vocab).into_iter().map(value).collect()
     }
 
-    fn draw(&self, index: usize, position: usize, rule: Rule, round: u32) -> Draw {
+    pub fn draw(&self, index: usize, position: usize, rule: Rule, round: u32) -> Draw {
         let row = |branch: usize, there: bool| if there { (4 * index + branch) as u32 } else { NONE };
         let guided = self.sampling.cfg != 1.0;
         Draw {

@@ -4,7 +4,7 @@ use crate::support::{Noise, assert_same, backend};
 use weft::backend::cuda::{CudaBackend, Traffic};
 use weft::backend::{
     AttentionShape, Axes, Backend, Capacity, Copy, Draw, Drawn, Embedding, Epilogue, Error, Grouping, Image, KvFormat,
-    Layout, NONE, PAGE, PageTable, Pairing, Phase, Rotary, RowPlace, Rule, Slot, Source, Step, Test,
+    Layout, NONE, PAGE, PageTable, Pairing, Phase, PoolBound, Put, Rotary, RowPlace, Rule, Slot, Source, Step, Test,
 };
 use weft::rng::Stream;
 use weft::sampling::Sampling;
@@ -35,6 +35,7 @@ pub struct Machine<B: Backend> {
     step: Option<B::Step>,
     kv: B::KvPool,
     canvas: B::Canvas,
+    codebook: B::Codebook,
     states: B::Tensor,
     x: B::Tensor,
     normed: B::Tensor,
@@ -89,6 +90,7 @@ impl<B: Backend> Machine<B> {
             step: Some(backend.step(capacity)?),
             kv: backend.kv_pool(1, PAGES, SHAPE, KvFormat::Bf16)?,
             canvas: backend.canvas(SEQUENCES, POSITIONS, VOCAB, true)?,
+            codebook: backend.codebook(&Noise(10).values(VOCAB * 3), 3, 4)?,
             states,
             x: backend.tensor(ROWS, HIDDEN)?,
             normed: backend.operand(ROWS, HIDDEN)?,
@@ -117,11 +119,12 @@ impl<B: Backend> Machine<B> {
     }
 
     fn ops(&mut self, backend: &B, step: &B::Step) {
+        backend.put(step, &mut self.canvas);
         // The heads draft.
         backend.gather_sources(step, &self.states, &self.tokens, &self.canvas, &mut self.sources);
         backend.linear(&self.sources, &self.drafter, &mut self.drafted, Epilogue::Store, Grouping::By(step));
         backend.linear(&self.drafted, &self.head, &mut self.draft_logits, Epilogue::Store, Grouping::One);
-        backend.draw(step, Phase::Drafts, &self.draft_logits, &mut self.canvas, None);
+        backend.draw(step, Phase::Drafts, &self.draft_logits, &mut self.canvas, Some(&self.codebook));
         // The pass verifies.
         let tables = Embedding { tokens: &self.tokens, rows: &self.rows, cols: &self.cols, bias: &self.bias };
         backend.embed(step, tables, &self.canvas, &mut self.x);
@@ -135,7 +138,7 @@ impl<B: Backend> Machine<B> {
         backend.select(step, &self.x, &mut self.selected);
         backend.linear(&self.selected, &self.head, &mut self.logits, Epilogue::Store, Grouping::One);
         backend.copy_rows(step, &mut self.logits);
-        backend.draw(step, Phase::Verdicts, &self.logits, &mut self.canvas, None);
+        backend.draw(step, Phase::Verdicts, &self.logits, &mut self.canvas, Some(&self.codebook));
     }
 
     /// What the last step left.
@@ -158,11 +161,13 @@ fn plan(index: usize) -> Step {
     let mut step = Step::default();
     for image in 0..SEQUENCES as u32 {
         let sampling = Sampling { cfg: 1.0, temperature: 0.9, top_k: 20, top_p: 0.95 };
-        step.images.push(Image {
-            stream: Stream { seed: (42 + u64::from(image)) << 30, image },
-            sampling,
-            test: Test::Token,
-        });
+        let test = [
+            Test::Token,
+            Test::Grouped { size: 5, delta: 0.5, distance: 2.0 },
+            Test::Pooled { neighbours: 4, bound: PoolBound::Mass(0.3) },
+            Test::Threshold { neighbours: 3, least: 0.2 },
+        ][image as usize];
+        step.images.push(Image { stream: Stream { seed: (42 + u64::from(image)) << 30, image }, sampling, test });
     }
     step.layout = layout(&mut noise, sequences, [6, 5, 8, 7, 25, 9, 0][index % 7]);
     let rows = step.layout.rows.len() as u32;
@@ -171,8 +176,18 @@ fn plan(index: usize) -> Step {
         let place = step.layout.rows[row as usize];
         let Slot::Grid(position) = place.slot else { unreachable!("rows of the grid") };
         let image = step.layout.sequences[place.sequence as usize].image;
-        let rule = if logit % 2 == 0 { Rule::Coupled } else { Rule::Draft };
-        step.verdicts.push(draw(image, position, rule, index, logit as u32));
+        let judging = index % 7 != 4;
+        let rule = match logit % 4 {
+            0 => Rule::Coupled,
+            2 | 3 if judging => Rule::AutoCorrect,
+            _ => Rule::Draft,
+        };
+        let follows = rule == Rule::AutoCorrect
+            && step.verdicts.last().is_some_and(|d: &Draw| (d.rule, d.image) == (rule, image));
+        step.verdicts.push(Draw { follows, ..draw(image, position, rule, index, logit as u32) });
+        if rule == Rule::AutoCorrect {
+            step.puts.push(Put { image, position, token: noise.below(VOCAB) as u32 });
+        }
     }
     if rows > 2 {
         step.copies = vec![Copy { from: 1, to: ROWS as u32 + (index % SEQUENCES) as u32 }];

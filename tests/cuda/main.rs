@@ -13,3 +13,4 @@ mod norm;
 mod rotate;
 mod rows;
 mod support;
+mod verify;

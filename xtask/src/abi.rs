@@ -54,7 +54,7 @@ fn generate(_: &[&str]) -> Result<Option<String>, String> {
         .prepend_enum_name(false)
         .generate_comments(true)
         .derive_default(true)
-        .no_default("WeftStep|WeftRows|WeftOut")
+        .no_default("WeftStep|WeftRows|WeftOut|WeftCodebook")
         .derive_partialeq(true)
         .parse_callbacks(Box::new(Derives))
         .use_core()
@@ -74,7 +74,7 @@ struct Derives;
 impl bindgen::callbacks::ParseCallbacks for Derives {
     fn add_derives(&self, of: &bindgen::callbacks::DeriveInfo<'_>) -> Vec<String> {
         match of.name {
-            "WeftStep" | "WeftRows" | "WeftOut" => Vec::new(),
+            "WeftStep" | "WeftRows" | "WeftOut" | "WeftCodebook" => Vec::new(),
             _ => vec!["bytemuck::Pod".into(), "bytemuck::Zeroable".into()],
         }
     }

@@ -16,6 +16,15 @@ pub const WEFT_RULE_COUPLED: WeftRule = 0;
 pub const WEFT_RULE_DRAFT: WeftRule = 1;
 pub const WEFT_RULE_AUTO_CORRECT: WeftRule = 2;
 pub type WeftRule = ::core::ffi::c_uint;
+pub const WEFT_TEST_TOKEN: WeftTest = 0;
+pub const WEFT_TEST_GROUPED: WeftTest = 1;
+pub const WEFT_TEST_POOLED_MASS: WeftTest = 2;
+pub const WEFT_TEST_POOLED_RATIO: WeftTest = 3;
+pub const WEFT_TEST_THRESHOLD: WeftTest = 4;
+pub type WeftTest = ::core::ffi::c_uint;
+pub const WEFT_FOLLOWS: WeftLinks = 1;
+pub const WEFT_FOLLOWED: WeftLinks = 2;
+pub type WeftLinks = ::core::ffi::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct WeftCounts {
@@ -27,10 +36,12 @@ pub struct WeftCounts {
     pub drafts: u32,
     pub verdicts: u32,
     pub copies: u32,
+    pub puts: u32,
+    pub chained: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of WeftCounts"][::core::mem::size_of::<WeftCounts>() - 32usize];
+    ["Size of WeftCounts"][::core::mem::size_of::<WeftCounts>() - 40usize];
     ["Alignment of WeftCounts"][::core::mem::align_of::<WeftCounts>() - 4usize];
     ["Offset of field: WeftCounts::rows"][::core::mem::offset_of!(WeftCounts, rows) - 0usize];
     ["Offset of field: WeftCounts::sequences"][::core::mem::offset_of!(WeftCounts, sequences) - 4usize];
@@ -40,6 +51,8 @@ const _: () = {
     ["Offset of field: WeftCounts::drafts"][::core::mem::offset_of!(WeftCounts, drafts) - 20usize];
     ["Offset of field: WeftCounts::verdicts"][::core::mem::offset_of!(WeftCounts, verdicts) - 24usize];
     ["Offset of field: WeftCounts::copies"][::core::mem::offset_of!(WeftCounts, copies) - 28usize];
+    ["Offset of field: WeftCounts::puts"][::core::mem::offset_of!(WeftCounts, puts) - 32usize];
+    ["Offset of field: WeftCounts::chained"][::core::mem::offset_of!(WeftCounts, chained) - 36usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -121,24 +134,41 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct WeftPut {
+    pub image: u32,
+    pub position: u32,
+    pub token: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of WeftPut"][::core::mem::size_of::<WeftPut>() - 12usize];
+    ["Alignment of WeftPut"][::core::mem::align_of::<WeftPut>() - 4usize];
+    ["Offset of field: WeftPut::image"][::core::mem::offset_of!(WeftPut, image) - 0usize];
+    ["Offset of field: WeftPut::position"][::core::mem::offset_of!(WeftPut, position) - 4usize];
+    ["Offset of field: WeftPut::token"][::core::mem::offset_of!(WeftPut, token) - 8usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct WeftDraw {
     pub image: u32,
     pub position: u32,
     pub rule: u32,
+    pub links: u32,
     pub round: u32,
     pub conditional: [u32; 2usize],
     pub unconditional: [u32; 2usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of WeftDraw"][::core::mem::size_of::<WeftDraw>() - 32usize];
+    ["Size of WeftDraw"][::core::mem::size_of::<WeftDraw>() - 36usize];
     ["Alignment of WeftDraw"][::core::mem::align_of::<WeftDraw>() - 4usize];
     ["Offset of field: WeftDraw::image"][::core::mem::offset_of!(WeftDraw, image) - 0usize];
     ["Offset of field: WeftDraw::position"][::core::mem::offset_of!(WeftDraw, position) - 4usize];
     ["Offset of field: WeftDraw::rule"][::core::mem::offset_of!(WeftDraw, rule) - 8usize];
-    ["Offset of field: WeftDraw::round"][::core::mem::offset_of!(WeftDraw, round) - 12usize];
-    ["Offset of field: WeftDraw::conditional"][::core::mem::offset_of!(WeftDraw, conditional) - 16usize];
-    ["Offset of field: WeftDraw::unconditional"][::core::mem::offset_of!(WeftDraw, unconditional) - 24usize];
+    ["Offset of field: WeftDraw::links"][::core::mem::offset_of!(WeftDraw, links) - 12usize];
+    ["Offset of field: WeftDraw::round"][::core::mem::offset_of!(WeftDraw, round) - 16usize];
+    ["Offset of field: WeftDraw::conditional"][::core::mem::offset_of!(WeftDraw, conditional) - 20usize];
+    ["Offset of field: WeftDraw::unconditional"][::core::mem::offset_of!(WeftDraw, unconditional) - 28usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -155,6 +185,21 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct WeftJudged {
+    pub kept: u32,
+    pub corrected: u32,
+    pub fresh: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of WeftJudged"][::core::mem::size_of::<WeftJudged>() - 12usize];
+    ["Alignment of WeftJudged"][::core::mem::align_of::<WeftJudged>() - 4usize];
+    ["Offset of field: WeftJudged::kept"][::core::mem::offset_of!(WeftJudged, kept) - 0usize];
+    ["Offset of field: WeftJudged::corrected"][::core::mem::offset_of!(WeftJudged, corrected) - 4usize];
+    ["Offset of field: WeftJudged::fresh"][::core::mem::offset_of!(WeftJudged, fresh) - 8usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct WeftImage {
     pub seed_low: u32,
     pub seed_high: u32,
@@ -163,10 +208,14 @@ pub struct WeftImage {
     pub temperature: f32,
     pub top_k: u32,
     pub top_p: f32,
+    pub test: u32,
+    pub size: u32,
+    pub bound: f32,
+    pub distance: f32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of WeftImage"][::core::mem::size_of::<WeftImage>() - 28usize];
+    ["Size of WeftImage"][::core::mem::size_of::<WeftImage>() - 44usize];
     ["Alignment of WeftImage"][::core::mem::align_of::<WeftImage>() - 4usize];
     ["Offset of field: WeftImage::seed_low"][::core::mem::offset_of!(WeftImage, seed_low) - 0usize];
     ["Offset of field: WeftImage::seed_high"][::core::mem::offset_of!(WeftImage, seed_high) - 4usize];
@@ -175,7 +224,37 @@ const _: () = {
     ["Offset of field: WeftImage::temperature"][::core::mem::offset_of!(WeftImage, temperature) - 16usize];
     ["Offset of field: WeftImage::top_k"][::core::mem::offset_of!(WeftImage, top_k) - 20usize];
     ["Offset of field: WeftImage::top_p"][::core::mem::offset_of!(WeftImage, top_p) - 24usize];
+    ["Offset of field: WeftImage::test"][::core::mem::offset_of!(WeftImage, test) - 28usize];
+    ["Offset of field: WeftImage::size"][::core::mem::offset_of!(WeftImage, size) - 32usize];
+    ["Offset of field: WeftImage::bound"][::core::mem::offset_of!(WeftImage, bound) - 36usize];
+    ["Offset of field: WeftImage::distance"][::core::mem::offset_of!(WeftImage, distance) - 40usize];
 };
+#[repr(C)]
+#[derive(Debug, Copy, Clone, PartialEq)]
+pub struct WeftCodebook {
+    pub vectors: *const f32,
+    pub neighbours: *const u32,
+    pub dim: u32,
+    pub each: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of WeftCodebook"][::core::mem::size_of::<WeftCodebook>() - 24usize];
+    ["Alignment of WeftCodebook"][::core::mem::align_of::<WeftCodebook>() - 8usize];
+    ["Offset of field: WeftCodebook::vectors"][::core::mem::offset_of!(WeftCodebook, vectors) - 0usize];
+    ["Offset of field: WeftCodebook::neighbours"][::core::mem::offset_of!(WeftCodebook, neighbours) - 8usize];
+    ["Offset of field: WeftCodebook::dim"][::core::mem::offset_of!(WeftCodebook, dim) - 16usize];
+    ["Offset of field: WeftCodebook::each"][::core::mem::offset_of!(WeftCodebook, each) - 20usize];
+};
+impl Default for WeftCodebook {
+    fn default() -> Self {
+        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct WeftCopy {
@@ -205,10 +284,11 @@ pub struct WeftStep {
     pub verdicts: *const WeftDraw,
     pub images: *const WeftImage,
     pub copies: *const WeftCopy,
+    pub puts: *const WeftPut,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of WeftStep"][::core::mem::size_of::<WeftStep>() - 104usize];
+    ["Size of WeftStep"][::core::mem::size_of::<WeftStep>() - 112usize];
     ["Alignment of WeftStep"][::core::mem::align_of::<WeftStep>() - 8usize];
     ["Offset of field: WeftStep::counts"][::core::mem::offset_of!(WeftStep, counts) - 0usize];
     ["Offset of field: WeftStep::rows"][::core::mem::offset_of!(WeftStep, rows) - 8usize];
@@ -223,6 +303,7 @@ const _: () = {
     ["Offset of field: WeftStep::verdicts"][::core::mem::offset_of!(WeftStep, verdicts) - 80usize];
     ["Offset of field: WeftStep::images"][::core::mem::offset_of!(WeftStep, images) - 88usize];
     ["Offset of field: WeftStep::copies"][::core::mem::offset_of!(WeftStep, copies) - 96usize];
+    ["Offset of field: WeftStep::puts"][::core::mem::offset_of!(WeftStep, puts) - 104usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]

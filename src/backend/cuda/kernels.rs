@@ -71,6 +71,12 @@ impl Args {
         unsafe { self.words[first..].as_mut_ptr().cast::<T>().write_unaligned(*value) };
     }
 
+    /// A struct, and the memory that it points to.
+    pub(super) fn holding<'a, T: Copy>(&mut self, value: &T, memory: impl Iterator<Item = &'a Arc<Allocation>>) {
+        self.value(value);
+        self.memory.extend(memory.cloned());
+    }
+
     /// Where each parameter is.
     fn pointers(&mut self) -> Vec<*mut c_void> {
         let words = self.words.as_mut_ptr();

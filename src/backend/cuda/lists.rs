@@ -3,11 +3,16 @@
 use std::ops::Range;
 
 use super::abi::{
-    WEFT_ATTENTION_ROWS, WEFT_NONE, WEFT_SCRATCH, WEFT_SLOT_GRID, WEFT_SLOT_PREFIX, WEFT_SLOT_SCRATCH, WeftCopy,
-    WeftCounts, WeftDraw, WeftImage, WeftRow, WeftSequence, WeftSource, WeftStep, WeftTile,
+    WEFT_ATTENTION_ROWS, WEFT_FOLLOWED, WEFT_FOLLOWS, WEFT_NONE, WEFT_SCRATCH, WEFT_SLOT_GRID, WEFT_SLOT_PREFIX,
+    WEFT_SLOT_SCRATCH, WEFT_TEST_GROUPED, WEFT_TEST_POOLED_MASS, WEFT_TEST_POOLED_RATIO, WEFT_TEST_THRESHOLD,
+    WEFT_TEST_TOKEN, WeftCopy, WeftCounts, WeftDraw, WeftImage, WeftPut, WeftRow, WeftSequence, WeftSource, WeftStep,
+    WeftTile,
 };
-use super::step::{Bound, Bucket, Count};
-use crate::backend::{Capacity, Draw, Image, Layout, NONE, PAGE, PageTable, RowPlace, Slot, Step};
+use super::step::{BOUNDS, Bound, Bucket, COUNTS, Count};
+use crate::backend::step::check_chains;
+use crate::backend::{
+    Capacity, Draw, GROUP, Image, Layout, NONE, PAGE, PageTable, PoolBound, Put, RowPlace, Rule, Slot, Step, Test,
+};
 
 /// The lists of a step.
 pub(super) struct Lists<'a> {
@@ -17,8 +22,10 @@ pub(super) struct Lists<'a> {
     tiles: Vec<WeftTile>,
     pages: Vec<u32>,
     frontiers: Vec<u32>,
+    drafts: Vec<WeftDraw>,
+    verdicts: Vec<WeftDraw>,
     /// One past the highest index of each kind that the step uses, by [`Bound`].
-    pub(super) reach: [usize; 8],
+    pub(super) reach: [usize; BOUNDS],
 }
 
 impl<'a> Lists<'a> {
@@ -34,7 +41,9 @@ impl<'a> Lists<'a> {
             tiles: Vec::new(),
             pages: Vec::new(),
             frontiers: Vec::new(),
-            reach: [0; 8],
+            drafts: draws(&step.drafts),
+            verdicts: draws(&step.verdicts),
+            reach: [0; BOUNDS],
         };
         for sequence in &step.layout.sequences {
             lists.sequence(sequence);
@@ -42,6 +51,7 @@ impl<'a> Lists<'a> {
         lists.rows(&step.layout);
         lists.sources();
         lists.draws();
+        lists.judgements();
         lists.within(capacity);
         lists
     }
@@ -135,6 +145,37 @@ impl<'a> Lists<'a> {
                 }
                 self.reaches(Bound::Images, draw.image);
                 self.reaches(Bound::Positions, draw.position);
+                if draw.rule != Rule::Coupled {
+                    self.reaches(Bound::Laws, 0);
+                }
+            }
+        }
+        for put in &step.puts {
+            assert!((put.image as usize) < step.images.len(), "image {} of {}", put.image, step.images.len());
+            self.reaches(Bound::Images, put.image);
+            self.reaches(Bound::Positions, put.position);
+            self.reaches(Bound::Vocabulary, put.token);
+        }
+    }
+
+    /// What the tests of the images look at.
+    fn judgements(&mut self) {
+        let step = self.step;
+        for image in step.verdicts.iter().filter(|d| d.rule == Rule::AutoCorrect).map(|d| step.images[d.image as usize])
+        {
+            match image.test {
+                Test::Token => {}
+                Test::Grouped { size, distance, .. } => {
+                    assert!((1..=GROUP).contains(&size), "a group of {size} tokens");
+                    if distance < f32::INFINITY {
+                        self.reaches(Bound::Codebooks, 0);
+                    }
+                }
+                Test::Pooled { neighbours, .. } | Test::Threshold { neighbours, .. } => {
+                    if neighbours > 0 {
+                        self.reaches(Bound::Neighbours, neighbours - 1);
+                    }
+                }
             }
         }
     }
@@ -153,6 +194,7 @@ impl<'a> Lists<'a> {
             ("drafts", step.drafts.len(), capacity.sources),
             ("verdicts", step.verdicts.len(), capacity.rows),
             ("copies", step.copies.len(), capacity.rows),
+            ("puts", step.puts.len(), capacity.rows),
         ] {
             assert!(length <= room, "a step of {length} {what} where there is room for {room}");
         }
@@ -169,13 +211,16 @@ impl<'a> Lists<'a> {
             drafts: step.drafts.len() as u32,
             verdicts: step.verdicts.len() as u32,
             copies: step.copies.len() as u32,
+            puts: step.puts.len() as u32,
+            chained: self.verdicts.iter().filter(|draw| draw.links != 0).count() as u32,
         }
     }
 
     /// The smallest bucket that it fits.
     pub(super) fn bucket(&self, capacity: Capacity) -> Bucket {
+        let counts: [u32; 10] = bytemuck::cast(self.counts());
         let exact = Bucket {
-            counts: bytemuck::cast::<WeftCounts, [u32; 8]>(self.counts()).map(|n| n as usize),
+            counts: std::array::from_fn::<usize, COUNTS, _>(|list| counts[list] as usize),
             pages: self.pages.len(),
             frontiers: self.frontiers.len(),
             groups: self.step.groups.len(),
@@ -190,8 +235,8 @@ impl<'a> Lists<'a> {
         let images: Vec<WeftImage> = step.images.iter().map(image).collect();
         let sources: Vec<_> = step.sources.iter().map(|s| WeftSource { state: s.state, token: s.token }).collect();
         let copies: Vec<_> = step.copies.iter().map(|c| WeftCopy { from: c.from, to: c.to }).collect();
-        let (drafts, verdicts): (Vec<_>, Vec<_>) =
-            (step.drafts.iter().map(draw).collect(), step.verdicts.iter().map(draw).collect());
+        let put = |put: &Put| WeftPut { image: put.image, position: put.position, token: put.token };
+        let puts: Vec<_> = step.puts.iter().map(put).collect();
         let counts = self.counts();
         let bytes: [&[u8]; LISTS] = [
             bytemuck::bytes_of(&counts),
@@ -202,9 +247,10 @@ impl<'a> Lists<'a> {
             bytemuck::cast_slice(&step.predictions),
             bytemuck::cast_slice(&step.groups),
             bytemuck::cast_slice(&sources),
-            bytemuck::cast_slice(&drafts),
-            bytemuck::cast_slice(&verdicts),
+            bytemuck::cast_slice(&self.drafts),
+            bytemuck::cast_slice(&self.verdicts),
             bytemuck::cast_slice(&copies),
+            bytemuck::cast_slice(&puts),
             bytemuck::cast_slice(&self.frontiers),
             bytemuck::cast_slice(&self.pages),
         ];
@@ -220,7 +266,8 @@ impl<'a> Lists<'a> {
 }
 
 fn image(image: &Image) -> WeftImage {
-    let Image { stream, sampling, .. } = image;
+    let Image { stream, sampling, test } = image;
+    let (test, size, bound, distance) = judged_by(*test);
     WeftImage {
         seed_low: stream.seed as u32,
         seed_high: (stream.seed >> 32) as u32,
@@ -229,6 +276,21 @@ fn image(image: &Image) -> WeftImage {
         temperature: sampling.temperature,
         top_k: u32::try_from(sampling.top_k).unwrap_or(u32::MAX),
         top_p: sampling.top_p,
+        test,
+        size,
+        bound,
+        distance,
+    }
+}
+
+/// A test as the kernels know it: which, and its numbers.
+fn judged_by(test: Test) -> (u32, u32, f32, f32) {
+    match test {
+        Test::Token => (WEFT_TEST_TOKEN, 0, 0.0, 0.0),
+        Test::Grouped { size, delta, distance } => (WEFT_TEST_GROUPED, size, delta, distance),
+        Test::Pooled { neighbours, bound: PoolBound::Mass(mass) } => (WEFT_TEST_POOLED_MASS, neighbours, mass, 0.0),
+        Test::Pooled { neighbours, bound: PoolBound::Ratio(ratio) } => (WEFT_TEST_POOLED_RATIO, neighbours, ratio, 0.0),
+        Test::Threshold { neighbours, least } => (WEFT_TEST_THRESHOLD, neighbours, least, 0.0),
     }
 }
 
@@ -274,18 +336,25 @@ fn see(tile: &mut WeftTile, row: &WeftRow, table: &PageTable) {
     tile.scratch = tile.scratch.max(scratch);
 }
 
-fn draw(draw: &Draw) -> WeftDraw {
-    let Draw { image, position, rule, round, conditional, unconditional, .. } = *draw;
+/// Draws with their links.
+fn draws(draws: &[Draw]) -> Vec<WeftDraw> {
     // NONE is the same number on both sides.
     const { assert!(NONE == WEFT_NONE) };
-    WeftDraw { image, position, rule: rule as u32, round, conditional, unconditional }
+    check_chains(draws);
+    let followed = draws.iter().skip(1).map(|next| next.follows).chain([false]);
+    let draw = |(draw, followed): (&Draw, bool)| {
+        let Draw { image, position, rule, follows, round, conditional, unconditional } = *draw;
+        let links = if follows { WEFT_FOLLOWS } else { 0 } | if followed { WEFT_FOLLOWED } else { 0 };
+        WeftDraw { image, position, rule: rule as u32, links, round, conditional, unconditional }
+    };
+    draws.iter().zip(followed).map(draw).collect()
 }
 
 /// The lists of a region.
-const LISTS: usize = 13;
+const LISTS: usize = 14;
 
 /// Where the lists of a bucket are: byte offsets, in the order counts, images, sequences, tiles, rows, predictions,
-/// groups, sources, drafts, verdicts, copies, frontiers, pages.
+/// groups, sources, drafts, verdicts, copies, puts, frontiers, pages.
 pub(super) struct Region {
     firsts: [usize; LISTS],
     /// Bytes of it all.
@@ -298,7 +367,7 @@ impl Bucket {
         let Capacity { rows, sequences, pages, frontiers, sources, groups } = capacity;
         let tiles = rows.div_ceil(WEFT_ATTENTION_ROWS as usize) + sequences;
         // As in `Count`.
-        let counts = [rows, sequences, tiles, sources, rows, sources, rows, rows];
+        let counts = [rows, sequences, tiles, sources, rows, sources, rows, rows, rows];
         Bucket { counts, pages, frontiers, groups: groups + 1, images: sequences }
     }
 
@@ -330,6 +399,7 @@ impl Bucket {
             of(Count::Drafts) * size_of::<WeftDraw>(),
             of(Count::Verdicts) * size_of::<WeftDraw>(),
             of(Count::Copies) * size_of::<WeftCopy>(),
+            of(Count::Puts) * size_of::<WeftPut>(),
             self.frontiers * size_of::<u32>(),
             self.pages * size_of::<u32>(),
         ];
@@ -359,8 +429,9 @@ impl Region {
             drafts: at[8] as *const _,
             verdicts: at[9] as *const _,
             copies: at[10] as *const _,
-            frontiers: at[11] as *const _,
-            pages: at[12] as *const _,
+            puts: at[11] as *const _,
+            frontiers: at[12] as *const _,
+            pages: at[13] as *const _,
         }
     }
 }

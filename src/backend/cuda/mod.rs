@@ -20,7 +20,7 @@ pub use device::{Device, Traffic, count, is_driver_present};
 pub use kernels::{ALL, ARCHITECTURES, Fatbin};
 pub use kv::KvPool;
 pub use memory::Buffer;
-pub use ops::draw::Canvas;
+pub use ops::draw::{Canvas, Codebook};
 pub use ops::linear::Weight;
 pub use step::DeviceStep;
 pub use tensor::Tensor;
@@ -79,7 +79,7 @@ impl Backend for CudaBackend {
     type KvPool = KvPool;
     type Step = DeviceStep;
     type Canvas = Canvas;
-    type Codebook = ();
+    type Codebook = Codebook;
 
     fn name(&self) -> String {
         self.device.name()
@@ -199,16 +199,16 @@ impl Backend for CudaBackend {
         self.op_copy_rows(step, logits);
     }
 
-    fn codebook(&self, _: &[f32], _: usize, _: usize) -> Result<(), Error> {
-        unimplemented!("not yet on the device")
+    fn codebook(&self, vectors: &[f32], dim: usize, neighbours: usize) -> Result<Codebook, Error> {
+        self.op_codebook(vectors, dim, neighbours)
     }
 
-    fn put(&self, _: &DeviceStep, _: &mut Canvas) {
-        unimplemented!("not yet on the device")
+    fn put(&self, step: &DeviceStep, canvas: &mut Canvas) {
+        self.op_put(step, canvas);
     }
 
-    fn draw(&self, step: &DeviceStep, phase: Phase, logits: &Tensor, canvas: &mut Canvas, _: Option<&()>) {
-        self.op_draw(step, phase, logits, canvas);
+    fn draw(&self, step: &DeviceStep, phase: Phase, logits: &Tensor, canvas: &mut Canvas, codebook: Option<&Codebook>) {
+        self.op_draw(step, phase, logits, canvas, codebook);
     }
 
     fn drawn(&self, step: &DeviceStep, canvas: &Canvas) -> Result<Vec<Drawn>, Error> {

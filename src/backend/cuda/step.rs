@@ -33,12 +33,17 @@ pub(super) enum Count {
     Verdicts = 6,
     /// Rows of logits to keep.
     Copies = 7,
+    /// Tokens that the host chose.
+    Puts = 8,
 }
+
+/// Lists that [`Count`] names.
+pub(super) const COUNTS: usize = 9;
 
 impl Count {
     /// Its value.
     pub(super) fn of(self, counts: &WeftCounts) -> usize {
-        bytemuck::cast_ref::<WeftCounts, [u32; 8]>(counts)[self as usize] as usize
+        bytemuck::cast_ref::<WeftCounts, [u32; 10]>(counts)[self as usize] as usize
     }
 }
 
@@ -62,20 +67,43 @@ pub(super) enum Bound {
     Images = 6,
     /// Positions of an image of the canvas.
     Positions = 7,
+    /// Tokens of the vocabulary.
+    Vocabulary = 8,
+    /// Kinds of laws that the canvas keeps: one if it has room for any.
+    Laws = 9,
+    /// Nearest others that a codebook knows of each token.
+    Neighbours = 10,
+    /// Codebooks.
+    Codebooks = 11,
 }
 
+/// Bounds that [`Bound`] names.
+pub(super) const BOUNDS: usize = 12;
+
 /// Names of the bounds, in their order.
-const BOUNDS: [&str; 8] =
-    ["page", "token", "state", "row of drafts", "row of verdicts", "row to copy", "image", "position"];
+const NAMES: [&str; BOUNDS] = [
+    "page",
+    "token",
+    "state",
+    "row of drafts",
+    "row of verdicts",
+    "row to copy",
+    "image",
+    "position",
+    "token of the vocabulary",
+    "kept law",
+    "neighbour",
+    "codebook",
+];
 
 /// The lengths that grids are made for: those of the current step, rounded up so that few graphs serve all steps.
-pub(super) type Limits = [AtomicUsize; 8];
+pub(super) type Limits = [AtomicUsize; COUNTS];
 
 /// What a step's lists are padded to: steps of one bucket have their lists at the same addresses and run the same graph.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Bucket {
     /// By [`Count`].
-    pub(super) counts: [usize; 8],
+    pub(super) counts: [usize; COUNTS],
     /// Entries of the page tables.
     pub(super) pages: usize,
     /// Frontiers.
@@ -96,8 +124,8 @@ pub struct DeviceStep {
     pointers: WeftStep,
     limits: Arc<Limits>,
     /// What may be indexed, by [`Bound`], and what the current step indexes.
-    bounds: [AtomicUsize; 8],
-    reach: [usize; 8],
+    bounds: [AtomicUsize; BOUNDS],
+    reach: [usize; BOUNDS],
     /// Two, so that the host writes one while the other is copied.
     staging: [Staging; 2],
     turn: usize,
@@ -132,7 +160,7 @@ impl DeviceStep {
             memory,
             limits: Arc::default(),
             bounds: std::array::from_fn(|_| AtomicUsize::new(usize::MAX)),
-            reach: [0; 8],
+            reach: [0; BOUNDS],
             staging: [staging()?, staging()?],
             turn: 0,
             graphs: Graphs::default(),
@@ -216,5 +244,5 @@ impl DeviceStep {
 }
 
 fn check(bound: usize, reach: usize, size: usize) {
-    assert!(reach <= size, "the step uses {} {} where there are {size}", BOUNDS[bound], reach.saturating_sub(1));
+    assert!(reach <= size, "the step uses {} {} where there are {size}", NAMES[bound], reach.saturating_sub(1));
 }

@@ -4,17 +4,21 @@ use std::sync::Arc;
 
 use bytemuck::{Pod, Zeroable};
 
+use super::super::abi::{WeftCodebook, WeftJudged};
 use super::super::device::Device;
-use super::super::kernels::{self, Grid, args};
+use super::super::kernels::{self, Arg, Args, Grid, args};
 use super::super::memory::Buffer;
 use super::super::step::{Bound, Count};
 use super::super::{CudaBackend, DeviceStep, Tensor};
-use crate::backend::{Drawn, Error, Phase, Rule, Test};
+use crate::backend::codebook::nearest;
+use crate::backend::{Drawn, Error, Phase};
 
 /// Entries of the vocabulary that a block of a shared draw looks at, about.
 const SHARE: usize = 8192;
 /// Blocks of a draw at most.
 const BLOCKS: usize = 8;
+/// Tokens of a vocabulary in which neighbours are marked, a bit each.
+const POOLED: usize = 1 << 16;
 
 /// The tokens of images in the making, and what the rules keep of each position.
 pub struct Canvas {
@@ -25,11 +29,40 @@ pub struct Canvas {
     proposals: Option<Buffer<f32>>,
     /// What each block of a draw found.
     partial: Buffer<Best>,
-    /// How many blocks of a draw are done; zero between launches.
+    /// How many verdicts of chains are done, then how many blocks of each draw; zero between launches.
     arrived: Buffer<u32>,
+    /// What the verdicts of chains found.
+    judged: Buffer<WeftJudged>,
     /// What the verdicts replaced.
     drawn: Buffer<[u32; 2]>,
 }
+
+/// A vector for each token, and the nearest others of each.
+pub struct Codebook {
+    vectors: Buffer<f32>,
+    neighbours: Buffer<u32>,
+    dim: usize,
+    each: usize,
+}
+
+/// The kernel's parameter, a `WeftCodebook`.
+impl Arg for Option<&Codebook> {
+    fn push(&self, args: &mut Args) {
+        let value = self.map_or(NO_CODEBOOK, |codebook| WeftCodebook {
+            vectors: codebook.vectors.address() as *const f32,
+            neighbours: codebook.neighbours.address() as *const u32,
+            dim: codebook.dim as u32,
+            each: codebook.each as u32,
+        });
+        args.holding(
+            &value,
+            self.iter().flat_map(|codebook| [codebook.vectors.allocation(), codebook.neighbours.allocation()]),
+        );
+    }
+}
+
+const NO_CODEBOOK: WeftCodebook =
+    WeftCodebook { vectors: std::ptr::null(), neighbours: std::ptr::null(), dim: 0, each: 0 };
 
 /// A score and its token, as `Best` of kernels/draw.cu.
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -37,6 +70,12 @@ pub struct Canvas {
 struct Best {
     score: f32,
     token: u32,
+}
+
+impl Codebook {
+    fn vocab(&self) -> usize {
+        self.vectors.len() / self.dim
+    }
 }
 
 impl Canvas {
@@ -56,7 +95,8 @@ impl Canvas {
             tokens: Buffer::zeroed(device, places, "tokens")?,
             proposals: proposals.then(kept).transpose()?,
             partial: Buffer::uninitialised(device, places * blocks(vocab), "partial results of draws")?,
-            arrived: Buffer::zeroed(device, places, "counters of draws")?,
+            arrived: Buffer::zeroed(device, 1 + places, "counters of draws")?,
+            judged: Buffer::uninitialised(device, places, "judgements")?,
             drawn: Buffer::zeroed(device, places, "drawn tokens")?,
         })
     }
@@ -95,9 +135,8 @@ impl CudaBackend {
         phase: Phase,
         logits: &Tensor,
         canvas: &mut Canvas,
+        codebook: Option<&Codebook>,
     ) {
-        let judges = step.host().images.iter().all(|image| image.test == Test::Token);
-        assert!(judges && !step.host().verdicts.iter().any(|draw| draw.follows), "not yet on the device");
         let (draws, which, rows) = match phase {
             Phase::Drafts => (&step.host().drafts, Count::Drafts, Bound::DraftLogits),
             Phase::Verdicts => (&step.host().verdicts, Count::Verdicts, Bound::VerdictLogits),
@@ -107,11 +146,12 @@ impl CudaBackend {
         step.require(Bound::Positions, canvas.positions);
         assert_eq!(logits.cols, canvas.vocab, "logits of another vocabulary");
         assert!(draws.len() <= canvas.tokens.len(), "a position drawn twice");
-        assert!(
-            canvas.proposals.is_some() || draws.iter().all(|draw| draw.rule == Rule::Coupled),
-            "a rule that keeps distributions on a canvas without room for them"
-        );
         let vocab = canvas.vocab;
+        step.require(Bound::Laws, usize::from(canvas.proposals.is_some()));
+        step.require(Bound::Neighbours, codebook.map_or(0, |codebook| codebook.each));
+        step.require(Bound::Codebooks, usize::from(codebook.is_some()));
+        assert!(codebook.is_none_or(|codebook| codebook.vocab() == vocab), "a codebook of another vocabulary");
+        assert!(codebook.is_none() || vocab <= POOLED, "neighbours among {vocab} tokens, more than {POOLED}");
         let threads = vocab.div_ceil(4).next_power_of_two().clamp(128, 512);
         let grid = Grid { blocks: [blocks(vocab), step.most(which), 1], threads, shared: 0 };
         let args = args![
@@ -124,11 +164,42 @@ impl CudaBackend {
             canvas.proposals.as_ref(),
             canvas.partial,
             canvas.arrived,
+            canvas.judged,
             canvas.drawn,
+            codebook,
         ];
         // SAFETY: the kernel's parameters are these; draws name rows of the logits and positions of the canvas, each
         // position once, so that no list is longer than the canvas.
         unsafe { self.launch(&kernels::DRAW, "draw", grid, args) };
+    }
+
+    /// See [`Backend::codebook`](crate::backend::Backend::codebook).
+    pub(in crate::backend::cuda) fn op_codebook(
+        &self,
+        vectors: &[f32],
+        dim: usize,
+        neighbours: usize,
+    ) -> Result<Codebook, Error> {
+        let near = nearest(vectors, dim, neighbours);
+        Ok(Codebook {
+            vectors: Buffer::copied(self.device(), vectors, "the vectors of a codebook")?,
+            neighbours: Buffer::copied(self.device(), &near, "the neighbours in a codebook")?,
+            dim,
+            each: neighbours,
+        })
+    }
+
+    /// See [`Backend::put`](crate::backend::Backend::put).
+    pub(in crate::backend::cuda) fn op_put(&self, step: &DeviceStep, canvas: &mut Canvas) {
+        step.require(Bound::Images, canvas.images());
+        step.require(Bound::Positions, canvas.positions);
+        step.require(Bound::Vocabulary, canvas.vocab);
+        let threads = canvas.vocab.div_ceil(4).next_power_of_two().clamp(32, 512);
+        let grid = Grid::of(step.most(Count::Puts), threads);
+        let sizes = [canvas.vocab as u32, canvas.positions as u32];
+        let args = args![step.arg(), sizes[0], sizes[1], canvas.tokens, canvas.proposals.as_ref()];
+        // SAFETY: the kernel's parameters are these; puts name positions of the canvas.
+        unsafe { self.launch(&kernels::PUT, "put", grid, args) };
     }
 
     /// See [`Backend::drawn`](crate::backend::Backend::drawn).

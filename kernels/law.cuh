@@ -1,0 +1,210 @@
+// From logits to the log-weights of a distribution: guidance -> temperature -> top-k -> top-p as src/sampling.rs does it.
+//
+// Log-weights are the CPU's bit for bit: the same operations, none contracted. They are computed anew from the logits in
+// every pass over them and never stored. Nothing is sorted: the k-th largest weight, and the probability at which the mass
+// reaches p, are found digit by digit (select.cuh).
+//
+// What differs from the CPU: probabilities (expf within 1 ulp; their total, summed here in a tree and there one after
+// another) by less than (vocab + 8) * 2^-24 of themselves, so a token is kept by one and cut by the other only if the mass
+// above it is that close to p.
+#pragma once
+#include "select.cuh"
+
+constexpr float MASS = 0x1p56f;  // fixed point of probabilities: 2^16 of them fit, each exact to 2^-56
+constexpr uint32_t QUAD = 4;     // tokens that share a block of random words
+
+// Entries of a vocabulary-sized row at 4 * quad and after; beyond its end there is nothing.
+struct Vocabulary {
+  uint32_t size;
+
+  __device__ __forceinline__ uint32_t quads() const { return (size + QUAD - 1) / QUAD; }
+
+  __device__ __forceinline__ Floats<4> load(const float *row, uint32_t quad) const {
+    if (size % QUAD == 0) return reinterpret_cast<const Floats<4> *>(row)[quad];
+    Floats<4> values;
+#pragma unroll
+    for (uint32_t j = 0; j < QUAD; ++j) values.v[j] = quad * QUAD + j < size ? row[quad * QUAD + j] : 0.0f;
+    return values;
+  }
+
+  __device__ __forceinline__ void store(float *row, uint32_t quad, const Floats<4> &values) const {
+    if (size % QUAD == 0) {
+      reinterpret_cast<Floats<4> *>(row)[quad] = values;
+      return;
+    }
+#pragma unroll
+    for (uint32_t j = 0; j < QUAD; ++j)
+      if (quad * QUAD + j < size) row[quad * QUAD + j] = values.v[j];
+  }
+
+  // Calls visit(quad) for the quads of this thread.
+  template <typename Visit>
+  __device__ __forceinline__ void each(Visit visit) const {
+    for (uint32_t quad = threadIdx.x; quad < quads(); quad += blockDim.x) visit(quad);
+  }
+};
+
+// A float as an unsigned integer of the same order: all bits of the negative ones flipped, the sign of the others.
+__device__ __forceinline__ uint32_t order(float value) {
+  const uint32_t bits = __float_as_uint(value);
+  return bits ^ ((uint32_t)((int32_t)bits >> 31) | 0x80000000u);
+}
+
+// A probability in fixed point.
+__device__ __forceinline__ unsigned long long fixed(float probability) {
+  return (unsigned long long)(probability * MASS);
+}
+
+// How one distribution follows from its branches' logits.
+struct Law {
+  const float *conditional, *unconditional;
+  float floor;         // top-k: lower weights are out
+  float top, total;    // top-p: of the softmax
+  uint32_t threshold;  // top-p: the bits of the lowest probability that is in
+  uint32_t last;       // top-p: the last token of that probability that is in
+  uint32_t best;       // greedy: the only one that is in
+};
+
+// The distribution of a draw: one law or the mean of two.
+struct Distribution {
+  Vocabulary vocabulary;
+  float cfg, temperature;
+  bool greedy, nucleus, two;
+  Law first, second;
+
+  // Guided and scaled logits.
+  __device__ __forceinline__ Floats<4> scaled(const Law &law, uint32_t quad) const {
+    Floats<4> x = vocabulary.load(law.conditional, quad);
+    if (law.unconditional) {
+      const Floats<4> u = vocabulary.load(law.unconditional, quad);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) x.v[j] = __fadd_rn(u.v[j], __fmul_rn(cfg, __fsub_rn(x.v[j], u.v[j])));
+    }
+    if (!greedy && temperature != 1.0f) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) x.v[j] = __fdiv_rn(x.v[j], temperature);
+    }
+    return x;
+  }
+
+  // The processed log-weights of a law; -inf for what is out and beyond the vocabulary.
+  __device__ __forceinline__ Floats<4> processed(const Law &law, uint32_t quad) const {
+    Floats<4> x = scaled(law, quad);
+#pragma unroll
+    for (uint32_t j = 0; j < QUAD; ++j) {
+      const uint32_t token = quad * QUAD + j;
+      bool in = token < vocabulary.size && !(x.v[j] < law.floor);
+      if (greedy) {
+        in = token == law.best;
+        x.v[j] = 0.0f;
+      } else if (nucleus && in) {
+        const uint32_t bits = __float_as_uint(expf(x.v[j] - law.top) / law.total);
+        in = bits > law.threshold || (bits == law.threshold && token <= law.last);
+      }
+      if (!in) x.v[j] = -INFINITY;
+    }
+    return x;
+  }
+
+  // Log-weights of the draw.
+  __device__ __forceinline__ Floats<4> weights(uint32_t quad) const {
+    Floats<4> x = processed(first, quad);
+    if (two) {
+      const Floats<4> y = processed(second, quad);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) x.v[j] = x.v[j] * 0.5f + y.v[j] * 0.5f;
+    }
+    return x;
+  }
+
+  __device__ __forceinline__ float weight(uint32_t token) const {
+    const Floats<4> x = weights(token / QUAD);
+    const float low = token & 1 ? x.v[1] : x.v[0], high = token & 1 ? x.v[3] : x.v[2];
+    return token & 2 ? high : low;
+  }
+
+  // Largest weight and sum of exp(weight - largest) over what `of(quad)` gives.
+  template <typename Of>
+  __device__ __forceinline__ void softmax(Shared &shared, float &top, float &total, Of of) const {
+    float largest = -INFINITY, sum = 0.0f;
+    vocabulary.each([&](uint32_t quad) {
+      const Floats<4> x = of(quad);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) largest = fmaxf(largest, x.v[j]);
+    });
+    top = block_max(largest, shared.floats);
+    vocabulary.each([&](uint32_t quad) {
+      const Floats<4> x = of(quad);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) sum += expf(x.v[j] - top);
+    });
+    total = block_sum(sum, shared.floats);
+  }
+
+  __device__ void keep_best(Law &law, Shared &shared) const {
+    Best best = {-INFINITY, 0};
+    vocabulary.each([&](uint32_t quad) {
+      const Floats<4> x = scaled(law, quad);
+#pragma unroll
+      for (uint32_t j = 0; j < QUAD; ++j)
+        if (quad * QUAD + j < vocabulary.size) best.offer(x.v[j], quad * QUAD + j);
+    });
+    law.best = block_best(best, shared).token;
+  }
+
+  __device__ void keep_top_k(Law &law, uint32_t k, Shared &shared) const {
+    Cut cut;
+    find_cut(shared, k, cut, [&](auto visit) {
+      vocabulary.each([&](uint32_t quad) {
+        const Floats<4> x = scaled(law, quad);
+#pragma unroll
+        for (uint32_t j = 0; j < QUAD; ++j) {
+          if (quad * QUAD + j < vocabulary.size) visit(order(x.v[j]), 1);
+        }
+      });
+    });
+    law.floor = __uint_as_float(cut.key ^ (cut.key & 0x80000000u ? 0x80000000u : 0xffffffffu));
+  }
+
+  // The smallest set of the most probable whose mass reaches p; of equal ones the lower tokens first.
+  __device__ void keep_top_p(Law &law, float p, Shared &shared) const {
+    const auto of = [&](uint32_t quad) {
+      Floats<4> x = scaled(law, quad);
+#pragma unroll
+      for (uint32_t j = 0; j < QUAD; ++j)
+        if (quad * QUAD + j >= vocabulary.size || x.v[j] < law.floor) x.v[j] = -INFINITY;
+      return x;
+    };
+    softmax(shared, law.top, law.total, of);
+    const auto probabilities = [&](auto visit) {
+      vocabulary.each([&](uint32_t quad) {
+        const Floats<4> x = of(quad);
+#pragma unroll
+        for (uint32_t j = 0; j < QUAD; ++j) visit(quad * QUAD + j, expf(x.v[j] - law.top) / law.total);
+      });
+    };
+    const unsigned long long target = max(fixed(p), 1ull);
+    Cut cut;
+    const bool reached = find_cut(shared, target, cut, [&](auto visit) {
+      probabilities([&](uint32_t, float probability) {
+        const unsigned long long mass = fixed(probability);
+        if (mass) visit(__float_as_uint(probability), mass);
+      });
+    });
+    law.threshold = reached ? cut.key : 0;
+    law.last = 0xffffffffu;
+    if (!reached) return;
+    // Of the equal ones at the threshold as many as the mass needs.
+    const unsigned long long one = fixed(__uint_as_float(cut.key));
+    const unsigned long long needed = (target - cut.above + one - 1) / one;
+    if (needed * one >= cut.at) return;
+    Cut last;
+    const uint32_t threshold = cut.key;
+    find_cut(shared, needed, last, [&](auto visit) {
+      probabilities([&](uint32_t token, float probability) {
+        if (token < vocabulary.size && __float_as_uint(probability) == threshold) visit(~token, 1);
+      });
+    });
+    law.last = ~last.key;
+  }
+};
