@@ -56,12 +56,22 @@ fn each_team(cx: &mut Cx<'_>, masks: &Row<u32>, mut f: impl FnMut(&mut Cx<'_>, u
     }
 }
 
+/// The mode and `.sync`, in either order: the ISA writes `vote.sync.ballot` and `match.any.sync`, CUB
+/// `vote.ballot.sync`, and ptxas takes both.
+fn mode<T: Copy>(m: &mut Modifiers, modes: &[(&str, T)]) -> Result<T> {
+    let sync_first = m.take("sync");
+    let mode = m.expect(modes)?;
+    if !sync_first {
+        m.expect(&[("sync", ())])?;
+    }
+    Ok(mode)
+}
+
 const SHUFFLES: &[(&str, u64)] = &[("up", 0), ("down", 1), ("bfly", 2), ("idx", 3)];
 
 fn shuffle(cx: &mut Lower, i: &Instruction) -> Result<()> {
     let mut m = Modifiers::new(i);
-    m.expect(&[("sync", ())])?;
-    let mode = m.expect(SHUFFLES)?;
+    let mode = mode(&mut m, SHUFFLES)?;
     m.ty(&[Type::B32])?;
     m.finish()?;
     cx.arity(i, &[5])?;
@@ -128,14 +138,13 @@ impl<const MODE: u8> Semantics for Shuffle<MODE> {
 
 fn vote(cx: &mut Lower, i: &Instruction) -> Result<()> {
     let mut m = Modifiers::new(i);
-    m.expect(&[("sync", ())])?;
-    let run: Run = m.expect(&[
-        ("all", vote_all as Run),
-        ("any", vote_any as Run),
-        ("uni", vote_uni as Run),
-        ("ballot", ballot as Run),
-    ])?;
-    let ballot = i.modifiers[1] == "ballot";
+    const VOTES: &[(&str, (Run, bool))] = &[
+        ("all", (vote_all, false)),
+        ("any", (vote_any, false)),
+        ("uni", (vote_uni, false)),
+        ("ballot", (ballot, true)),
+    ];
+    let (run, ballot) = mode(&mut m, VOTES)?;
     let ty = m.ty(&[if ballot { Type::B32 } else { Type::Pred }])?;
     m.finish()?;
     cx.arity(i, &[3])?;
@@ -202,8 +211,7 @@ fn ballot(cx: &mut Cx<'_>, op: &Op) -> Flow {
 
 fn matching(cx: &mut Lower, i: &Instruction) -> Result<()> {
     let mut m = Modifiers::new(i);
-    let all = m.expect(&[("any", false), ("all", true)])?;
-    m.expect(&[("sync", ())])?;
+    let all = mode(&mut m, &[("any", false), ("all", true)])?;
     let ty = m.ty(&[Type::B32, Type::B64])?;
     m.finish()?;
     cx.arity(i, &[3])?;
@@ -249,8 +257,7 @@ fn match_lanes(cx: &mut Cx<'_>, op: &Op) -> Flow {
 fn redux(cx: &mut Lower, i: &Instruction) -> Result<()> {
     use Type::*;
     let mut m = Modifiers::new(i);
-    m.expect(&[("sync", ())])?;
-    let action = m.expect(&[("add", 0), ("min", 1), ("max", 2), ("and", 3), ("or", 4), ("xor", 5)])?;
+    let action = mode(&mut m, &[("add", 0), ("min", 1), ("max", 2), ("and", 3), ("or", 4), ("xor", 5)])?;
     let absolute = m.take("abs");
     let nan = m.take("NaN");
     let float = matches!(m.peek(), Some("f32")) && (action == 1 || action == 2);
@@ -378,4 +385,65 @@ fn elect_lane(cx: &mut Cx<'_>, op: &Op) -> Flow {
     cx.set_b32(op.dst[0], leaders);
     cx.set_pred(op.dst[1], elected);
     Flow::Next
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::isa::probe::refused;
+    use crate::machine::LANES;
+    use crate::testing::Snippet;
+
+    /// `redux` of a number for each lane, `rest` for those from `values.len()` on.
+    fn redux(operation: &str, values: &[f32], rest: f32) -> u32 {
+        let text = format!(".reg .f32 %a, %d; redux.sync.{operation}.f32 %d, %a, 0xffffffff;");
+        let mut s = Snippet::new(&text).unwrap();
+        s.set_b32("%a", std::array::from_fn(|lane| values.get(lane).unwrap_or(&rest).to_bits()));
+        s.run();
+        let out = s.b32("%d");
+        assert_eq!(out, [out[0]; LANES]);
+        out[0]
+    }
+
+    #[test]
+    fn float_reductions_order_zeros_and_skip_or_keep_nan() {
+        let nan = f32::from_bits(0xffc1_2345);
+        let canonical = 0x7fff_ffff;
+        assert_eq!(redux("min", &[3.0, -2.0, 5.0], 4.0), (-2f32).to_bits());
+        assert_eq!(redux("max", &[3.0, -7.0, 5.0], 4.0), 5f32.to_bits());
+        assert_eq!(redux("min", &[0.0, -0.0, 0.0], 0.0), (-0f32).to_bits());
+        assert_eq!(redux("max", &[-0.0, 0.0, -0.0], -0.0), 0f32.to_bits());
+        assert_eq!(redux("max.abs", &[3.0, -7.0, 5.0], 4.0), 7f32.to_bits());
+        assert_eq!(redux("min.abs", &[3.0, -7.0, -0.0], 4.0), 0f32.to_bits());
+        // Without `.NaN` a NaN counts only if there is nothing else, with it always, and either way it is the canonical one.
+        assert_eq!(redux("min", &[nan, 2.0, nan], 3.0), 2f32.to_bits());
+        assert_eq!(redux("max", &[1.0, 2.0, nan], 1.0), 2f32.to_bits());
+        assert_eq!(redux("max", &[], nan), canonical);
+        assert_eq!(redux("min.NaN", &[1.0, 2.0, nan], f32::INFINITY), canonical);
+        assert_eq!(redux("max.abs.NaN", &[1.0, nan, f32::NEG_INFINITY], 1.0), canonical);
+        assert_eq!(redux("max.NaN", &[1.0, f32::INFINITY], 1.0), f32::INFINITY.to_bits());
+        assert_eq!(redux("max.abs.NaN", &[1.0, f32::NEG_INFINITY], 1.0), f32::INFINITY.to_bits());
+    }
+
+    #[test]
+    fn the_mode_may_stand_before_or_behind_sync() {
+        for [one, other] in [
+            ["vote.sync.ballot.b32 %a, %p, -1;", "vote.ballot.sync.b32 %a, %p, -1;"],
+            ["vote.sync.any.pred %p, %p, -1;", "vote.any.sync.pred %p, %p, -1;"],
+            ["match.any.sync.b32 %a, %a, -1;", "match.sync.any.b32 %a, %a, -1;"],
+            ["shfl.sync.up.b32 %a, %a, 1, 0, -1;", "shfl.up.sync.b32 %a, %a, 1, 0, -1;"],
+            ["redux.sync.add.u32 %a, %a, -1;", "redux.add.sync.u32 %a, %a, -1;"],
+        ] {
+            let run = |line: &str| {
+                let mut s = Snippet::new(&format!(".reg .b32 %a; .reg .pred %p; {line}")).unwrap();
+                s.set_b32("%a", std::array::from_fn(|lane| lane as u32 / 3));
+                s.set_pred("%p", 0x1248_8421);
+                s.run();
+                (s.b32("%a"), s.pred("%p"))
+            };
+            assert_eq!(run(one), run(other), "{other}");
+        }
+        for line in ["vote.ballot.b32 %a, %p, -1;", "vote.sync.ballot.sync.b32 %a, %p, -1;"] {
+            assert!(!refused(&format!(".reg .b32 %a; .reg .pred %p; {line}")).is_empty());
+        }
+    }
 }
