@@ -336,6 +336,7 @@ fn narrow<F: File>(cx: &mut Cx<'_>, rows: usize, work: Work, hosts: &Row<u64>) {
         }
         // A spinning thread must not look as if it made progress: only changes count.
         cx.block.progress += changes;
+        cx.block.outward += changes;
         let dst = Dst(source(0).0);
         F::write(cx, dst, old);
     }
@@ -389,6 +390,7 @@ fn wide(cx: &mut Cx<'_>, rows: usize, work: Work, hosts: &Row<u64>) {
             // SAFETY: as above.
             unsafe { at.write_unaligned(after) };
             cx.block.progress += u64::from(after != before);
+            cx.block.outward += u64::from(after != before);
         }
     }
     let dst = Dst(cx.code.list[rows].0);
@@ -480,4 +482,235 @@ impl Work {
 /// The lesser number, -0 being less than +0; the other if one is NaN.
 fn minimum(x: f32, y: f32) -> f32 {
     if x.is_nan() || y < x || x == y && y.is_sign_negative() { y } else { x }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::isa::exact;
+    use crate::isa::formats::{Bf16, F16, Half};
+    use crate::isa::probe::{get, integers, pairs, set};
+    use crate::isa::round::Rounding;
+    use crate::memory::Origin;
+    use crate::testing::Snippet;
+
+    /// One lane's atomic operation on a word of memory of `size` bytes: what it gives, and what is there afterwards.
+    /// `%d` and `%b`, `%c` are declared as `ty`.
+    fn one(instruction: &str, ty: &str, size: usize, old: u64, [b, c]: [u64; 2]) -> (u64, u64) {
+        let shared = instruction.contains(".shared");
+        let mut s = Snippet::new(&format!(".reg .{ty} %d, %b, %c; .reg .b64 %p; {instruction};")).unwrap();
+        set(&mut s, "%b", ty, [b; 32]);
+        set(&mut s, "%c", ty, [c; 32]);
+        let bytes = &old.to_le_bytes()[..size];
+        let mut after = [0; 8];
+        let address = s.memory.allocate(8, 8, Origin::Alloc).unwrap();
+        if shared {
+            s.set_b64("%p", [16; 32]);
+            s.shared()[16..16 + size].copy_from_slice(bytes);
+        } else {
+            s.set_b64("%p", [address; 32]);
+            s.memory.write(address, bytes).unwrap();
+        }
+        s.run_lanes(1 << 5);
+        match shared {
+            true => after[..size].copy_from_slice(&s.shared()[16..16 + size]),
+            false => s.memory.read(address, &mut after[..size]).unwrap(),
+        }
+        (get(&s, "%d", ty)[5], u64::from_le_bytes(after))
+    }
+
+    #[test]
+    fn integers_are_combined_by_their_types() {
+        type Combine = fn(i128, i128) -> i128;
+        let bitwise: [(&str, Combine); 4] =
+            [("and", |a, b| a & b), ("or", |a, b| a | b), ("xor", |a, b| a ^ b), ("exch", |_, b| b)];
+        let ordered: [(&str, Combine); 3] = [("add", |a, b| a + b), ("min", i128::min), ("max", i128::max)];
+        let wraps: [(&str, Combine); 2] =
+            [("inc", |a, b| if a >= b { 0 } else { a + 1 }), ("dec", |a, b| if a == 0 || a > b { b } else { a - 1 })];
+        for (types, operations) in
+            [(&["b32", "b64"][..], &bitwise[..]), (&["u32", "s32", "u64", "s64"], &ordered), (&["u32"], &wraps)]
+        {
+            for (ty, (name, combine)) in types.iter().flat_map(|ty| operations.iter().map(move |o| (ty, o))) {
+                let width: u32 = ty[1..].parse().unwrap();
+                let all: Vec<u64> = integers(width).into_iter().step_by(2).collect();
+                let (a, b) = pairs(&all, &all);
+                let value = |bits: u64| match ty.starts_with('s') {
+                    true => ((bits << (64 - width)) as i64 >> (64 - width)) as i128,
+                    false => bits as i128,
+                };
+                for (a, b) in a.into_iter().zip(b) {
+                    let want = combine(value(a), value(b)) as u64 & u64::MAX >> (64 - width);
+                    let register = format!("b{width}");
+                    for space in ["global", "shared"] {
+                        let line = format!("atom.{space}.{name}.{ty} %d, [%p], %b");
+                        let got = one(&line, &register, width as usize / 8, a, [b, 0]);
+                        assert_eq!(got, (a, want), "{line}: {a:#x} {b:#x}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_swap_needs_the_whole_value() {
+        for (width, size) in [(16, 2), (32, 4), (64, 8)] {
+            let top = 1u64 << (width - 1);
+            for (old, compared) in [(7, 7), (7, 6), (top | 7, 7), (7, top | 7), (top, top)] {
+                let line = format!("atom.global.cas.b{width} %d, [%p], %b, %c");
+                let want = if old == compared { 99 } else { old };
+                assert_eq!(one(&line, &format!("b{width}"), size, old, [compared, 99]), (old, want), "{line}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_wide_swap_compares_and_stores_both_halves() {
+        let run = |line: &str, old: [u64; 2], b: [u64; 2], c: [u64; 2]| {
+            let text = format!(
+                ".reg .b128 %d, %b, %c; .reg .b64 %p, %d0, %d1, %b0, %b1, %c0, %c1;
+                 mov.b128 %b, {{%b0, %b1}}; mov.b128 %c, {{%c0, %c1}}; {line}; mov.b128 {{%d0, %d1}}, %d;"
+            );
+            let mut s = Snippet::new(&text).unwrap();
+            for (name, value) in [("%b0", b[0]), ("%b1", b[1]), ("%c0", c[0]), ("%c1", c[1])] {
+                s.set_b64(name, [value; 32]);
+            }
+            let address = s.memory.allocate(16, 16, Origin::Alloc).unwrap();
+            s.memory.write(address, &old.map(u64::to_le_bytes).concat()).unwrap();
+            s.set_b64("%p", [address; 32]);
+            s.run_lanes(2);
+            let mut after = [0; 16];
+            s.memory.read(address, &mut after).unwrap();
+            let words = [0, 8].map(|at| u64::from_le_bytes(after[at..at + 8].try_into().unwrap()));
+            ([s.b64("%d0")[1], s.b64("%d1")[1]], words)
+        };
+        let (cas, exch) = ("atom.global.cas.b128 %d, [%p], %b, %c", "atom.global.exch.b128 %d, [%p], %b");
+        assert_eq!(run(cas, [1, 2], [1, 2], [3, 4]), ([1, 2], [3, 4]));
+        assert_eq!(run(cas, [1, 2], [1, 5], [3, 4]), ([1, 2], [1, 2]));
+        assert_eq!(run(cas, [1, 2], [5, 2], [3, 4]), ([1, 2], [1, 2]));
+        assert_eq!(run(exch, [1, 2], [5, 6], [3, 4]), ([1, 2], [5, 6]));
+    }
+
+    #[test]
+    fn float_sums_round_once_and_flush_where_the_isa_says() {
+        let single = |x: f32| u64::from(x.to_bits());
+        let global = |a: f32, b: f32| one("atom.global.add.f32 %d, [%p], %b", "b32", 4, single(a), [single(b), 0]).1;
+        let shared = |a: f32, b: f32| one("atom.shared.add.f32 %d, [%p], %b", "b32", 4, single(a), [single(b), 0]).1;
+        let least = f32::MIN_POSITIVE;
+        // Normal numbers whose sum is not: flushed in global memory, with its sign.
+        assert_eq!(global(1.5 * least, -1.25 * least), single(0.0));
+        assert_eq!(global(-1.5 * least, 1.25 * least), single(-0.0));
+        assert_eq!(shared(1.5 * least, -1.25 * least), single(0.25 * least));
+        assert_eq!(global(0.5 * least, least), single(least), "an operand that is not normal counts as zero");
+        assert_eq!(shared(0.5 * least, least), single(1.5 * least));
+        assert_eq!(global(1.0, 2f32.powi(-24)), single(1.0), "a tie goes to even");
+        assert_eq!(global(1.0 + f32::EPSILON, 2f32.powi(-24)), single(1.0 + 2.0 * f32::EPSILON));
+        assert_eq!(global(f32::INFINITY, f32::NEG_INFINITY), 0x7fff_ffff);
+        let double = |a: f64, b: f64| {
+            f64::from_bits(one("atom.global.add.f64 %d, [%p], %b", "b64", 8, a.to_bits(), [b.to_bits(), 0]).1)
+        };
+        assert_eq!(double(1.0 + f64::EPSILON, 1e-16), 1.0 + f64::EPSILON);
+        assert_eq!(double(0.1, 0.2), 0.1 + 0.2);
+        assert_eq!(double(f64::MIN_POSITIVE / 2.0, 0.0), f64::MIN_POSITIVE / 2.0);
+    }
+
+    /// Halves of every kind: ties, subnormals, limits, zeros of both signs, NaN.
+    const HALVES: [u16; 14] = [
+        0x0000, 0x8000, 0x0001, 0x8001, 0x03ff, 0x3c00, 0x3c01, 0xbc00, 0x1000, 0x7bff, 0xfbff, 0x7c00, 0x7f80, 0x7fc1,
+    ];
+
+    /// The sum of two halves, rounded once, from exact integers.
+    fn sum<H: Half>(a: u16, b: u16) -> u16 {
+        let [a, b] = [a, b].map(|bits| f64::from(H::from_bits(bits).decode()));
+        let sum = exact::fma(a, 1.0, b, H::FORMAT, Rounding::Nearest);
+        if sum.is_nan() { 0x7fff } else { H::encode(sum as f32).to_bits() }
+    }
+
+    /// The lesser or the greater of two halves by the order of their bits; the number if one is none.
+    fn extreme<H: Half>(a: u16, b: u16, max: bool) -> u16 {
+        let none = |x: u16| H::from_bits(x).decode().is_nan();
+        let key = |x: u16| if x >> 15 != 0 { -i32::from(x & 0x7fff) - 1 } else { i32::from(x) };
+        match (none(a), none(b)) {
+            (true, true) => 0x7fff,
+            (true, false) => b,
+            (false, true) => a,
+            _ if (key(a) < key(b)) != max => a,
+            _ => b,
+        }
+    }
+
+    fn check_halves<H: Half>(ty: &str) {
+        let word = |low: u16, high: u16| u64::from(low) | u64::from(high) << 16;
+        for a in HALVES {
+            for b in HALVES {
+                let line = format!("atom.global.add.noftz.{ty} %d, [%p], %b");
+                let want = u64::from(sum::<H>(a, b));
+                assert_eq!(one(&line, "b16", 2, a.into(), [b.into(), 0]), (a.into(), want), "{line} {a:#x} {b:#x}");
+                let line = format!("atom.shared.add.noftz.{ty}x2 %d, [%p], %b");
+                let want = word(sum::<H>(a, b), sum::<H>(b, 0x3c00));
+                let got = one(&line, "b32", 4, word(a, b), [word(b, 0x3c00), 0]);
+                assert_eq!(got, (word(a, b), want), "{line} {a:#x} {b:#x}");
+            }
+        }
+    }
+
+    #[test]
+    fn halves_are_added_one_by_one() {
+        check_halves::<F16>("f16");
+        check_halves::<Bf16>("bf16");
+    }
+
+    /// An atomic operation on a vector of `count` elements of `size` bytes: what it gives and leaves.
+    fn vector(operation: &str, register: &str, size: usize, old: &[u64], b: &[u64]) -> [Vec<u64>; 2] {
+        let names = |name: &str| (0..old.len()).map(|k| format!("%{name}{k}")).collect::<Vec<_>>().join(", ");
+        let (d, bs) = (names("d"), names("b"));
+        let text =
+            format!(".reg .{register} {d}, {bs}; .reg .b64 %p; atom.global.{operation} {{{d}}}, [%p], {{{bs}}};");
+        let mut s = Snippet::new(&text).unwrap();
+        b.iter().enumerate().for_each(|(k, b)| set(&mut s, &format!("%b{k}"), register, [*b; 32]));
+        let address = s.memory.allocate(16, 16, Origin::Alloc).unwrap();
+        let bytes: Vec<u8> = old.iter().flat_map(|x| x.to_le_bytes()[..size].to_vec()).collect();
+        s.memory.write(address, &bytes).unwrap();
+        s.set_b64("%p", [address; 32]);
+        s.run_lanes(1);
+        let mut after = vec![0; bytes.len()];
+        s.memory.read(address, &mut after).unwrap();
+        let element = |c: &[u8]| c.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+        let given = (0..old.len()).map(|k| get(&s, &format!("%d{k}"), register)[0]).collect();
+        [given, after.chunks(size).map(element).collect()]
+    }
+
+    #[test]
+    fn vectors_are_combined_element_by_element() {
+        let single = |x: f32| u64::from(x.to_bits());
+        let (old, b) = ([1.0, 2.0, 3.0, 4.0].map(single), [10.0, 20.0, 30.0, 40.0].map(single));
+        let [given, after] = vector("add.v4.f32", "b32", 4, &old, &b);
+        assert_eq!((given, after), (old.to_vec(), [11.0, 22.0, 33.0, 44.0].map(single).to_vec()));
+        for a in HALVES {
+            for b in HALVES {
+                let [one, two] = [[a, b], [b, a]].map(|x| x.map(u64::from));
+                for (operation, max) in [("min", false), ("max", true)] {
+                    let line = format!("{operation}.noftz.v2.f16");
+                    let want = [extreme::<F16>(a, b, max), extreme::<F16>(b, a, max)].map(u64::from);
+                    let [given, after] = vector(&line, "b16", 2, &one, &two);
+                    assert_eq!((given, after), (one.to_vec(), want.to_vec()), "{line} {a:#x} {b:#x}");
+                    let line = format!("{operation}.noftz.v4.bf16");
+                    let want = [extreme::<Bf16>(a, b, max), extreme::<Bf16>(b, a, max)].map(u64::from);
+                    let [_, after] = vector(&line, "b16", 2, &[one, one].concat(), &[two, two].concat());
+                    assert_eq!(after, [want, want].concat(), "{line} {a:#x} {b:#x}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn each_lane_sees_what_those_before_it_left() {
+        let text = ".reg .b32 %d; .reg .b64 %p; atom.global.add.u32 %d, [%p], 3;";
+        let mut s = Snippet::new(text).unwrap();
+        let address = s.memory.allocate(4, 4, Origin::Alloc).unwrap();
+        s.memory.write(address, &5u32.to_le_bytes()).unwrap();
+        s.set_b64("%p", [address; 32]);
+        s.run();
+        let mut seen = s.b32("%d");
+        seen.sort_unstable();
+        assert_eq!(seen, std::array::from_fn(|k| 5 + 3 * k as u32));
+    }
 }

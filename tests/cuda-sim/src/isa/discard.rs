@@ -56,7 +56,7 @@ fn line(cx: &mut Cx<'_>, address: u64) -> std::result::Result<(), Fault> {
     check::discard(cx, address, BYTES)?;
     // SAFETY: `global` says that the bytes are in a live allocation.
     unsafe { host.write_bytes(POISON, BYTES as usize) };
-    cx.block.progress += 1;
+    cx.block.advance();
     Ok(())
 }
 

@@ -201,7 +201,7 @@ fn cluster_arrive(cx: &mut Cx<'_>, op: &Op) -> Flow {
     barrier.threads += lanes;
     let generation = barrier.generation;
     cx.warp.cluster_generation = generation;
-    cx.block.progress += 1;
+    cx.block.advance();
     check::race::barrier_arrive(cx, CLUSTER_BARRIER as u32, generation);
     check::race::cluster_arrive(cx, CLUSTER_BARRIER as u32, generation);
     cx.block.complete_cluster_barrier();

@@ -123,7 +123,7 @@ fn read(cx: &mut Cx<'_>, op: &Op, address: u64) -> std::result::Result<[u8; BYTE
 
 fn write(cx: &mut Cx<'_>, op: &Op, address: u64, bytes: &[u8; BYTES], shared: bool) -> std::result::Result<(), Fault> {
     check_aligned(address)?;
-    cx.block.progress += 1;
+    cx.block.advance();
     if shared {
         race::shared_range(cx.block, cx.warp.id, address, BYTES as u64, true, op.line)?;
         let Some(found) = cx.block.shared.get_mut(address, BYTES as u64) else {

@@ -253,7 +253,7 @@ fn land_bulk(block: &mut Block, grid: &Grid<'_>, due: impl Fn(&Transfer) -> bool
 }
 
 fn land_one(block: &mut Block, grid: &Grid<'_>, mut transfer: Transfer) -> Result<(), Fault> {
-    block.progress += 1;
+    block.advance();
     let result = transfer.land(block, grid);
     result.map_err(|fault| issued_by(&transfer, fault, block, grid))
 }

@@ -57,9 +57,18 @@ pub struct Block {
     pub clock: u64,
     /// Grows with every effect that a waiting thread could wait for; a block in which it stands still is stuck.
     pub progress: u64,
+    /// Grows with every effect that a thread of another block could wait for. Threads that poll one another between
+    /// barriers make progress, but nothing for others.
+    pub outward: u64,
 }
 
 impl Block {
+    /// Counts an effect that threads of this block and of others could wait for.
+    pub fn advance(&mut self) {
+        self.progress += 1;
+        self.outward += 1;
+    }
+
     /// A block of a grid, before its threads start.
     pub fn new(grid: &Grid<'_>, index: u64) -> Block {
         let mut block = Block {
@@ -75,6 +84,7 @@ impl Block {
             rng: Rng::new(0),
             clock: 0,
             progress: 0,
+            outward: 0,
         };
         block.restart(grid, index);
         block
@@ -102,6 +112,7 @@ impl Block {
         self.rng = Rng::new(grid.schedule.seed ^ (index + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         self.clock = 0;
         self.progress = 0;
+        self.outward = 0;
     }
 }
 

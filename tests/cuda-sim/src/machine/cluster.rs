@@ -132,7 +132,7 @@ impl Block {
             let barrier = &mut block.barriers[CLUSTER_BARRIER];
             barrier.generation += 1;
             barrier.threads = 0;
-            block.progress += 1;
+            block.advance();
         };
         complete(self);
         self.others(complete);

@@ -163,7 +163,7 @@ pub fn exit(cx: &mut Cx<'_>, _op: &Op) -> Flow {
         warp.groups.swap_remove(warp.current);
     }
     cx.block.live_threads -= mask.count_ones();
-    cx.block.progress += 1;
+    cx.block.advance();
     cx.block.complete_barriers();
     Flow::Regroup
 }

@@ -12,6 +12,11 @@ use crate::counters::{Counters, Totals};
 
 /// Operations of a slice when a host thread has one block, and when it has several.
 const SLICE: (u64, u64) = (1 << 18, 1 << 12);
+/// Operations of a host thread's blocks of which none ends, before it starts another: they may wait for it, and poll it
+/// between barriers, which looks like progress.
+const PATIENCE: u64 = 1 << 22;
+/// Operations by each of the blocks without an effect that others could wait for, before they count as stuck.
+const IN_VAIN: u64 = if cfg!(test) { 1 << 20 } else { 1 << 27 };
 
 /// What a launch did.
 #[derive(Clone, Debug, Default)]
@@ -58,6 +63,7 @@ fn run(grid: &Grid<'_>, clusters: u64, workers: usize) -> Result<Report, Box<Fau
         workers: workers as u64,
         next: AtomicU64::new(0),
         epoch: AtomicU64::new(0),
+        in_vain: AtomicU64::new(0),
         limit: AtomicU64::new(u64::MAX),
         tentative: grid.race.as_ref().is_some_and(|race| race.is_shared()),
         over: AtomicBool::new(false),
@@ -92,6 +98,8 @@ struct Team {
     next: AtomicU64,
     /// Grows whenever a block made progress.
     epoch: AtomicU64,
+    /// Operations since a block last started, or did what another could wait for.
+    in_vain: AtomicU64,
     /// The first place whose block had a fault: blocks behind it no longer matter. So the fault that is reported does not
     /// depend on the number of host threads.
     limit: AtomicU64,
@@ -175,12 +183,15 @@ struct Worker<'a> {
     spare: Vec<Resident>,
     /// The epoch that the resident blocks' search for progress began in.
     hoped: u64,
+    /// Operations since a block last started or ended here.
+    waited: u64,
 }
 
 impl<'a> Worker<'a> {
     fn new(team: &'a Team, grid: &'a Grid<'a>, number: usize) -> Self {
         let counters = Counters::new(grid);
-        Worker { team, grid, number, counters, residents: Vec::new(), ended: Vec::new(), spare: Vec::new(), hoped: 0 }
+        let (residents, ended, spare) = (Vec::new(), Vec::new(), Vec::new());
+        Worker { team, grid, number, counters, residents, ended, spare, hoped: 0, waited: 0 }
     }
 
     fn run(mut self) -> Counters {
@@ -207,11 +218,10 @@ impl<'a> Worker<'a> {
             }
             // Blocks that only spin may wait for one that has not started.
             let quiet = self.team.epoch.load(Ordering::SeqCst) == epoch;
-            if quiet
+            if (quiet || self.waited >= PATIENCE)
                 && !self.residents.is_empty()
                 && !self.start_one()
-                && state == State::Stuck
-                && self.all_stuck(epoch)
+                && (quiet && state == State::Stuck && self.all_stuck(epoch) || self.all_in_vain())
             {
                 self.give_up();
             }
@@ -229,6 +239,8 @@ impl<'a> Worker<'a> {
         match self.team.claim() {
             Some(position) => {
                 self.admit(position);
+                self.waited = 0;
+                self.team.in_vain.store(0, Ordering::Relaxed);
                 true
             }
             None => false,
@@ -261,11 +273,17 @@ impl<'a> Worker<'a> {
         let mut i = 0;
         while i < self.residents.len() {
             let resident = &mut self.residents[i];
-            let before = resident.block.progress;
+            let (before, outward, clock) = (resident.block.progress, resident.block.outward, resident.block.clock);
             let abandoned = self.team.is_moot(resident.position);
             let state = if abandoned { Ok(State::Done) } else { resident.slice(self.grid, &mut self.counters, budget) };
             if resident.block.progress != before {
                 self.team.epoch.fetch_add(1, Ordering::SeqCst);
+            }
+            self.waited += resident.block.clock - clock;
+            if resident.block.outward != outward {
+                self.team.in_vain.store(0, Ordering::Relaxed);
+            } else {
+                self.team.in_vain.fetch_add(resident.block.clock - clock, Ordering::Relaxed);
             }
             match state {
                 Ok(State::Stuck) => i += 1,
@@ -275,6 +293,7 @@ impl<'a> Worker<'a> {
                 }
                 Ok(State::Done) => {
                     all = State::Running;
+                    self.waited = 0;
                     let ended = self.residents.swap_remove(i);
                     self.retire(ended);
                 }
@@ -323,6 +342,12 @@ impl<'a> Worker<'a> {
             std::thread::yield_now();
         }
         all
+    }
+
+    /// Whether all blocks have only kept themselves busy for so long that nothing else can be expected of them.
+    fn all_in_vain(&self) -> bool {
+        let blocks = (self.residents.len() as u64).max(1) * self.team.workers;
+        self.team.in_vain.load(Ordering::Relaxed) >= IN_VAIN.saturating_mul(blocks)
     }
 
     /// Reports the deadlock and ends.

@@ -163,6 +163,9 @@ fn shuffles_follow_their_segments() {
         )
     };
     assert_eq!(shuffle("bfly", "5", 0x1f), lanes(|l| (l ^ 5) + 1000));
+    // Lanes beyond the clamp give nothing, lanes in an earlier segment do.
+    assert_eq!(shuffle("bfly", "5", 0xf), lanes(|l| if l ^ 5 <= 15 { (l ^ 5) + 1000 } else { l }));
+    assert_eq!(shuffle("bfly", "9", 0x181f), lanes(|l| if l % 16 >= 8 { (l ^ 9) + 1000 } else { l }));
     assert_eq!(shuffle("up", "3", 0), lanes(|l| if l >= 3 { l - 3 + 1000 } else { l }));
     assert_eq!(shuffle("down", "3", 0x1f), lanes(|l| if l + 3 < 32 { l + 3 + 1000 } else { l }));
     // Segments of 8: c has the mask 0x18 above.
@@ -381,6 +384,32 @@ fn reads_of_what_nothing_wrote_are_found() {
     };
     assert!(shared(0).is_ok());
     assert_eq!(shared(4).unwrap_err().kind, Kind::UninitialisedRead);
+}
+
+/// Threads poll the word that `p` points to, all of a block together, until they have found something there.
+const POLL: &str = "POLL: ld.acquire.gpu.global.u32 %r3, [%rd0]; setp.ne.u32 %p0, %r3, 0;
+    bar.red.and.pred %p1, 0, %p0; @!%p1 bra POLL;";
+
+#[test]
+fn blocks_that_poll_between_barriers_let_the_others_start() {
+    let text = format!(
+        "setp.eq.u32 %p2, %r1, 2; @!%p2 bra POLL; st.release.gpu.global.u32 [%rd0], 7; bra.uni END; {POLL} END:"
+    );
+    for threads in [1, 2] {
+        let mut k = kernel(&text).shape(3, 64);
+        let flag = k.buffer(&[0; 4]);
+        k.run_as(0, threads).unwrap_or_else(|fault| panic!("{fault}"));
+        assert_eq!(k.read(flag, 1), [7]);
+    }
+}
+
+#[test]
+fn blocks_that_poll_between_barriers_for_nobody_are_a_deadlock() {
+    for threads in [1, 2] {
+        let mut k = kernel(POLL).shape(2, 64);
+        k.buffer(&[0; 4]);
+        assert_eq!(k.run_as(0, threads).unwrap_err().kind, Kind::Deadlock);
+    }
 }
 
 #[test]

@@ -253,6 +253,7 @@ impl<T: Element, const N: usize> Semantics for Store<T, N> {
                 return cx.fault(Kind::InvalidOperation, "store to the kernel's parameters");
             }
             cx.block.progress += 1;
+            cx.block.outward += u64::from(region != Region::Shared);
             let size = (T::SIZE * N) as u64;
             let full = cx.mask == u32::MAX;
             let seen = addresses;

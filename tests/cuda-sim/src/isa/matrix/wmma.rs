@@ -226,7 +226,7 @@ fn run_store(cx: &mut Cx<'_>, op: &Op) -> Flow {
     let fragment = Tile::unpack(op.src[2].as_constant().map_or(0, |at| cx.code.constants[at])).fragment;
     let bits = piece_bits(fragment.number);
     let sources: Vec<Src> = cx.code.list[op.list.0 as usize..op.list.1 as usize].to_vec();
-    cx.block.progress += 1;
+    cx.block.advance();
     pieces(cx, op, Effect::Store, |cx, register, element, hosts| {
         let src = sources[register];
         let row = if fragment.number == Number::F64 { cx.b64(src) } else { cx.b32(src).map(u64::from) };
