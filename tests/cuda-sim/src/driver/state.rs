@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
+use std::mem::ManuallyDrop;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::ThreadId;
 
@@ -199,8 +200,9 @@ pub fn lock_at_exit() -> Option<Locked> {
 }
 
 thread_local! {
-    /// The thread's stack of contexts.
-    pub static CURRENT: RefCell<Vec<Handle>> = const { RefCell::new(Vec::new()) };
+    /// The thread's stack of contexts. It is never dropped: programs free their memory in the destructors of their
+    /// globals, which run after those of the thread.
+    pub static CURRENT: RefCell<ManuallyDrop<Vec<Handle>>> = const { RefCell::new(ManuallyDrop::new(Vec::new())) };
     /// Whether the thread runs a host function of a stream.
     pub static IN_CALLBACK: Cell<bool> = const { Cell::new(false) };
 }

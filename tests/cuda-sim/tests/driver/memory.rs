@@ -159,3 +159,38 @@ fn pools_count_what_is_taken() {
         assert!(result::mem_pool::alloc_async(pool, 1000, stream.cu_stream()).is_err());
     }
 }
+
+#[test]
+fn memory_can_be_freed_by_what_a_thread_destroys_last() {
+    use std::cell::Cell;
+    use std::sync::mpsc::{Sender, channel};
+
+    /// As an object of the whole program does that owns memory.
+    struct Owner(Cell<Option<(u64, Sender<CUresult>)>>);
+
+    impl Drop for Owner {
+        fn drop(&mut self) {
+            let (address, told) = self.0.take().unwrap();
+            told.send(unsafe { sys::cuMemFree_v2(address) }).unwrap();
+        }
+    }
+
+    thread_local! {
+        static OWNER: Owner = const { Owner(Cell::new(None)) };
+    }
+
+    let context = own_context();
+    let (told, result) = channel();
+    let of_thread = context.clone();
+    let thread = std::thread::spawn(move || {
+        // It is there before the driver has anything of the thread, so that it is destroyed after that.
+        OWNER.with(|owner| owner.0.set(None));
+        of_thread.bind_to_thread().unwrap();
+        let mut address = 0;
+        ok(unsafe { sys::cuMemAlloc_v2(&mut address, 64) });
+        OWNER.with(|owner| owner.0.set(Some((address, told))));
+    });
+    thread.join().unwrap();
+    assert_eq!(result.recv().unwrap(), CUresult::CUDA_SUCCESS);
+    drop(context);
+}
