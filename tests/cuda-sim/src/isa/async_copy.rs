@@ -342,6 +342,33 @@ mod tests {
     }
 
     #[test]
+    fn lanes_that_copy_together_may_be_in_different_groups() {
+        // The lanes of %p have committed a group more than the others when all of them copy.
+        let text = format!("@%p {COMMIT}{COPY}{COMMIT}cp.async.wait_group 0;");
+        for first in [0xff, 0xff00] {
+            let mut team = warp(&text, Late);
+            team.set_pred("%p", first);
+            team.run().unwrap();
+            for lane in 0..LANES {
+                assert_eq!(value(&mut team, lane, 0), 7, "lane {lane}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_short_source_leaves_zero_is_initialised() {
+        let text = "cp.async.ca.shared.global [%s], [%g], 16, %n; cp.async.wait_all; ld.shared.u32 %m, [%s + 12];";
+        let mut team = Team::new(&format!("{REGISTERS}{text}"), 1, Late);
+        team.checks.init = true;
+        team.set_b32("%s", std::array::from_fn(|lane| 1024 + 16 * lane as u32));
+        team.set_b32("%n", [4; LANES]);
+        let address = team.allocate(&[7; 64]);
+        team.set_b64("%g", address);
+        team.run().unwrap_or_else(|fault| panic!("{fault}"));
+        assert_eq!(team.b32(0, "%m"), [0; LANES]);
+    }
+
+    #[test]
     fn short_and_ignored_sources_become_zero() {
         let text = "cp.async.ca.shared.global [%s], [%g], 16, %n; cp.async.wait_all;";
         let mut team = warp(text, Late);

@@ -98,6 +98,17 @@ fn a_store_reads_then_writes() {
 }
 
 #[test]
+fn a_thread_commits_its_own_copies_alone() {
+    let text = STORE.replace("cp.async.bulk.commit_group;", "@!%one cp.async.bulk.commit_group;");
+    let mut team = solo(&text, Late);
+    let address = team.allocate(&[9; 256]);
+    team.set_b64("%g", address);
+    team.shared()[1024..1280].fill(5);
+    team.run().unwrap();
+    assert_eq!(kind(team.finish()), Some(Kind::Async), "nobody has committed it, so nobody has waited for it");
+}
+
+#[test]
 fn without_the_wait_a_late_store_reads_what_came_after() {
     let mut team = solo(&STORE.replace("cp.async.bulk.wait_group.read 0;", ""), Late);
     let address = team.allocate(&[9; 256]);

@@ -3,6 +3,9 @@
 use half::{bf16, f16};
 
 use super::number::{E4M3, E5M2, Float};
+use crate::isa::team::Team;
+use crate::machine::fault::Kind;
+use crate::machine::schedule::AsyncTiming;
 use crate::machine::{LANES, Row};
 use crate::testing::Snippet;
 
@@ -313,6 +316,34 @@ fn ldmatrix_gathers_rows_from_anywhere() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn every_row_of_ldmatrix_is_checked() {
+    // Lanes of %w write the rows that they name.
+    let run = |count: usize, address: &dyn Fn(usize) -> u32, written: u32| {
+        let names = ["%d0", "%d1", "%d2", "%d3"][..count].join(", ");
+        let text = format!(
+            ".reg .b32 %d<4>, %p, %v; .reg .pred %w; @%w st.shared.v4.u32 [%p], {{%v, %v, %v, %v}};
+             ldmatrix.sync.aligned.m8n8.x{count}.shared.b16 {{{names}}}, [%p];"
+        );
+        let mut team = Team::new(&text, 1, AsyncTiming::Late);
+        team.checks.init = true;
+        team.set_b32("%p", std::array::from_fn(|lane| address(lane)));
+        team.set_pred("%w", written);
+        team.run().err().map(|fault| (fault.kind, fault.lane))
+    };
+    let rows = |lane: usize| 1024 + 16 * lane as u32;
+    assert_eq!(run(4, &rows, u32::MAX), None);
+    assert_eq!(run(2, &rows, 0xffff), None);
+    for lane in [0, 9, 23, 31] {
+        let missing = run(4, &rows, !(1 << lane)).map(|(kind, _)| kind);
+        assert_eq!(missing, Some(Kind::UninitialisedRead), "lane {lane}");
+        let at = |shift: u32| move |l: usize| rows(l) + if l == lane { shift } else { 0 };
+        assert_eq!(run(4, &at(8), 0), Some((Kind::Misaligned, Some(lane as u32))));
+        let beyond = run(4, &at(1 << 20), 0).map(|(kind, _)| kind);
+        assert_eq!(beyond, Some(Kind::OutOfBounds), "lane {lane}");
     }
 }
 
