@@ -18,6 +18,7 @@ mod cute;
 mod fp8;
 mod gemm;
 mod gemv;
+mod hardware;
 mod hopper;
 mod lanes;
 mod language;

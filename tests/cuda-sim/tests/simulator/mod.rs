@@ -13,7 +13,7 @@ unsafe extern "C" {
 const NOW_FOR_ALL: c_int = 0x102;
 
 /// Where cargo has put the library: beside the tests, or above.
-fn library() -> PathBuf {
+pub fn library() -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let mut folders = test.ancestors().skip(1).take(2).map(|folder| folder.join("libcuda_sim.so"));
     let found = folders.find(|path| path.exists());
