@@ -242,6 +242,7 @@ mod tests {
         assert_eq!(run("cvt.rna.tf32.f32", f32::NAN), 0x7fff_ffff);
         assert_eq!(run("cvt.rn.relu.tf32.f32", -3.0), 0);
         assert_eq!(run("cvt.rn.tf32.f32", f32::MAX), 0x7f80_0000);
+        assert_eq!(run("cvt.rn.tf32.f32", f32::from_bits(0x7f7f_e000)), 0x7f7f_e000);
         for mode in ["rn", "rz"] {
             assert_eq!(run(&format!("cvt.{mode}.satfinite.tf32.f32"), f32::MAX), 0x7f7f_e000);
             assert_eq!(run(&format!("cvt.{mode}.satfinite.tf32.f32"), f32::NEG_INFINITY), 0xff7f_e000);

@@ -56,7 +56,7 @@ impl Format {
     /// `.f32`
     pub const F32: Format = Format { precision: 24, least: -126, max: f32::MAX as f64, infinity: true };
     /// `.tf32`: the range of `.f32`, ten bits of fraction.
-    pub const TF32: Format = Format { precision: 11, least: -126, max: 3.401162134214653e38, infinity: true };
+    pub const TF32: Format = Format { precision: 11, least: -126, max: 3.4011621342146535e38, infinity: true };
     /// `.bf16`
     pub const BF16: Format = Format { precision: 8, least: -126, max: 3.3895313892515355e38, infinity: true };
     /// `.f16`
@@ -228,6 +228,18 @@ mod tests {
                         }
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn the_greatest_number_is_one() {
+        for (format, most) in [(Format::F32, 127), (Format::TF32, 127), (Format::BF16, 127), (Format::F16, 15)] {
+            let max = (2.0 - 2f64.powi(1 - format.precision)) * 2f64.powi(most);
+            assert_eq!(format.max, max, "{format:?}");
+            for (_, mode) in Rounding::MODIFIERS {
+                assert_eq!(round(max, format, mode), max, "{format:?} by {mode:?}");
+                assert_eq!(round(-max, format, mode), -max, "{format:?} by {mode:?}");
             }
         }
     }
