@@ -103,6 +103,10 @@ fn checked_rows(cx: &Cx<'_>, op: &Op, count: usize) -> std::result::Result<Row<u
             let fault = Fault::new(Kind::Misaligned, "a matrix row must be aligned to 16 bytes");
             return Err(fault.at_address(address, "shared memory").at_lane(lane as u32));
         }
+        // The checks are shown what is inside alone: there is nothing to know of the rest.
+        if cx.grid.watched && cx.block.shared.get(address, ROW_BYTES).is_none() {
+            return Err(cx.block.shared.outside(address, ROW_BYTES).at_lane(lane as u32));
+        }
     }
     Ok(addresses)
 }
