@@ -79,6 +79,11 @@ impl Allocator {
         Ok(Sequence { prompt: prompt.clone(), grid_pages: self.take(grid.len())? })
     }
 
+    /// Pages for so many draft nodes of an image.
+    pub fn scratch(&mut self, slots: usize) -> Result<Vec<u32>, OutOfPages> {
+        self.take(slots)
+    }
+
     /// Takes back the pages of an image, and those of its prompt when it was the last user.
     pub fn release(&mut self, sequence: Sequence) {
         self.free.extend(sequence.grid_pages.into_iter().rev());

@@ -30,6 +30,8 @@ pub enum Purpose {
     Accept = 2,
     /// The draw from the residual distribution after a rejection.
     Residual = 3,
+    /// The choice of an initial guess that no distribution stands behind.
+    Guess = 4,
 }
 
 /// The random numbers of one image.

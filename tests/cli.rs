@@ -117,7 +117,7 @@ fn bad_requests_get_one_line() {
 fn bad_options_are_refused() {
     assert!(
         refused(&["generate", "x", "-o", "a.png", "--decoder", "magic"])
-            .contains("known are ar, ssd, wavefront, exact")
+            .contains("known are ar, sjd, scd, gsd, zipar, pjd, ssd, wavefront, exact")
     );
     assert!(refused(&["generate", "x", "-o", "a.png", "--n", "0"]).contains("0 is not in 1..=100000"));
     assert!(refused(&["generate", "-o", "a.png"]).contains("PROMPT"));
@@ -129,7 +129,10 @@ fn inspect_and_decoders_describe() {
     let folder = tempfile::tempdir().unwrap();
     let inspect = text(&weft(folder.path(), &["inspect"]).stdout);
     assert!(inspect.contains("24x24 tokens of 512") && inspect.contains("bytes of weights"), "{inspect}");
-    assert!(text(&weft(folder.path(), &["decoders"]).stdout).lines().count() >= 4);
+    let decoders = text(&weft(folder.path(), &["decoders"]).stdout);
+    for part in ["gsd        relaxed  none           arXiv 2508.07747", "window=32:init=random:coupling=maximal"] {
+        assert!(decoders.contains(part), "{decoders}");
+    }
 }
 
 #[test]

@@ -15,8 +15,8 @@ use weft::backend::{
     Backend, Capacity, Error, Image, KvFormat, KvScales, Layout, PAGE, PageTable, RowPlace, Slot, Step, Test,
     WeightFormat,
 };
-use weft::decode::Acceptance;
 use weft::decode::methods::Method;
+use weft::decode::{Acceptance, Target};
 use weft::engine::{Generator, Output, Request};
 use weft::models::avatar::Condition;
 use weft::models::embedded;
@@ -153,7 +153,7 @@ fn a_step_is_one_upload_one_graph_and_one_download() {
     let image =
         Image { stream: Stream { seed: SEED, image: 0 }, sampling: generator.default_sampling(), test: Test::Token };
     let mut session = generator.session(PROMPT, image, Acceptance::Coupled).unwrap();
-    let mut schedule = Method::EXACT.schedule(generator.model.grid(), (5, 3));
+    let mut schedule = Method::EXACT.schedule(session.scene());
     let device = generator.model.backend.device();
     let before = device.traffic();
     let outcome = weft::decode::run(&mut session, &mut *schedule, &mut |_| ()).unwrap();
@@ -161,9 +161,9 @@ fn a_step_is_one_upload_one_graph_and_one_download() {
     let after = device.traffic();
     assert_eq!(after.replays - before.replays, steps);
     assert!(after.recordings - before.recordings < steps / 2, "few sizes of step");
-    // The prompt's inputs and its step; the tokens at the end.
+    // The prompt's inputs and its step; the first token, and all of them at the end.
     assert_eq!(after.uploads - before.uploads, steps + 2);
-    assert_eq!(after.downloads - before.downloads, steps + 1);
+    assert_eq!(after.downloads - before.downloads, steps + 2);
     assert_eq!(after.allocations, before.allocations);
     // Eight kernels a layer, the heads' seven and the draw of drafts, and around the layers: inputs, kept states, selection,
     // norm, head, copies, verdicts. Nothing rounds the input of a product. The prompt was not recorded.
@@ -369,7 +369,7 @@ fn an_attempt() -> Result<(), weft::engine::Error> {
     let generator = Generator::load(CudaBackend::new(0)?, &embedded::avatar())?;
     let sampling = generator.default_sampling();
     let image = Image { stream: Stream { seed: SEED, image: 0 }, sampling, test: Test::Token };
-    let mut session = generator.session("a man", image, Acceptance::AutoCorrect)?;
+    let mut session = generator.session("a man", image, Acceptance::Judged(Test::Token))?;
     session.prompt_log_weights()?;
     let grid = generator.model.grid();
     session.log_weights(&vec![7; grid.len()], &[0, 1, 2], &vec![0; grid.height])?;

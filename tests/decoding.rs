@@ -40,6 +40,60 @@ fn exact_returns_the_tokens_of_ar_at_any_temperature() {
     }
 }
 
+/// Greedy decoding leaves nothing to chance, so exact decoders agree with plain AR whatever their rule.
+#[test]
+fn exact_decoders_are_greedy_as_ar_is() {
+    agree_with_ar_when_greedy(&PROMPTS);
+}
+
+/// The same over the first 64 held-out prompts.
+#[test]
+#[ignore = "takes minutes"]
+fn exact_decoders_are_greedy_as_ar_is_on_64_prompts() {
+    let cases: serde_json::Value = serde_json::from_slice(&embedded::avatar().read("heldout.json").unwrap()).unwrap();
+    let prompts: Vec<&str> =
+        cases.as_array().unwrap().iter().take(64).map(|case| case["prompt"].as_str().unwrap()).collect();
+    agree_with_ar_when_greedy(&prompts);
+}
+
+const PROMPTS: [&str; 2] = [PROMPT, "a man with a beard"];
+
+fn agree_with_ar_when_greedy(prompts: &[&str]) {
+    let generator = generator();
+    let sampling = Sampling { temperature: 0.0, ..generator.default_sampling() };
+    for prompt in prompts {
+        let run = |method: &str| {
+            let request = Request { prompt: (*prompt).into(), seed: 1, sampling, method: method.parse().unwrap() };
+            generator.generate(&request, &mut |_| ()).unwrap().outcome
+        };
+        let plain = run("ar");
+        for method in ["sjd", "scd", "scd:coupling=gumbel", "gsd:g=1:distance=inf", "exact", "exact:coupling=maximal"] {
+            let outcome = run(method);
+            assert_eq!(outcome.tokens, plain.tokens, "{method}: {prompt}");
+            assert!(outcome.stats.nfe < plain.stats.nfe, "{method}: {prompt}");
+        }
+    }
+}
+
+/// Decoders with the noise of plain AR return its tokens at any temperature.
+#[test]
+fn gumbel_coupling_returns_the_tokens_of_ar() {
+    let generator = generator();
+    let sampling = generator.default_sampling();
+    let (plain, _) = tokens(&generator, Method::Ar, sampling, 3);
+    let (coupled, passes) = tokens(&generator, "scd:coupling=gumbel".parse().unwrap(), sampling, 3);
+    assert_eq!(coupled, plain);
+    assert!(passes < 400, "{passes} passes");
+}
+
+/// 24 columns and six passes more for each of the other 23 rows.
+#[test]
+fn zipar_makes_the_passes_of_its_formula() {
+    let generator = generator();
+    let method = "zipar:window=6".parse().unwrap();
+    assert_eq!(tokens(&generator, method, generator.default_sampling(), 0).1, 24 + 6 * 23);
+}
+
 #[test]
 fn ssd_makes_eighty_passes() {
     let generator = generator();

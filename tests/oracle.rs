@@ -102,7 +102,7 @@ fn logits_agree_in_both_branches() {
 fn spatial_heads_agree() {
     let (oracle, generator) = (Oracle::load(), generator());
     let (mut session, _) = session(&generator, &oracle.prompt());
-    let (horizontal, vertical) = session.heads();
+    let (horizontal, vertical) = session.scene().heads;
     let offsets = (1..=horizontal).map(Offset::Right).chain((1..=vertical).map(Offset::Down));
     let theirs = [oracle.floats("head_logits_horizontal"), oracle.floats("head_logits_vertical")].concat();
     for (offset, theirs) in offsets.zip(theirs.chunks_exact(4 * 512)) {

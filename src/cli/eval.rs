@@ -1,4 +1,4 @@
-//! `weft eval`: the table of the README.
+//! `weft eval`: the tables and the plot of the documentation.
 
 use super::Failure;
 use super::device::{self, OnBackend};
@@ -6,23 +6,30 @@ use super::options::{ModelOptions, SamplingOptions};
 use crate::backend::Backend;
 use crate::decode::methods::{DECODERS, Method};
 use crate::engine::Picture;
-use crate::eval::{Estimate, Judge, Report};
+use crate::engine::picture::write_whole;
+use crate::eval::{Cost, Estimate, Judge, Report, plot};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Options of `weft eval`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Decoders to measure, or "all"; each NAME or NAME:KNOB=VALUE:...
+    /// Decoders to measure, "all", or "sweep" for all with several settings each; each NAME or NAME:KNOB=VALUE:...
     #[arg(long, value_delimiter = ',', default_value = "all")]
     decoders: Vec<String>,
     /// Pictures per decoder, from held-out prompts
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
     images: u32,
-    /// Print one JSON object per decoder
-    #[arg(long)]
-    json: bool,
+    /// Print one JSON object per decoder instead of the table, or write them to FILE beside it
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    json: Option<PathBuf>,
+    /// Draw speed against quality
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
+    /// Measure nothing: take the reports that --json wrote to these files
+    #[arg(long, value_name = "FILE", value_delimiter = ',', conflicts_with_all = ["decoders", "images", "sheet", "json"])]
+    from: Vec<PathBuf>,
     /// Write the first pictures of the first decoder as a sheet, whatever they look like
     #[arg(long, value_name = "FILE")]
     sheet: Option<PathBuf>,
@@ -34,6 +41,9 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args) -> Result<(), Failure> {
+    if !args.from.is_empty() {
+        return again(args);
+    }
     methods(&args.decoders)?;
     device::on(args.model.device, args)
 }
@@ -42,6 +52,30 @@ impl OnBackend for Args {
     fn run<B: Backend>(&self, backend: B) -> Result<(), Failure> {
         eval(self, backend)
     }
+}
+
+/// The table and the plot of earlier reports.
+fn again(args: &Args) -> Result<(), Failure> {
+    let mut reports: Vec<Report> = Vec::new();
+    for path in &args.from {
+        let named = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+        let text = std::fs::read_to_string(path).map_err(|error| named(&error))?;
+        let lines = text.lines().map(serde_json::from_str);
+        reports.extend(lines.collect::<Result<Vec<Report>, _>>().map_err(|error| named(&error))?);
+    }
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{HEADER}")?;
+    let plain = reports.iter().find(|report| report.decoder == "ar").map(Report::cost);
+    for report in &mut reports {
+        plain.iter().for_each(|plain| report.compare(plain));
+        writeln!(out, "{}", row(report))?;
+    }
+    draw(args.plot.as_deref(), &reports)
+}
+
+fn draw(path: Option<&Path>, reports: &[Report]) -> Result<(), Failure> {
+    let Some(path) = path else { return Ok(()) };
+    write_whole(path, plot::svg(reports).as_bytes()).map_err(|error| format!("{}: {error}", path.display()).into())
 }
 
 fn eval<B: Backend>(args: &Args, backend: B) -> Result<(), Failure> {
@@ -53,8 +87,11 @@ fn eval<B: Backend>(args: &Args, backend: B) -> Result<(), Failure> {
     let style = ProgressStyle::with_template("{msg:<10} {bar:40} {pos}/{len} pictures {elapsed}");
     let bar = ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     let mut out = std::io::stdout().lock();
-    let (mut plain, mut sheet): (Option<Report>, _) = (None, args.sheet.as_ref());
-    if !args.json {
+    let printed = args.json.as_deref().is_some_and(|path| path == Path::new("-"));
+    let mut file = args.json.as_ref().filter(|_| !printed).map(std::fs::File::create).transpose()?;
+    let (mut plain, mut sheet): (Option<Cost>, _) = (None, args.sheet.as_ref());
+    let mut reports = Vec::new();
+    if !printed {
         writeln!(
             out,
             "{} pictures per decoder, cfg {}, temperature {}, {}\n",
@@ -63,65 +100,80 @@ fn eval<B: Backend>(args: &Args, backend: B) -> Result<(), Failure> {
             sampling.temperature,
             generator.model.backend.name()
         )?;
-        writeln!(
-            out,
-            "| decoder | law | NFE | passes saved | time saved | drafts accepted | attribute accuracy | NLL, bits/token | FID |"
-        )?;
-        writeln!(out, "|---|---|---|---|---|---|---|---|---|")?;
+        writeln!(out, "{HEADER}")?;
     }
     for method in methods {
         bar.reset();
         bar.set_length(u64::from(args.images));
         bar.set_message(method.name());
-        let report = judge.run(&generator, method, sampling, args.images as usize, &|| bar.inc(1))?;
+        let mut report = judge.run(&generator, method, sampling, args.images as usize, &|| bar.inc(1))?;
+        if method == Method::Ar {
+            plain = Some(report.cost());
+        }
+        plain.iter().for_each(|plain| report.compare(plain));
         bar.suspend(|| -> Result<(), Failure> {
-            if args.json {
-                writeln!(out, "{}", serde_json::to_string(&report)?)?;
-            } else {
-                writeln!(out, "{}", row(&report, plain.as_ref()))?;
+            let object = serde_json::to_string(&report)?;
+            if let Some(file) = &mut file {
+                writeln!(file, "{object}")?;
             }
+            writeln!(out, "{}", if printed { object } else { row(&report) })?;
             Ok(())
         })?;
         if let Some(path) = sheet.take() {
             Picture::sheet(&report.pictures, 5).save(path, &[("decoder", report.knobs.clone())])?;
         }
-        if method == Method::Ar {
-            plain = Some(report);
-        }
+        report.pictures.clear();
+        reports.push(report);
     }
     bar.finish_and_clear();
-    Ok(())
+    draw(args.plot.as_deref(), &reports)
 }
 
+/// The decoders that a list of names stands for.
 fn methods(names: &[String]) -> Result<Vec<Method>, Failure> {
-    if names == ["all"] {
-        return Ok(DECODERS.iter().map(|decoder| decoder.name.parse()).collect::<Result<_, _>>()?);
+    let mut methods = Vec::new();
+    for name in names {
+        match name.as_str() {
+            "all" => methods.extend(DECODERS.map(|decoder| decoder.method)),
+            "sweep" => {
+                for decoder in DECODERS {
+                    methods.push(decoder.method);
+                    let others = decoder.sweep.iter().map(|other| other.parse());
+                    methods.extend(others.collect::<Result<Vec<Method>, _>>()?);
+                }
+            }
+            _ => methods.push(name.parse()?),
+        }
     }
-    Ok(names.iter().map(|name| name.parse()).collect::<Result<_, _>>()?)
+    Ok(methods)
 }
 
-/// The decoder's name with its default knobs.
-fn default_knobs(report: &Report) -> String {
-    report.decoder.parse::<Method>().map_or_else(|_| report.decoder.clone(), |method| method.to_string())
+const HEADER: &str =
+    "| decoder | law | NFE | passes saved | time saved | drafts accepted | attribute accuracy | NLL, bits/token | FID |
+|---|---|---|---|---|---|---|---|---|";
+
+/// The decoder's name with the knobs that are not at their defaults.
+fn short_name(report: &Report) -> String {
+    let Ok(method) = report.knobs.parse::<Method>() else { return report.knobs.clone() };
+    let Ok(default) = report.decoder.parse::<Method>() else { return report.knobs.clone() };
+    let defaults = default.knobs();
+    let changed = method.knobs().into_iter().filter(|knob| !defaults.contains(knob));
+    changed.fold(report.decoder.clone(), |name, (knob, value)| format!("{name}:{knob}={value}"))
 }
 
-/// A row of the table; ratios are to plain AR in the same run.
-fn row(report: &Report, plain: Option<&Report>) -> String {
-    let ratio = |value: fn(&Report) -> f64| {
-        plain
-            .or((report.decoder == "ar").then_some(report))
-            .map_or("".into(), |plain| format!("{:.2}x", value(plain) / value(report)))
-    };
+/// A row of the table.
+fn row(report: &Report) -> String {
+    let ratio = |ratio: Option<f64>| ratio.map_or(String::new(), |ratio| format!("{ratio:.2}x"));
     let with_error = |estimate: Estimate, scale: f64, digits: usize| {
         format!("{:.digits$} ± {:.digits$}", estimate.value * scale, estimate.error * scale)
     };
     format!(
         "| {} | {} | {:.1} | {} | {} | {:.0}% | {}% | {} | {} |",
-        if report.knobs == default_knobs(report) { &report.decoder } else { &report.knobs },
+        short_name(report),
         if report.exact { "exact" } else { "relaxed" },
         report.nfe.value,
-        ratio(|report| report.nfe.value),
-        ratio(|report| report.seconds.value),
+        ratio(report.passes_ratio),
+        ratio(report.time_ratio),
         100.0 * report.acceptance.value,
         with_error(report.attribute_accuracy, 100.0, 1),
         with_error(report.nll, 1.0, 3),

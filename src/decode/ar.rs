@@ -30,7 +30,7 @@ impl Schedule for Ar {
         Some(Round {
             block: vec![position - 1],
             frontier: self.frontier.clone(),
-            asks: vec![Ask { position, verify: false }],
+            asks: vec![Ask::draw(position)],
             ..Round::default()
         })
     }

@@ -3,8 +3,6 @@
 use super::{Draft, Source};
 use crate::grid::Grid;
 use crate::nn::spatial_heads::Offset;
-use std::fmt;
-use std::str::FromStr;
 
 /// Which heads draft a position that has a choice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,25 +15,7 @@ pub enum Preference {
     Both,
 }
 
-impl FromStr for Preference {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        let known = [Self::Left, Self::Above, Self::Both];
-        let found = known.into_iter().find(|preference| preference.to_string() == name);
-        found.ok_or_else(|| format!("draft={name}: must be left, above or both"))
-    }
-}
-
-impl fmt::Display for Preference {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Left => "left",
-            Self::Above => "above",
-            Self::Both => "both",
-        })
-    }
-}
+super::knobs::names!(Preference { Left = "left", Above = "above", Both = "both" });
 
 /// Drafts a position from spatial heads whose source the target has predicted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

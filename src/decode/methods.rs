@@ -1,9 +1,13 @@
 //! The named decoders: each a drafter, an acceptance rule and a schedule, with its defaults.
 
+use super::acceptance::{Acceptance, Coupling, Group, Relaxation};
 use super::drafter::{Preference, SpatialDrafter};
-use super::{Acceptance, Schedule, ar, pipeline, ssd};
-use crate::grid::Grid;
+use super::knobs::{Knobs, choice};
+use super::window::Guess;
+use super::{Scene, Schedule, ar, jacobi, lanes, pipeline, pjd, ssd, zipar};
+use crate::backend::Test;
 use std::fmt;
+use std::mem::discriminant;
 use std::str::FromStr;
 
 /// A decoder with its knobs.
@@ -11,12 +15,40 @@ use std::str::FromStr;
 pub enum Method {
     /// Plain autoregressive decoding.
     Ar,
+    /// Speculative Jacobi Decoding.
+    Sjd(jacobi::Knobs),
+    /// Speculative Coupled Decoding.
+    Scd(Scd),
+    /// Grouped Speculative Decoding.
+    Gsd(Gsd),
+    /// ZipAR.
+    Zipar(zipar::Knobs),
+    /// Parallel Jacobi Decoding.
+    Pjd(pjd::Knobs),
     /// Spatially Speculative Decoding as published.
     Ssd(ssd::Knobs),
     /// The slanted wavefront with a cap on rounds.
     Wavefront(pipeline::Knobs),
-    /// The slanted wavefront without one: plain AR's tokens, bit for bit.
+    /// The slanted wavefront without one: the model's own law, and plain AR's tokens, bit for bit.
     Exact(pipeline::Knobs),
+}
+
+/// Settings of Speculative Coupled Decoding.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scd {
+    /// The window.
+    pub window: jacobi::Knobs,
+    /// What the tokens of two passes have in common.
+    pub coupling: Coupling,
+}
+
+/// Settings of Grouped Speculative Decoding.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Gsd {
+    /// The window.
+    pub window: jacobi::Knobs,
+    /// The groups.
+    pub group: Group,
 }
 
 /// A row of `weft decoders`.
@@ -26,31 +58,94 @@ pub struct Description {
     pub name: &'static str,
     /// Is the output law the model's own?
     pub exact: bool,
-    /// What it needs to have been trained.
-    pub needs: &'static str,
+    /// What must have been trained besides the model.
+    pub training: &'static str,
     /// Where it comes from.
     pub source: &'static str,
+    /// The decoder with its defaults.
+    pub method: Method,
+    /// Other settings, that show what its knobs do.
+    pub sweep: &'static [&'static str],
 }
 
+const WINDOW: jacobi::Knobs = jacobi::Knobs { window: 16, guess: Guess::Random };
+const DRAFTER: SpatialDrafter = SpatialDrafter { preference: Preference::Both };
+
 /// Every decoder.
-pub const DECODERS: [Description; 4] = [
-    Description { name: "ar", exact: true, needs: "nothing", source: "one token a pass, Gumbel-max sampling" },
-    Description { name: "ssd", exact: false, needs: "spatial heads", source: "arXiv 2606.20543" },
+pub const DECODERS: [Description; 9] = [
+    Description {
+        name: "ar",
+        exact: true,
+        training: "none",
+        source: "one token a pass",
+        method: Method::Ar,
+        sweep: &[],
+    },
+    Description {
+        name: "sjd",
+        exact: true,
+        training: "none",
+        source: "arXiv 2410.01699",
+        method: Method::Sjd(WINDOW),
+        sweep: &["sjd:window=32"],
+    },
+    Description {
+        name: "scd",
+        exact: true,
+        training: "none",
+        source: "arXiv 2510.24211",
+        method: Method::Scd(Scd { window: jacobi::Knobs { window: 32, ..WINDOW }, coupling: Coupling::Maximal }),
+        sweep: &["scd:coupling=gumbel", "scd:window=64", "scd:window=96"],
+    },
+    Description {
+        name: "gsd",
+        exact: false,
+        training: "none",
+        source: "arXiv 2508.07747",
+        method: Method::Gsd(Gsd { window: WINDOW, group: Group { size: 10, delta: 0.15, distance: 122.0 } }),
+        sweep: &["gsd:g=3", "gsd:g=25", "gsd:g=50"],
+    },
+    Description {
+        name: "zipar",
+        exact: false,
+        training: "none",
+        source: "arXiv 2412.04062",
+        method: Method::Zipar(zipar::Knobs { window: 6, adaptive: false }),
+        sweep: &["zipar:window=1", "zipar:window=2", "zipar:window=3", "zipar:window=12", "zipar:adaptive=1"],
+    },
+    Description {
+        name: "pjd",
+        exact: false,
+        training: "none",
+        source: "arXiv 2606.05703",
+        method: Method::Pjd(pjd::Knobs { threshold: 6, drafts: 15, guess: Guess::Random }),
+        sweep: &["pjd:threshold=2", "pjd:threshold=4", "pjd:threshold=8", "pjd:threshold=12"],
+    },
+    Description {
+        name: "ssd",
+        exact: false,
+        training: "spatial heads",
+        source: "arXiv 2606.20543",
+        method: Method::SSD,
+        sweep: &["ssd:rounds=0", "ssd:rounds=1"],
+    },
     Description {
         name: "wavefront",
         exact: false,
-        needs: "spatial heads",
+        training: "spatial heads",
         source: "weft: rows in flight, coupled noise",
+        method: Method::WAVEFRONT,
+        sweep: &["wavefront:lag=1:slope=0:rounds=2", "wavefront:lag=1:slope=0.1", "wavefront:lag=1.2:slope=0.1"],
     },
     Description {
         name: "exact",
         exact: true,
-        needs: "spatial heads",
+        training: "spatial heads",
         source: "weft: the same, committed when verified",
+        method: Method::EXACT,
+        sweep: &["exact:window=4"],
     },
 ];
-
-const DRAFTER: SpatialDrafter = SpatialDrafter { preference: Preference::Both };
 
 impl Method {
     /// The published schedule for a 24x24 grid.
@@ -62,10 +157,19 @@ impl Method {
         window: f64::INFINITY,
         rounds: Some(8),
         drafter: DRAFTER,
+        coupling: Coupling::Gumbel,
+        relaxation: Some(Relaxation::NONE),
     });
     /// A window of about two rows: wider ones save few passes and feed many more rows.
-    pub const EXACT: Self =
-        Self::Exact(pipeline::Knobs { lag: 1.0, slope: 0.04, window: 2.0, rounds: None, drafter: DRAFTER });
+    pub const EXACT: Self = Self::Exact(pipeline::Knobs {
+        lag: 1.0,
+        slope: 0.04,
+        window: 2.0,
+        rounds: None,
+        drafter: DRAFTER,
+        coupling: Coupling::Gumbel,
+        relaxation: None,
+    });
 
     /// Name on the command line.
     pub fn name(&self) -> &'static str {
@@ -78,55 +182,93 @@ impl Method {
     }
 
     fn description(&self) -> &'static Description {
+        let of_kind = |description: &&Description| discriminant(&description.method) == discriminant(self);
+        DECODERS.iter().find(of_kind).expect("every kind has its row")
+    }
+
+    /// Every knob with its value.
+    pub fn knobs(&self) -> Vec<(&'static str, String)> {
         match self {
-            Self::Ar => &DECODERS[0],
-            Self::Ssd(_) => &DECODERS[1],
-            Self::Wavefront(_) => &DECODERS[2],
-            Self::Exact(_) => &DECODERS[3],
+            Self::Ar => Vec::new(),
+            Self::Sjd(knobs) => knobs.list(),
+            Self::Scd(knobs) => knobs.list(),
+            Self::Gsd(knobs) => knobs.list(),
+            Self::Zipar(knobs) => knobs.list(),
+            Self::Pjd(knobs) => knobs.list(),
+            Self::Ssd(knobs) => knobs.list(),
+            Self::Wavefront(knobs) | Self::Exact(knobs) => knobs.list(),
         }
     }
 
     /// The same decoder with one knob changed, or why that cannot be.
     pub fn with_knob(self, knob: &str, value: &str) -> Result<Self, String> {
-        let invalid = |limits: &str| format!("{knob}={value}: must be {limits}");
-        let count = |least: usize| match value.parse::<usize>() {
-            Ok(count) if (least..=10_000).contains(&count) => Ok(count),
-            _ => Err(invalid(&format!("a whole number in {least}..=10000"))),
-        };
-        let number = |largest: f64| match value.parse::<f64>() {
-            Ok(number) if (0.0..=largest).contains(&number) => Ok(number),
-            _ => Err(invalid(&format!("a number in 0..={largest}"))),
-        };
         let mut changed = self;
-        match (&mut changed, knob) {
-            (Self::Ssd(knobs), "rounds") => knobs.rounds = count(0)?,
-            (Self::Ssd(knobs), "rows") => knobs.rows_per_block = count(1)?,
-            (Self::Ssd(knobs), "refinements") => knobs.refinements = count(0)?,
-            (Self::Wavefront(knobs), "rounds") => knobs.rounds = Some(count(1)? as u32),
-            (Self::Wavefront(knobs) | Self::Exact(knobs), "lag") => knobs.lag = number(1e4)?,
-            (Self::Wavefront(knobs) | Self::Exact(knobs), "slope") => knobs.slope = number(1e4)?,
-            (Self::Wavefront(knobs) | Self::Exact(knobs), "window") => knobs.window = number(f64::INFINITY)?,
-            (Self::Wavefront(knobs) | Self::Exact(knobs), "draft") => knobs.drafter.preference = value.parse()?,
-            _ => return Err(format!("{} has no knob {knob:?}", self.name())),
-        }
-        Ok(changed)
+        let known = match &mut changed {
+            Self::Ar => Ok(false),
+            Self::Sjd(knobs) => knobs.set(knob, value),
+            Self::Scd(knobs) => knobs.set(knob, value),
+            Self::Gsd(knobs) => knobs.set(knob, value),
+            Self::Zipar(knobs) => knobs.set(knob, value),
+            Self::Pjd(knobs) => knobs.set(knob, value),
+            Self::Ssd(knobs) => knobs.set(knob, value),
+            Self::Wavefront(knobs) | Self::Exact(knobs) => knobs.set(knob, value),
+        };
+        if known? { Ok(changed) } else { Err(format!("{} has no knob {knob:?}", self.name())) }
     }
 
     /// What becomes of a token once its distribution is known.
     pub fn acceptance(&self) -> Acceptance {
         match self {
-            Self::Ssd(_) => Acceptance::AutoCorrect,
-            Self::Ar | Self::Wavefront(_) | Self::Exact(_) => Acceptance::Coupled,
+            Self::Ar => Acceptance::Coupled,
+            Self::Sjd(_) | Self::Pjd(_) | Self::Ssd(_) => Acceptance::Judged(Test::Token),
+            Self::Scd(scd) => scd.coupling.acceptance(),
+            Self::Gsd(gsd) => Acceptance::Judged(gsd.group.test()),
+            Self::Zipar(knobs) => knobs.acceptance(),
+            Self::Wavefront(knobs) | Self::Exact(knobs) => knobs.acceptance(),
         }
     }
 
-    /// The schedule for an image, given how many horizontal and vertical heads the model has.
-    pub fn schedule(&self, grid: Grid, heads: (usize, usize)) -> Box<dyn Schedule + Send> {
+    /// The schedule for an image.
+    pub fn schedule(&self, scene: Scene) -> Box<dyn Schedule + Send> {
+        let Scene { grid, heads, .. } = scene;
         match self {
             Self::Ar => Box::new(ar::Ar::new(grid)),
+            Self::Sjd(window) => Box::new(jacobi::Jacobi::new(scene, *window, true)),
+            Self::Scd(scd) => Box::new(jacobi::Jacobi::new(scene, scd.window, false)),
+            Self::Gsd(gsd) => Box::new(jacobi::Jacobi::new(scene, gsd.window, true)),
+            Self::Zipar(knobs) => Box::new(lanes::Lanes::new(scene, knobs.shape())),
+            Self::Pjd(knobs) => Box::new(lanes::Lanes::new(scene, knobs.shape())),
             Self::Ssd(knobs) => Box::new(ssd::Ssd::new(grid, heads, knobs)),
             Self::Wavefront(knobs) | Self::Exact(knobs) => Box::new(pipeline::Wave::new(grid, heads, *knobs)),
         }
+    }
+}
+
+impl Knobs for Scd {
+    fn list(&self) -> Vec<(&'static str, String)> {
+        let mut list = self.window.list();
+        list.push(("coupling", self.coupling.to_string()));
+        list
+    }
+
+    fn set(&mut self, knob: &str, value: &str) -> Result<bool, String> {
+        if knob == "coupling" {
+            self.coupling = choice(knob, value)?;
+            return Ok(true);
+        }
+        self.window.set(knob, value)
+    }
+}
+
+impl Knobs for Gsd {
+    fn list(&self) -> Vec<(&'static str, String)> {
+        let mut list = self.window.list();
+        list.extend(self.group.list());
+        list
+    }
+
+    fn set(&mut self, knob: &str, value: &str) -> Result<bool, String> {
+        Ok(self.window.set(knob, value)? || self.group.set(knob, value)?)
     }
 }
 
@@ -137,12 +279,11 @@ impl FromStr for Method {
     fn from_str(text: &str) -> Result<Self, String> {
         let mut parts = text.split(':');
         let name = parts.next().unwrap_or_default();
-        let known = [Self::Ar, Self::SSD, Self::WAVEFRONT, Self::EXACT];
-        let method = known.into_iter().find(|method| method.name() == name).ok_or_else(|| {
+        let found = DECODERS.iter().find(|decoder| decoder.name == name).ok_or_else(|| {
             let names: Vec<_> = DECODERS.iter().map(|decoder| decoder.name).collect();
             format!("unknown decoder {name:?}, known are {}", names.join(", "))
         })?;
-        parts.try_fold(method, |method, part| {
+        parts.try_fold(found.method, |method, part| {
             let (knob, value) =
                 part.split_once('=').ok_or_else(|| format!("{part:?} is not of the form knob=value"))?;
             method.with_knob(knob, value)
@@ -152,22 +293,8 @@ impl FromStr for Method {
 
 impl fmt::Display for Method {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.name())?;
-        match self {
-            Self::Ar => Ok(()),
-            Self::Ssd(knobs) => {
-                write!(f, ":rounds={}", knobs.rounds)?;
-                if knobs.rows_per_block > 1 {
-                    write!(f, ":rows={}:refinements={}", knobs.rows_per_block, knobs.refinements)?;
-                }
-                Ok(())
-            }
-            Self::Wavefront(knobs) | Self::Exact(knobs) => {
-                write!(f, ":lag={}:slope={}:window={}", knobs.lag, knobs.slope, knobs.window)?;
-                knobs.rounds.map_or(Ok(()), |rounds| write!(f, ":rounds={rounds}"))?;
-                write!(f, ":draft={}", knobs.drafter.preference)
-            }
-        }
+        f.write_str(self.name())?;
+        self.knobs().iter().try_for_each(|(knob, value)| write!(f, ":{knob}={value}"))
     }
 }
 
@@ -176,13 +303,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn knobs_are_parsed_and_printed() {
-        let method: Method = "wavefront:lag=2:rounds=5:draft=left".parse().unwrap();
-        assert_eq!(method.to_string().parse(), Ok(method));
-        assert!(method.to_string().contains("lag=2") && method.to_string().contains("rounds=5:draft=left"));
-        for method in [Method::Ar, Method::SSD, Method::WAVEFRONT, Method::EXACT] {
-            assert_eq!(method.to_string().parse(), Ok(method));
+    fn every_knob_is_parsed_as_it_is_printed() {
+        for decoder in DECODERS {
+            assert_eq!(decoder.method.name(), decoder.name);
+            assert_eq!(decoder.method.to_string().parse(), Ok(decoder.method));
+            for other in decoder.sweep {
+                assert_eq!(other.parse::<Method>().unwrap().name(), decoder.name);
+            }
         }
+        for text in [
+            "wavefront:lag=2:rounds=5:draft=left:coupling=maximal:pool=9:mass=0.2",
+            "scd:window=64:init=above:coupling=gumbel",
+            "gsd:window=8:init=left:g=25:delta=0.3:distance=inf",
+            "zipar:window=3:adaptive=1",
+            "pjd:threshold=9:drafts=4:init=left",
+            "ssd:rounds=4:rows=2:refinements=1",
+        ] {
+            let method: Method = text.parse().unwrap();
+            let printed = method.to_string();
+            assert_eq!(printed.parse(), Ok(method));
+            assert!(text.split(':').all(|part| printed.contains(part)), "{text} became {printed}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_knob_is_named() {
         for (text, error) in [
             ("magic", "unknown decoder"),
             ("exact:rounds=3", "exact has no knob \"rounds\""),
@@ -192,6 +337,9 @@ mod tests {
             ("wavefront:rounds=0", "rounds=0: must be"),
             ("ssd:rows=x", "rows=x"),
             ("ssd:rows", "knob=value"),
+            ("sjd:init=middle", "init=middle: must be random or left or above"),
+            ("gsd:g=5000", "must be at most"),
+            ("zipar:adaptive=2", "adaptive=2: must be 0 or 1"),
         ] {
             let message = text.parse::<Method>().unwrap_err();
             assert!(message.contains(error), "{message}");

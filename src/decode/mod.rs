@@ -1,41 +1,36 @@
 //! Decoding: how the tokens of an image are found with few forward passes.
 //!
-//! A method is composed of a drafter ([`drafter`]), an acceptance rule ([`Acceptance`]) and a schedule ([`ar`],
-//! [`ssd`], [`pipeline`]): a state machine that says what the next [`Round`] feeds and asks, and learns what was drawn.
+//! A method ([`methods`]) is composed of a drafter ([`drafter`]), an acceptance rule ([`Acceptance`]) and a schedule
+//! ([`ar`], [`ssd`], [`jacobi`], [`lanes`], [`pipeline`]): a state machine that says what the next [`Round`] feeds and asks, and learns what was drawn.
 //! [`run`] is the loop of them all. A schedule sees the model through [`Target`] alone, so it can be tested on a toy
 //! model whose law is enumerated; tokens and distributions stay on the target's device, a schedule sees two integers
 //! for every token that it asks for.
 
+pub mod acceptance;
 pub mod ar;
 pub mod drafter;
+pub mod jacobi;
+pub mod knobs;
+pub mod lanes;
 pub mod methods;
 pub mod pipeline;
+pub mod pjd;
 pub mod session;
 pub mod ssd;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod window;
+pub mod zipar;
+
+pub use acceptance::Acceptance;
 
 use crate::backend::{Drawn, Error};
 use crate::grid::Grid;
 use crate::nn::spatial_heads::Offset;
+use crate::rng::Stream;
 
 /// Is told how many tokens are done.
 pub type Progress<'a> = dyn FnMut(usize) + 'a;
-
-/// How a target decides what becomes of a token once its distribution is known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Acceptance {
-    /// Coupled randomness: a token is argmax(log p + Gumbel noise of its position), so drafting and verifying agree
-    /// whenever their distributions do, and a pass over tokens that no longer change has found plain AR's sample.
-    Coupled,
-    /// SSD's "verification as auto correction" (arXiv 2606.20543, Eq. 4-5), see
-    /// [`Rule::AutoCorrect`](crate::backend::Rule::AutoCorrect).
-    ///
-    /// Choices where the paper is silent: drafts are sampled from q (with argmax drafts the rule would be wrong); in
-    /// later rounds q is the p of the round before, the law that the token then has; every round tests every
-    /// position again.
-    AutoCorrect,
-}
 
 /// A request for a draft: the spatial head at `offset` of the position `from`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,15 +58,35 @@ pub struct Ask {
     pub position: usize,
     /// Judge the token that is there by the acceptance rule, rather than draw a first one.
     pub verify: bool,
+    /// Judge it only if the ask before it was judged and its token kept; else draw it anew. For [`Acceptance::Judged`].
+    pub follows: bool,
 }
 
-/// One round: heads draft, one pass feeds a block, tokens are drawn from what it predicts.
+impl Ask {
+    /// A first token.
+    pub fn draw(position: usize) -> Self {
+        Self { position, verify: false, follows: false }
+    }
+
+    /// A token to be judged on its own.
+    pub fn verify(position: usize) -> Self {
+        Self { position, verify: true, follows: false }
+    }
+}
+
+/// One round: tokens are placed, heads draft, one pass feeds a block, tokens are drawn from what it predicts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Round {
+    /// Tokens that the schedule chose, before anything else: position and token. The law that they count as drawn from
+    /// has them alone.
+    pub puts: Vec<(usize, u32)>,
     /// First tokens, before the pass. None of them is a source of another.
     pub drafts: Vec<Draft>,
     /// Positions fed, ascending: their keys and values are written, their successors predicted.
     pub block: Vec<usize>,
+    /// Positions fed beside the cache: they see of their own row only what the rows below it see, nothing sees them, and
+    /// their successors are predicted unless the block has them too. For tokens that stand in for others.
+    pub temporary: Vec<usize>,
     /// Columns of each grid row that are visible to the rows below it.
     pub frontier: Vec<u32>,
     /// Tokens to draw after the pass.
@@ -80,15 +95,26 @@ pub struct Round {
     pub keep: Option<usize>,
 }
 
+/// What a schedule may know of an image before it begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scene {
+    /// The token grid.
+    pub grid: Grid,
+    /// How many horizontal and vertical offsets have heads.
+    pub heads: (usize, usize),
+    /// Tokens of the vocabulary.
+    pub vocab: usize,
+    /// The image's random numbers.
+    pub stream: Stream,
+}
+
 /// A model, as decoders see it: one guided image, its canvas of tokens, its KV cache, its processed distributions
 /// (guidance, temperature, top-k, top-p) and its acceptance rule.
 pub trait Target {
-    /// The token grid.
-    fn grid(&self) -> Grid;
-    /// How many horizontal and vertical offsets have heads.
-    fn heads(&self) -> (usize, usize);
+    /// The image.
+    fn scene(&self) -> Scene;
     /// Feeds the prompt, draws the token of position 0 and keeps its distribution. One pass.
-    fn begin(&mut self) -> Result<(), Error>;
+    fn begin(&mut self) -> Result<Drawn, Error>;
     /// Runs a round; what became of the tokens it asks for, in its order. One pass.
     fn round(&mut self, round: &Round) -> Result<Vec<Drawn>, Error>;
     /// The canvas.
@@ -98,6 +124,8 @@ pub trait Target {
 /// The order in which the positions of an image are drafted, fed and verified. Position 0 is drawn before the first
 /// round.
 pub trait Schedule {
+    /// The token of position 0.
+    fn begin(&mut self, _first: u32) {}
     /// The next round; `None` when every token is final.
     fn next(&mut self) -> Option<Round>;
     /// What became of the tokens that the last round asked for, in its order.
@@ -113,6 +141,8 @@ pub struct Outcome {
     pub tokens: Vec<u32>,
     /// Counters.
     pub stats: Stats,
+    /// What the first verification of each position's token said; `None` where there was none.
+    pub first: Vec<Option<bool>>,
 }
 
 /// Counters of one image.
@@ -141,22 +171,31 @@ pub fn run<T: Target + ?Sized>(
     schedule: &mut dyn Schedule,
     progress: &mut Progress<'_>,
 ) -> Result<Outcome, Error> {
-    let positions = target.grid().len();
-    let (mut stats, mut verified) = (Stats { nfe: 1, ..Stats::default() }, vec![false; positions]);
-    target.begin()?;
+    let positions = target.scene().grid.len();
+    let (mut stats, mut first) = (Stats { nfe: 1, ..Stats::default() }, vec![None; positions]);
+    schedule.begin(target.begin()?.after);
     while let Some(round) = schedule.next() {
         stats.nfe += 1;
-        stats.rows += round.block.len();
+        stats.rows += round.block.len() + round.temporary.len();
         let drawn = target.round(&round)?;
-        for (ask, drawn) in round.asks.iter().zip(&drawn).filter(|(ask, _)| ask.verify) {
-            if !std::mem::replace(&mut verified[ask.position], true) {
+        let mut kept = false;
+        for (ask, drawn) in round.asks.iter().zip(&drawn) {
+            let judged = ask.verify && (kept || !ask.follows);
+            kept = judged && drawn.before == drawn.after;
+            if judged && first[ask.position].is_none() {
+                first[ask.position] = Some(kept);
                 stats.drafted += 1;
-                stats.accepted += usize::from(drawn.before == drawn.after);
+                stats.accepted += usize::from(kept);
             }
         }
         schedule.learn(&drawn);
         progress(schedule.done());
     }
     progress(positions);
-    Ok(Outcome { tokens: target.tokens()?, stats })
+    Ok(Outcome { tokens: target.tokens()?, stats, first })
+}
+
+/// The frontier when the first `fed` positions of a grid have their keys in place.
+fn frontier(grid: Grid, fed: usize) -> Vec<u32> {
+    (0..grid.height).map(|row| fed.saturating_sub(row * grid.width).min(grid.width) as u32).collect()
 }

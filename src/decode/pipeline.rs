@@ -12,7 +12,9 @@
 //! corrects, are plain AR's. That alone settles tokens in the exact decoder. The relaxed one also makes a token final
 //! after a number of verifications; it is fed once more, so that its keys and values are its own.
 
+use super::acceptance::{Acceptance, Coupling, Relaxation};
 use super::drafter::SpatialDrafter;
+use super::knobs::{choice, count, number};
 use super::{Ask, Draft, Round, Schedule};
 use crate::backend::Drawn;
 use crate::grid::Grid;
@@ -31,6 +33,45 @@ pub struct Knobs {
     pub rounds: Option<u32>,
     /// Where drafts come from.
     pub drafter: SpatialDrafter,
+    /// What the tokens of two passes have in common. Exact tokens are plain AR's with [`Coupling::Gumbel`]; with
+    /// [`Coupling::Maximal`] they are others of the same law.
+    pub coupling: Coupling,
+    /// How loosely tokens are judged under [`Coupling::Maximal`]; `None` for exactly, whatever the other knobs.
+    pub relaxation: Option<Relaxation>,
+}
+
+impl Knobs {
+    /// What becomes of a token once its distribution is known.
+    pub fn acceptance(&self) -> Acceptance {
+        match (self.coupling, self.relaxation) {
+            (Coupling::Maximal, Some(relaxation)) => Acceptance::Judged(relaxation.test()),
+            (coupling, _) => coupling.acceptance(),
+        }
+    }
+}
+
+impl super::knobs::Knobs for Knobs {
+    fn list(&self) -> Vec<(&'static str, String)> {
+        let Self { lag, slope, window, rounds, drafter, coupling, relaxation } = self;
+        let mut list = vec![("lag", lag.to_string()), ("slope", slope.to_string()), ("window", window.to_string())];
+        list.extend(rounds.map(|rounds| ("rounds", rounds.to_string())));
+        list.extend([("draft", drafter.preference.to_string()), ("coupling", coupling.to_string())]);
+        list.extend(relaxation.iter().flat_map(|relaxation| relaxation.list()));
+        list
+    }
+
+    fn set(&mut self, knob: &str, value: &str) -> Result<bool, String> {
+        match knob {
+            "lag" => self.lag = number(knob, value, 1e4)?,
+            "slope" => self.slope = number(knob, value, 1e4)?,
+            "window" => self.window = number(knob, value, f64::INFINITY)?,
+            "rounds" if self.rounds.is_some() => self.rounds = Some(count(knob, value, 1)? as u32),
+            "draft" => self.drafter.preference = choice(knob, value)?,
+            "coupling" => self.coupling = choice(knob, value)?,
+            _ => return self.relaxation.as_mut().map_or(Ok(false), |relaxation| relaxation.set(knob, value)),
+        }
+        Ok(true)
+    }
 }
 
 /// What is known of one position.
@@ -130,7 +171,7 @@ impl Wave {
         let next: Vec<usize> = next.collect();
         next.iter().for_each(|&position| self.cells[position].predicted = true);
         let open = next.into_iter().filter(|&position| !self.cells[position].is_final);
-        open.map(|position| Ask { position, verify: self.has_entered(position) }).collect()
+        open.map(|position| Ask { position, verify: self.has_entered(position), follows: false }).collect()
     }
 
     /// Moves the settled prefix over everything that the last pass confirmed, then ages tokens.
@@ -164,7 +205,7 @@ impl Schedule for Wave {
         let drafts = self.admit();
         let block = self.block();
         self.asks = self.questions(&block);
-        Some(Round { drafts, block, frontier: self.entered.clone(), asks: self.asks.clone(), keep: None })
+        Some(Round { drafts, block, frontier: self.entered.clone(), asks: self.asks.clone(), ..Round::default() })
     }
 
     fn learn(&mut self, drawn: &[Drawn]) {
@@ -191,10 +232,18 @@ mod tests {
     use crate::decode::ar::Ar;
     use crate::decode::drafter::Preference;
     use crate::decode::testing::Toy;
-    use crate::decode::{Acceptance, Outcome, Stats, Target};
+    use crate::decode::{Outcome, Stats};
 
     fn knobs(lag: f64, slope: f64, window: f64, rounds: Option<u32>) -> Knobs {
-        Knobs { lag, slope, window, rounds, drafter: SpatialDrafter { preference: Preference::Both } }
+        Knobs {
+            lag,
+            slope,
+            window,
+            rounds,
+            drafter: SpatialDrafter { preference: Preference::Both },
+            coupling: Coupling::Gumbel,
+            relaxation: None,
+        }
     }
 
     fn run(knobs: &Knobs, seed: u64) -> Outcome {

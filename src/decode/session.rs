@@ -4,15 +4,17 @@
 //! Spans for profilers: `prefill`, `step`, and inside `draft`, `pass`, `verify`. A backend that records a step goes
 //! through the inner ones when it records, not when it replays.
 
-use super::{Acceptance, Draft, Round, Source, Target};
+use super::{Acceptance, Draft, Round, Scene, Source, Target};
 use crate::backend::{
-    Backend, Capacity, Copy, Draw, Drawn, Error, Image, NONE, PageTable, Phase, RowPlace, Rule, Slot, Step,
+    Backend, Capacity, Copy, Draw, Drawn, Error, Image, NONE, PageTable, Phase, Put, RowPlace, Rule, SCRATCH, Slot,
+    Step, Test,
 };
 use crate::grid::Grid;
 use crate::kv::Allocator;
 use crate::models::avatar::{Avatar, Condition};
 use crate::nn::spatial_heads::{self, Offset};
 use crate::nn::transformer;
+use std::sync::Arc;
 use tracing::info_span;
 
 /// The state of one image. Branch 0 is conditional, branch 1 (under guidance) unconditional.
@@ -35,6 +37,8 @@ pub struct Session<'m, B: Backend> {
 struct State<B: Backend> {
     kv: B::KvPool,
     canvas: B::Canvas,
+    /// What the acceptance rule looks at, if it does.
+    codebook: Option<Arc<B::Codebook>>,
     /// Added to every token's input, `[branch, hidden]`.
     bias: B::Tensor,
     /// Hidden states before the final norm, `[branch][position][hidden]`: the one that predicted the position.
@@ -58,14 +62,16 @@ impl<'m, B: Backend> Session<'m, B> {
         unconditional: Condition,
         image: Image,
         acceptance: Acceptance,
+        codebook: Option<Arc<B::Codebook>>,
     ) -> Result<Self, Error> {
         let (config, grid, backend) = (&model.config, model.grid(), &model.backend);
+        let test = if let Acceptance::Judged(test) = acceptance { test } else { Test::Token };
         let mut conditions = vec![condition, unconditional];
         conditions.truncate(image.sampling.branches());
         let lengths: Vec<usize> = conditions.iter().map(|c| c.prefix.len() / config.hidden_size).collect();
         let (tables, pages) = tables(&lengths, grid);
         let branches = conditions.len();
-        let rows = lengths.iter().sum::<usize>().max(branches * grid.len());
+        let rows = lengths.iter().sum::<usize>().max(branches * (grid.len() + scratch(grid)));
         let capacity = Capacity {
             rows,
             sequences: branches,
@@ -77,13 +83,13 @@ impl<'m, B: Backend> Session<'m, B> {
         let bias: Vec<f32> = conditions.iter().flat_map(|condition| &condition.bias).copied().collect();
         Ok(Self {
             model,
-            image,
+            image: Image { test, ..image },
             acceptance,
             tables,
             rounds: vec![0; grid.len()],
             kept: 0,
             step: backend.step(capacity)?,
-            state: State::new(model, acceptance, pages, capacity, &bias)?,
+            state: State::new(model, acceptance, codebook, capacity, &bias)?,
             prompts: conditions.into_iter().map(|condition| condition.prefix).collect(),
         })
     }
@@ -94,16 +100,30 @@ impl<'m, B: Backend> Session<'m, B> {
 
     /// The step of a round.
     fn plan(&mut self, round: &Round) -> Step {
-        let (branches, rows) = (self.branches(), round.block.len());
+        let (branches, rows) = (self.branches(), round.block.len() + round.temporary.len());
         let mut step = Step { images: vec![self.image], ..Step::default() };
+        for &(position, token) in &round.puts {
+            self.rounds[position] = 0;
+            step.puts.push(Put { image: 0, position: position as u32, token });
+        }
         self.plan_drafts(&round.drafts, &mut step);
         for (sequence, table) in self.tables.iter().enumerate() {
             step.layout.sequences.push(PageTable { frontier: round.frontier.clone(), ..table.clone() });
-            let slots = round.block.iter().map(|&position| Slot::Grid(position as u32));
+            let grid = round.block.iter().map(|&position| Slot::Grid(position as u32));
+            let scratch = round.temporary.iter().enumerate().map(|(slot, &at)| Slot::Scratch {
+                slot: slot as u32,
+                at: at as u32,
+                ancestors: 1 << slot,
+            });
+            let slots = grid.chain(scratch);
             step.layout.rows.extend(slots.map(|slot| RowPlace { sequence: sequence as u32, slot }));
         }
-        let predicted =
-            |position: usize| position.checked_sub(1).and_then(|from| round.block.binary_search(&from).ok());
+        let row = |position: usize| {
+            let in_block = round.block.binary_search(&position).ok();
+            let beside = || round.temporary.iter().position(|&at| at == position).map(|row| round.block.len() + row);
+            in_block.or_else(beside)
+        };
+        let predicted = |position: usize| position.checked_sub(1).and_then(row);
         let wanted = round.asks.iter().map(|ask| ask.position).chain(round.keep);
         let wanted: Vec<usize> = wanted.filter_map(predicted).collect();
         step.predictions =
@@ -121,7 +141,8 @@ impl<'m, B: Backend> Session<'m, B> {
                 }
             };
             let rule = self.rule(ask.position, ask.verify);
-            step.verdicts.push(draw(ask.position, rule, branches, [Some(first), None]));
+            let follows = ask.follows && rule.0 == Rule::AutoCorrect;
+            step.verdicts.push(Draw { follows, ..draw(ask.position, rule, branches, [Some(first), None]) });
         }
         if let Some(position) = round.keep {
             step.copies = self.copies(next, wanted.len());
@@ -145,11 +166,11 @@ impl<'m, B: Backend> Session<'m, B> {
         let rounds = &mut self.rounds[position];
         match (self.acceptance, verify) {
             (Acceptance::Coupled, _) => (Rule::Coupled, 0),
-            (Acceptance::AutoCorrect, false) => {
+            (Acceptance::Judged(_), false) => {
                 *rounds = 0;
                 (Rule::Draft, 0)
             }
-            (Acceptance::AutoCorrect, true) => {
+            (Acceptance::Judged(_), true) => {
                 *rounds += 1;
                 (Rule::AutoCorrect, *rounds - 1)
             }
@@ -159,7 +180,7 @@ impl<'m, B: Backend> Session<'m, B> {
     /// Sources sorted by head, then branch; drafts that refer to them.
     fn plan_drafts(&mut self, drafts: &[Draft], step: &mut Step) {
         let (branches, length) = (self.branches(), self.model.grid().len());
-        let (horizontal, vertical) = self.heads();
+        let Scene { heads: (horizontal, vertical), .. } = self.scene();
         let all =
             |draft: usize| drafts[draft].sources.iter().flatten().enumerate().map(move |(which, &s)| (draft, which, s));
         let mut rows = vec![[None; 2]; drafts.len()];
@@ -288,16 +309,17 @@ impl<B: Backend> State<B> {
     fn new(
         model: &Avatar<B>,
         acceptance: Acceptance,
-        pages: usize,
+        codebook: Option<Arc<B::Codebook>>,
         capacity: Capacity,
         bias: &[f32],
     ) -> Result<Self, Error> {
         let (config, grid, backend) = (&model.config, model.grid(), &model.backend);
         let (hidden, vocab, branches) = (config.hidden_size, config.image_vocab_size, capacity.sequences);
-        let proposals = acceptance == Acceptance::AutoCorrect;
+        let proposals = acceptance != Acceptance::Coupled;
         let mut state = Self {
-            kv: model.transformer.kv_pool(backend, pages)?,
+            kv: model.transformer.kv_pool(backend, capacity.pages)?,
             canvas: backend.canvas(1, grid.len(), vocab, proposals)?,
+            codebook,
             bias: backend.tensor(branches, hidden)?,
             states: backend.tensor(branches * grid.len(), hidden)?,
             hidden: backend.tensor(capacity.rows, hidden)?,
@@ -334,22 +356,24 @@ impl<B: Backend> State<B> {
         backend.copy_rows(step, &mut self.logits);
         drop(span);
         let _span = info_span!("verify").entered();
-        backend.draw(step, Phase::Verdicts, &self.logits, &mut self.canvas, None);
+        backend.draw(step, Phase::Verdicts, &self.logits, &mut self.canvas, self.codebook.as_deref());
     }
 }
 
 impl<B: Backend> Target for Session<'_, B> {
-    fn grid(&self) -> Grid {
-        self.model.grid()
-    }
-
-    fn heads(&self) -> (usize, usize) {
+    fn scene(&self) -> Scene {
         let heads = self.model.config.spatial_heads;
-        (heads.horizontal, heads.vertical)
+        Scene {
+            grid: self.model.grid(),
+            heads: (heads.horizontal, heads.vertical),
+            vocab: self.model.config.image_vocab_size,
+            stream: self.image.stream,
+        }
     }
 
-    fn begin(&mut self) -> Result<(), Error> {
-        self.feed_prompt(true)
+    fn begin(&mut self) -> Result<Drawn, Error> {
+        self.feed_prompt(true)?;
+        Ok(self.model.backend.drawn(&self.step, &self.state.canvas)?[0])
     }
 
     fn round(&mut self, round: &Round) -> Result<Vec<Drawn>, Error> {
@@ -382,13 +406,20 @@ fn head_index(offset: Offset, horizontal: usize) -> usize {
     }
 }
 
+/// Slots beside the cache: one for every row that may begin in a pass.
+fn scratch(grid: Grid) -> usize {
+    grid.height.min(SCRATCH)
+}
+
 /// The pages of each branch's sequence, and how many there are.
 fn tables(lengths: &[usize], grid: Grid) -> (Vec<PageTable>, usize) {
-    let pages = lengths.iter().map(|&tokens| Allocator::pages_for(tokens) + Allocator::pages_for(grid.len())).sum();
+    let parts = |tokens: usize| [tokens, grid.len(), scratch(grid)].map(Allocator::pages_for).iter().sum::<usize>();
+    let pages = lengths.iter().map(|&tokens| parts(tokens)).sum();
     let mut allocator = Allocator::new(pages);
     let table = |&tokens: &usize| {
         let prompt = allocator.prompt(tokens)?;
-        Ok(allocator.sequence(&prompt, grid)?.page_table(grid))
+        let sequence = allocator.sequence(&prompt, grid)?;
+        Ok(PageTable { scratch: allocator.scratch(scratch(grid))?, ..sequence.page_table(grid) })
     };
     let tables: Result<Vec<PageTable>, crate::kv::OutOfPages> = lengths.iter().map(table).collect();
     (tables.expect("the pool was sized for them"), pages)

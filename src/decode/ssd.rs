@@ -6,6 +6,7 @@
 //! does not say whether the `i` rounds of a block with k > 2 run on all remaining rows or only on the next, all
 //! remaining rows are refined: each round then has the context that the next commit will have.
 
+use super::knobs::count;
 use super::{Ask, Draft, Round, Schedule, Source};
 use crate::backend::Drawn;
 use crate::grid::Grid;
@@ -26,6 +27,23 @@ pub struct Knobs {
 impl Default for Knobs {
     fn default() -> Self {
         Self { rounds: 2, rows_per_block: 1, refinements: 0 }
+    }
+}
+
+impl super::knobs::Knobs for Knobs {
+    fn list(&self) -> Vec<(&'static str, String)> {
+        let values = [self.rounds, self.rows_per_block, self.refinements].map(|value| value.to_string());
+        ["rounds", "rows", "refinements"].into_iter().zip(values).collect()
+    }
+
+    fn set(&mut self, knob: &str, value: &str) -> Result<bool, String> {
+        match knob {
+            "rounds" => self.rounds = count(knob, value, 0)?,
+            "rows" => self.rows_per_block = count(knob, value, 1)?,
+            "refinements" => self.refinements = count(knob, value, 0)?,
+            _ => return Ok(false),
+        }
+        Ok(true)
     }
 }
 
@@ -120,13 +138,20 @@ impl Plan {
             self.frontier[row] = self.frontier[row].max(col + 1);
         }
         let drafts = std::mem::take(&mut self.drafts);
-        let round = Round { drafts, block: (begin..end).collect(), frontier: self.frontier.clone(), asks, keep };
+        let round = Round {
+            drafts,
+            block: (begin..end).collect(),
+            frontier: self.frontier.clone(),
+            asks,
+            keep,
+            ..Round::default()
+        };
         self.rounds.push_back((round, done));
     }
 
     /// One verification of every drafted position from `first` on; positions `begin..first` only give context.
     fn round(&mut self, begin: usize, first: usize) {
-        let asks = (first..self.drafted).map(|position| Ask { position, verify: true }).collect();
+        let asks = (first..self.drafted).map(|position| Ask::verify(position)).collect();
         self.push(begin, self.drafted, asks, None, first);
     }
 

@@ -1,6 +1,6 @@
 //! A toy model with an enumerable law, and the statistics that judge decoders on it.
 
-use super::{Acceptance, Draft, Outcome, Round, Schedule, Target};
+use super::{Acceptance, Ask, Draft, Outcome, Round, Scene, Schedule, Target};
 use crate::backend::cpu::Canvas;
 use crate::backend::{Draw, Drawn, Error, Image, NONE, Rule, Test};
 use crate::grid::Grid;
@@ -32,6 +32,10 @@ pub enum Mutant {
     SharedNoise,
     /// Noise of the wrong temperature.
     Sharpened,
+    /// What fails its test is replaced by a token of p, not of the residual.
+    NoResidual,
+    /// A token that was kept counts as drawn from the law that it was drawn from first.
+    StaleLaw,
 }
 
 impl Toy {
@@ -49,6 +53,14 @@ impl Toy {
             kept: 0,
             mutant: None,
         }
+    }
+
+    pub fn grid(&self) -> Grid {
+        self.grid
+    }
+
+    pub fn heads(&self) -> (usize, usize) {
+        (3, 2)
     }
 
     pub fn decode(&mut self, schedule: &mut dyn Schedule) -> Outcome {
@@ -98,6 +110,15 @@ impl Toy {
         self.passed[position + 1] = self.weights(self.keys[position]);
     }
 
+    /// What a token predicts that is fed beside the cache: of its own row it sees what the rows below see.
+    fn feed_beside(&mut self, position: usize, frontier: &[u32]) {
+        let above = (0..=self.grid.row(position)).flat_map(|r| (0..frontier[r] as usize).map(move |c| (r, c)));
+        let visible = above.map(|(r, c)| self.grid.index(r, c)).filter(|&p| p < position);
+        let own = mix(position as u64, u64::from(self.canvas.at(position)));
+        let key = visible.fold(own, |hash, p| mix(hash, self.keys[p]));
+        self.passed[position + 1] = self.weights(key);
+    }
+
     /// The geometric mean of a draft's heads.
     fn head(&self, draft: &Draft) -> Vec<f32> {
         let weights = |source: &super::Source| {
@@ -111,63 +132,84 @@ impl Toy {
         (0..self.vocab).map(|v| all.iter().map(|weights| weights[v]).sum::<f32>() / all.len() as f32).collect()
     }
 
-    fn draw(&mut self, position: usize, verify: bool, log_weights: &[f32]) -> Drawn {
-        let (rule, round) = match (self.acceptance, verify) {
-            (Acceptance::Coupled, _) => (Rule::Coupled, 0),
-            (Acceptance::AutoCorrect, false) => (Rule::Draft, 0),
-            (Acceptance::AutoCorrect, true) => (Rule::AutoCorrect, self.rounds[position]),
+    fn draw(&mut self, ask: Ask, log_weights: &[f32]) -> Drawn {
+        let Ask { position, verify, follows } = ask;
+        let (rule, round, test) = match (self.acceptance, verify) {
+            (Acceptance::Coupled, _) => (Rule::Coupled, 0, Test::Token),
+            (Acceptance::Judged(test), false) => (Rule::Draft, 0, test),
+            (Acceptance::Judged(test), true) => (Rule::AutoCorrect, self.rounds[position], test),
         };
         self.rounds[position] = if verify { round + 1 } else { 0 };
-        let at = position as u32;
+        let follows = follows && rule == Rule::AutoCorrect;
         let (conditional, unconditional) = ([0, NONE], [NONE; 2]);
-        let draw = Draw { image: 0, position: at, rule, follows: false, round, conditional, unconditional };
+        let draw = Draw { image: 0, position: position as u32, rule, follows, round, conditional, unconditional };
         let sampling = Sampling { cfg: 1.0, temperature: 1.0, top_k: 0, top_p: 1.0 };
-        let image = Image { stream: self.stream, sampling, test: Test::Token };
-        let Some(mutant) = self.mutant else { return self.canvas.apply(&draw, &image, None, log_weights) };
-        let (at, scale) = match mutant {
-            Mutant::SharedNoise => (0, 1.0),
-            Mutant::Sharpened => (position, 0.9),
+        let image = Image { stream: self.stream, sampling, test };
+        let (at, scale) = match self.mutant {
+            Some(Mutant::SharedNoise) => (0, 1.0),
+            Some(Mutant::Sharpened) => (position, 0.9),
+            _ => return self.judge(&draw, &image, log_weights),
         };
         let mut noise = vec![0.0; self.vocab];
         self.stream.gumbel(Purpose::Token, 0, at, &mut noise);
         noise.iter_mut().for_each(|x| *x *= scale);
         self.canvas.put(position, gumbel_max(log_weights, &noise))
     }
+
+    fn judge(&mut self, draw: &Draw, image: &Image, log_weights: &[f32]) -> Drawn {
+        let earlier = matches!(self.mutant, Some(Mutant::StaleLaw)).then(|| self.canvas.clone());
+        let drawn = self.canvas.apply(draw, image, None, log_weights);
+        let kept = drawn.before == drawn.after;
+        match self.mutant {
+            Some(Mutant::NoResidual) if draw.rule == Rule::AutoCorrect && !kept => {
+                let again =
+                    self.canvas.apply(&Draw { rule: Rule::Draft, follows: false, ..*draw }, image, None, log_weights);
+                Drawn { after: again.after, ..drawn }
+            }
+            Some(Mutant::StaleLaw) if draw.rule == Rule::AutoCorrect && kept => {
+                self.canvas.take_law(draw.position as usize, &earlier.expect("it was cloned"));
+                drawn
+            }
+            _ => drawn,
+        }
+    }
 }
 
 impl Target for Toy {
-    fn grid(&self) -> Grid {
-        self.grid
+    fn scene(&self) -> Scene {
+        Scene { grid: self.grid, heads: self.heads(), vocab: self.vocab, stream: self.stream }
     }
 
-    fn heads(&self) -> (usize, usize) {
-        (3, 2)
-    }
-
-    fn begin(&mut self) -> Result<(), Error> {
+    fn begin(&mut self) -> Result<Drawn, Error> {
         self.passed[0] = self.weights(99);
         let first = self.passed[0].clone();
-        self.draw(0, false, &first);
-        Ok(())
+        Ok(self.draw(Ask::draw(0), &first))
     }
 
     fn round(&mut self, round: &Round) -> Result<Vec<Drawn>, Error> {
+        for &(position, token) in &round.puts {
+            self.canvas.put(position, token);
+            self.rounds[position] = 0;
+        }
         for draft in &round.drafts {
             let log_weights = self.head(draft);
-            self.draw(draft.position, false, &log_weights);
+            self.draw(Ask::draw(draft.position), &log_weights);
         }
         for &position in &round.block {
             let token = self.canvas.at(position);
             self.feed(position, token, &round.frontier);
         }
-        let in_block = |position: usize| position > 0 && round.block.contains(&(position - 1));
-        let ask = |ask: &super::Ask| {
+        for &position in round.temporary.iter().filter(|position| !round.block.contains(position)) {
+            self.feed_beside(position, &round.frontier);
+        }
+        let was_fed = |position: usize| round.block.iter().chain(&round.temporary).any(|&fed| fed + 1 == position);
+        let mut drawn = Vec::new();
+        for ask in &round.asks {
             // What a device would have overwritten is not asked for, unless it was kept.
-            assert!(in_block(ask.position) || self.kept == ask.position, "position {} is unknown", ask.position);
+            assert!(was_fed(ask.position) || self.kept == ask.position, "position {} is unknown", ask.position);
             let log_weights = self.passed[ask.position].clone();
-            self.draw(ask.position, ask.verify, &log_weights)
-        };
-        let drawn = round.asks.iter().map(ask).collect();
+            drawn.push(self.draw(*ask, &log_weights));
+        }
         self.kept = round.keep.unwrap_or(self.kept);
         Ok(drawn)
     }
@@ -222,10 +264,13 @@ pub fn assert_follows(p: &[f32], mut draw: impl FnMut(u64) -> u32) {
 
 mod law {
     use super::*;
+    use crate::decode::acceptance::Coupling;
     use crate::decode::ar::Ar;
+    use crate::decode::jacobi::{self, Jacobi};
     use crate::decode::pipeline::{Knobs, Wave};
     use crate::decode::ssd::{self, Ssd};
-    use crate::decode::{Acceptance::*, drafter};
+    use crate::decode::window::Guess;
+    use crate::decode::{Acceptance::*, drafter, lanes, zipar};
 
     const SEEDS: u64 = 40_000;
 
@@ -250,8 +295,12 @@ mod law {
     }
 
     fn wave(rounds: Option<u32>) -> impl Fn(&Toy) -> Box<dyn Schedule> {
+        coupled_wave(rounds, Coupling::Gumbel)
+    }
+
+    fn coupled_wave(rounds: Option<u32>, coupling: Coupling) -> impl Fn(&Toy) -> Box<dyn Schedule> {
         let drafter = drafter::SpatialDrafter { preference: drafter::Preference::Both };
-        let knobs = Knobs { lag: 1.0, slope: 0.5, window: 2.0, rounds, drafter };
+        let knobs = Knobs { lag: 1.0, slope: 0.5, window: 2.0, rounds, drafter, coupling, relaxation: None };
         move |toy| Box::new(Wave::new(toy.grid(), toy.heads(), knobs))
     }
 
@@ -267,6 +316,142 @@ mod law {
         assert!(follows(&law(), &counts(Coupled, None, wave(None))));
     }
 
+    fn jacobi(window: usize, guess: Guess, chain: bool) -> impl Fn(&Toy) -> Box<dyn Schedule> {
+        move |toy| Box::new(Jacobi::new(toy.scene(), jacobi::Knobs { window, guess }, chain))
+    }
+
+    const TOKEN: Acceptance = Judged(Test::Token);
+
+    #[test]
+    fn jacobi_decoders_have_the_law_of_the_model() {
+        let law = law();
+        for guess in [Guess::Random, Guess::Left, Guess::Above] {
+            assert!(follows(&law, &counts(TOKEN, None, jacobi(3, guess, true))), "sjd from {guess}");
+        }
+        assert!(follows(&law, &counts(TOKEN, None, jacobi(4, Guess::Random, true))), "sjd, all at once");
+        assert!(follows(&law, &counts(TOKEN, None, jacobi(3, Guess::Random, false))), "scd, maximal coupling");
+        assert!(follows(&law, &counts(TOKEN, None, jacobi(4, Guess::Left, false))), "scd, all at once");
+        assert!(follows(&law, &counts(Coupled, None, jacobi(3, Guess::Random, false))), "scd, Gumbel coupling");
+    }
+
+    #[test]
+    fn a_maximally_coupled_wavefront_has_the_law_of_the_model() {
+        assert!(follows(&law(), &counts(TOKEN, None, coupled_wave(None, Coupling::Maximal))));
+    }
+
+    #[test]
+    fn mutants_of_the_rules_are_caught() {
+        let law = law();
+        for chain in [true, false] {
+            let mutant = |mutant| follows(&law, &counts(TOKEN, Some(mutant), jacobi(4, Guess::Random, chain)));
+            assert!(!mutant(Mutant::NoResidual), "p instead of the residual, chain {chain}");
+        }
+        // The released code of SCD keeps the old law of what it accepts beyond the first rejection.
+        let stale = counts(TOKEN, Some(Mutant::StaleLaw), jacobi(4, Guess::Random, false));
+        assert!(!follows(&law, &stale), "a stale law");
+        assert!(!follows(&law, &counts(TOKEN, Some(Mutant::StaleLaw), coupled_wave(None, Coupling::Maximal))));
+        assert!(!follows(&law, &counts(TOKEN, Some(Mutant::NoResidual), coupled_wave(None, Coupling::Maximal))));
+        assert!(!follows(&law, &counts(TOKEN, None, coupled_wave(Some(1), Coupling::Maximal))), "one round");
+    }
+
+    /// Total variation between the law of the model and that of a decoder's samples, and how much of it is sampling
+    /// noise: what as many samples of the model itself show.
+    #[test]
+    fn relaxed_decoders_diverge() {
+        let law = law();
+        let distance = |acceptance, schedule: &dyn Fn(&Toy) -> Box<dyn Schedule>| {
+            let counts = counts(acceptance, None, schedule);
+            let away = law.iter().zip(&counts).map(|(p, &count)| (p - count as f64 / SEEDS as f64).abs());
+            away.sum::<f64>() / 2.0
+        };
+        let lanes = |context, window, adaptive| {
+            let shape = lanes::Shape { context, window, guess: Guess::Random, adaptive };
+            move |toy: &Toy| -> Box<dyn Schedule> { Box::new(lanes::Lanes::new(toy.scene(), shape)) }
+        };
+        let gsd = |size| Judged(Test::Grouped { size, delta: f32::INFINITY, distance: f32::INFINITY });
+        let paper = |rounds| {
+            let knobs = ssd::Knobs { rounds, ..ssd::Knobs::default() };
+            move |toy: &Toy| -> Box<dyn Schedule> { Box::new(Ssd::new(toy.grid(), toy.heads(), &knobs)) }
+        };
+        let measured = [
+            ("ar", distance(Coupled, &|toy| Box::new(Ar::new(toy.grid())))),
+            ("gsd:g=2", distance(gsd(2), &jacobi(3, Guess::Random, true))),
+            ("gsd:g=4", distance(gsd(4), &jacobi(3, Guess::Random, true))),
+            ("zipar:window=1", distance(Coupled, &lanes(1, 1, false))),
+            ("zipar:window=1:adaptive=1", distance(TOKEN, &lanes(1, 1, true))),
+            ("pjd:threshold=1:drafts=2", distance(TOKEN, &lanes(1, 3, false))),
+            ("ssd:rounds=1", distance(TOKEN, &paper(1))),
+            ("ssd", distance(TOKEN, &paper(2))),
+            ("wavefront:lag=1:slope=0.5:rounds=1", distance(Coupled, &wave(Some(1)))),
+            ("wavefront:lag=1:slope=0.5:rounds=2", distance(Coupled, &wave(Some(2)))),
+        ];
+        // The table of docs/decoders.md.
+        for (name, distance) in measured {
+            println!("| `{name}` | {distance:.3} |");
+            assert_eq!(distance < 0.03, name == "ar", "{name}: {distance}");
+        }
+    }
+
+    #[test]
+    fn groups_of_one_are_sjd() {
+        let one = Judged(Test::Grouped { size: 1, delta: f32::INFINITY, distance: f32::INFINITY });
+        for seed in 0..200 {
+            let run = |acceptance| {
+                let mut toy = Toy::new(5, 7, 6, acceptance, seed);
+                let mut schedule = jacobi(8, Guess::Random, true)(&toy);
+                toy.decode(&mut *schedule)
+            };
+            assert_eq!(run(one), run(TOKEN));
+        }
+    }
+
+    #[test]
+    fn coupled_jacobi_returns_the_tokens_of_ar() {
+        for seed in 0..40 {
+            let run = |schedule: &dyn Fn(&Toy) -> Box<dyn Schedule>| {
+                let mut toy = Toy::new(5, 7, 6, Coupled, seed);
+                let mut schedule = schedule(&toy);
+                toy.decode(&mut *schedule)
+            };
+            let plain = run(&|toy| Box::new(Ar::new(toy.grid())));
+            for (window, guess) in [(1, Guess::Left), (2, Guess::Random), (9, Guess::Above), (100, Guess::Random)] {
+                let coupled = run(&jacobi(window, guess, false));
+                assert_eq!(coupled.tokens, plain.tokens, "seed {seed}, window {window}");
+                assert!(coupled.stats.nfe <= plain.stats.nfe && window > 1 || coupled.stats.nfe == plain.stats.nfe);
+            }
+        }
+    }
+
+    #[test]
+    fn zipar_makes_exactly_the_passes_of_its_formula() {
+        let passes = |height, width, window| {
+            let shape = zipar::Knobs { window, adaptive: false }.shape();
+            let mut toy = Toy::new(height, width, 4, Coupled, 1);
+            let mut schedule = lanes::Lanes::new(toy.scene(), shape);
+            toy.decode(&mut schedule).stats.nfe
+        };
+        for (height, width, window) in [(24, 24, 6), (5, 7, 1), (5, 7, 6), (1, 9, 3), (4, 2, 1)] {
+            assert_eq!(passes(height, width, window), width + window * (height - 1));
+        }
+        // Emu3, 90x90, window 7: 713 passes.
+        assert_eq!(passes(90, 90, 7), 713);
+    }
+
+    #[test]
+    fn lanes_fill_every_position_whatever_their_shape() {
+        for (context, window, adaptive) in [(1, 1, true), (3, 4, false), (6, 9, false), (100, 3, false), (2, 5, true)] {
+            for seed in 0..20 {
+                let mut toy = Toy::new(5, 7, 6, TOKEN, seed);
+                let shape = lanes::Shape { context, window, guess: Guess::Left, adaptive };
+                let mut schedule = lanes::Lanes::new(toy.scene(), shape);
+                let outcome = toy.decode(&mut schedule);
+                assert_eq!(schedule.done(), 35);
+                // One row can be no faster than its windows, and no slower than plain AR.
+                assert!(outcome.stats.nfe <= 7 + 5 * 7 && outcome.stats.nfe >= 5, "{:?}", outcome.stats);
+            }
+        }
+    }
+
     #[test]
     fn mutants_are_caught() {
         let law = law();
@@ -276,7 +461,7 @@ mod law {
         assert!(!follows(&law, &counts(Coupled, None, wave(Some(1)))), "committed after one round");
         let paper = ssd::Knobs { rounds: 1, ..ssd::Knobs::default() };
         let ssd = |toy: &Toy| -> Box<dyn Schedule> { Box::new(Ssd::new(toy.grid(), toy.heads(), &paper)) };
-        assert!(!follows(&law, &counts(AutoCorrect, None, ssd)), "one round of auto correction");
+        assert!(!follows(&law, &counts(Judged(Test::Token), None, ssd)), "one round of auto correction");
     }
 
     #[test]
@@ -285,7 +470,7 @@ mod law {
             [(24, 24, 0, 1, 0), (24, 24, 1, 1, 0), (24, 24, 2, 1, 0), (6, 7, 5, 2, 4), (6, 7, 3, 2, 0)]
         {
             let knobs = ssd::Knobs { rounds, rows_per_block, refinements };
-            let mut toy = Toy::new(height, width, 4, AutoCorrect, 1);
+            let mut toy = Toy::new(height, width, 4, Judged(Test::Token), 1);
             let outcome = toy.decode(&mut Ssd::new(toy.grid(), toy.heads(), &knobs));
             assert_eq!(outcome.stats.nfe, knobs.passes(toy.grid(), 3));
             assert_eq!(outcome.tokens.len(), height * width);

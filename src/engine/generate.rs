@@ -11,6 +11,7 @@ use crate::models::avatar::{Avatar, Condition, Prompt};
 use crate::nn::Formats;
 use crate::rng::Stream;
 use crate::sampling::{Sampling, log_prob};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A model that is ready to generate.
@@ -18,6 +19,8 @@ pub struct Generator<B: Backend> {
     /// The model.
     pub model: Avatar<B>,
     unconditional: Condition,
+    /// Those that acceptance rules have looked at, by the neighbours of a token and whether they are of the tokenizer.
+    codebooks: Mutex<Vec<((u32, bool), Arc<B::Codebook>)>>,
 }
 
 /// How a picture is to be made.
@@ -56,7 +59,7 @@ impl<B: Backend> Generator<B> {
     pub fn load_in(formats: Formats, backend: B, files: &Files) -> Result<Self, Error> {
         let model = Avatar::load(backend, files, formats)?;
         let unconditional = model.condition(&model.unconditional())?;
-        Ok(Self { model, unconditional })
+        Ok(Self { model, unconditional, codebooks: Mutex::new(Vec::new()) })
     }
 
     /// The model's own defaults.
@@ -76,7 +79,7 @@ impl<B: Backend> Generator<B> {
         let image =
             Image { stream: Stream { seed: request.seed, image: 0 }, sampling: request.sampling, test: Test::Token };
         let mut session = self.session(&request.prompt, image, request.method.acceptance())?;
-        let mut schedule = request.method.schedule(session.grid(), session.heads());
+        let mut schedule = request.method.schedule(session.scene());
         let start = Instant::now();
         let outcome = decode::run(&mut session, &mut *schedule, progress)?;
         let decode_time = start.elapsed();
@@ -111,6 +114,36 @@ impl<B: Backend> Generator<B> {
     pub fn session(&self, prompt: &str, image: Image, acceptance: Acceptance) -> Result<Session<'_, B>, Error> {
         image.sampling.validate().map_err(Error::Request)?;
         let condition = self.model.condition(&self.prompt(prompt)?)?;
-        Ok(Session::new(&self.model, condition, self.unconditional.clone(), image, acceptance)?)
+        let codebook = self.codebook(acceptance)?;
+        Ok(Session::new(&self.model, condition, self.unconditional.clone(), image, acceptance, codebook)?)
+    }
+
+    /// What an acceptance rule looks at: groups at the transformer's embeddings, pools at the tokenizer's codes.
+    fn codebook(&self, acceptance: Acceptance) -> Result<Option<Arc<B::Codebook>>, Error> {
+        let (neighbours, codes) = match acceptance {
+            Acceptance::Judged(Test::Grouped { distance, .. }) if distance < f32::INFINITY => (0, false),
+            Acceptance::Judged(Test::Pooled { neighbours, .. } | Test::Threshold { neighbours, .. }) => {
+                (neighbours, true)
+            }
+            _ => return Ok(None),
+        };
+        let vocab = self.model.config.image_vocab_size;
+        if neighbours as usize >= vocab {
+            return Err(Error::Request(format!("{neighbours} neighbours of a token, there are {}", vocab - 1)));
+        }
+        let mut codebooks = self.codebooks.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, codebook)) = codebooks.iter().find(|(of, _)| *of == (neighbours, codes)) {
+            return Ok(Some(codebook.clone()));
+        }
+        let backend = &self.model.backend;
+        let codebook = if codes {
+            let (vectors, dim) = self.model.vq.codebook();
+            backend.codebook(vectors, dim, neighbours as usize)?
+        } else {
+            backend.codebook(&backend.read(self.model.token_table())?, self.model.config.hidden_size, 0)?
+        };
+        let codebook = Arc::new(codebook);
+        codebooks.push(((neighbours, codes), codebook.clone()));
+        Ok(Some(codebook))
     }
 }

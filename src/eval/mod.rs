@@ -1,11 +1,12 @@
 //! Measuring decoders on held-out prompts: passes, time, attribute accuracy, likelihood, FID.
 
 pub mod fid;
+pub mod plot;
 
 use crate::backend::Backend;
 use crate::checkpoint::{Error as CheckpointError, Files};
 use crate::decode::methods::Method;
-use crate::engine::{Error, Generator, Picture, Request};
+use crate::engine::{Error, Generator, Output, Picture, Request};
 use crate::nn::classifier::Classifier;
 use crate::rng::{Purpose, Stream};
 use crate::sampling::{Sampling, argmax};
@@ -32,7 +33,7 @@ pub struct Judge<B: Backend> {
 }
 
 /// A mean with its standard error.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Estimate {
     /// The mean.
     pub value: f64,
@@ -41,7 +42,7 @@ pub struct Estimate {
 }
 
 /// What one decoder did.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Report {
     /// Name.
     pub decoder: String,
@@ -53,10 +54,16 @@ pub struct Report {
     pub images: usize,
     /// Passes per picture.
     pub nfe: Estimate,
+    /// Plain AR's passes over these, when it was measured in the same run.
+    pub passes_ratio: Option<f64>,
     /// Seconds per picture, one picture at a time on all threads, without pixels.
     pub seconds: Estimate,
+    /// Plain AR's seconds over these, when it was measured in the same run.
+    pub time_ratio: Option<f64>,
     /// Share of drafts that their first verification left unchanged.
     pub acceptance: Estimate,
+    /// The same for each position of the grid, over the pictures; `None` where nothing was drafted.
+    pub acceptance_by_position: Vec<Option<f64>>,
     /// Share of the named attributes that the classifier finds.
     pub attribute_accuracy: Estimate,
     /// Bits per token of the samples under plain AR's processed distribution.
@@ -71,6 +78,7 @@ pub struct Report {
 struct Sample {
     nfe: f64,
     acceptance: f64,
+    first: Vec<Option<bool>>,
     accuracy: Option<f64>,
     nll: f64,
     features: Vec<f32>,
@@ -117,13 +125,14 @@ impl<B: Backend> Judge<B> {
             sampling,
             method,
         };
-        let seconds = (0..images.min(TIMED)).map(|index| {
-            let output = generator.generate(&request(index), &mut |_| ())?;
-            Ok(output.decode_time.as_secs_f64())
-        });
-        let seconds: Vec<f64> = seconds.collect::<Result<_, Error>>()?;
+        let timed: Vec<Output> = (0..images.min(TIMED))
+            .map(|index| generator.generate(&request(index), &mut |_| ()))
+            .collect::<Result<_, Error>>()?;
+        let seconds = Estimate::of(timed.iter().map(|output| output.decode_time.as_secs_f64()));
         let sample = |index: usize| {
-            let sample = self.sample(generator, &request(index), &self.cases[index % self.cases.len()]);
+            let output = timed.get(index).cloned();
+            let output = output.map_or_else(|| generator.generate(&request(index), &mut |_| ()), Ok)?;
+            let sample = self.judge(generator, &request(index), &self.cases[index % self.cases.len()], output);
             tick();
             sample
         };
@@ -135,8 +144,11 @@ impl<B: Backend> Judge<B> {
             exact: method.is_exact(),
             images,
             nfe: over(|sample| Some(sample.nfe)),
-            seconds: Estimate::of(seconds.into_iter()),
+            passes_ratio: None,
+            seconds,
+            time_ratio: None,
             acceptance: over(|sample| Some(sample.acceptance)),
+            acceptance_by_position: by_position(&samples),
             attribute_accuracy: over(|sample| sample.accuracy),
             nll: over(|sample| Some(sample.nll)),
             fid: self.fid(&samples),
@@ -144,8 +156,7 @@ impl<B: Backend> Judge<B> {
         })
     }
 
-    fn sample(&self, generator: &Generator<B>, request: &Request, case: &Case) -> Result<Sample, Error> {
-        let output = generator.generate(request, &mut |_| ())?;
+    fn judge(&self, generator: &Generator<B>, request: &Request, case: &Case, output: Output) -> Result<Sample, Error> {
         let picture = &output.picture;
         let judged = self.classifier.judge(&generator.model.backend, &picture.rgb, (picture.height, picture.width))?;
         let right = case.attributes.iter().filter(|(attribute, class)| {
@@ -153,12 +164,14 @@ impl<B: Backend> Judge<B> {
             let logits = judged.logits.iter().find(|(name, _)| name == *attribute).map(|(_, logits)| logits);
             matches!((classes, logits), (Some(classes), Some(logits)) if classes[argmax(logits)] == **class)
         });
-        let named = case.attributes.len();
+        let (named, right) = (case.attributes.len(), right.count());
+        let nll = generator.bits_per_token(&request.prompt, request.sampling, &output.outcome.tokens)?;
         Ok(Sample {
             nfe: output.outcome.stats.nfe as f64,
             acceptance: output.outcome.stats.acceptance(),
-            accuracy: (named > 0).then(|| right.count() as f64 / named as f64),
-            nll: generator.bits_per_token(&request.prompt, request.sampling, &output.outcome.tokens)?,
+            first: output.outcome.first,
+            accuracy: (named > 0).then(|| right as f64 / named as f64),
+            nll,
             features: judged.features,
             picture: output.picture,
         })
@@ -202,6 +215,39 @@ impl Estimate {
         let variance = values.iter().map(|x| (x - value).powi(2)).sum::<f64>() / (count - 1.0);
         Self { value, error: (variance / count).sqrt() }
     }
+}
+
+/// Share of first verifications that kept their token, for each position.
+fn by_position(samples: &[Sample]) -> Vec<Option<f64>> {
+    let positions = samples.iter().map(|sample| sample.first.len()).max().unwrap_or(0);
+    let share = |position: usize| {
+        let verdicts = samples.iter().filter_map(|sample| sample.first[position]);
+        let (kept, all) = verdicts.fold((0, 0), |(kept, all), verdict| (kept + usize::from(verdict), all + 1));
+        (all > 0).then(|| f64::from(kept as u32) / f64::from(all))
+    };
+    (0..positions).map(share).collect()
+}
+
+impl Report {
+    /// States the ratios to plain AR's report.
+    pub fn compare(&mut self, plain: &Cost) {
+        self.passes_ratio = Some(plain.nfe / self.nfe.value);
+        self.time_ratio = Some(plain.seconds / self.seconds.value);
+    }
+
+    /// What others are compared with.
+    pub fn cost(&self) -> Cost {
+        Cost { nfe: self.nfe.value, seconds: self.seconds.value }
+    }
+}
+
+/// What plain AR needs for a picture.
+#[derive(Clone, Copy, Debug)]
+pub struct Cost {
+    /// Passes.
+    pub nfe: f64,
+    /// Seconds.
+    pub seconds: f64,
 }
 
 /// Every attribute and class of the cases is one that the classifier knows.

@@ -40,6 +40,11 @@ impl<B: Backend> Vq<B> {
         })
     }
 
+    /// The vector of each token, `[vocab, dim]`, and dim.
+    pub fn codebook(&self) -> (&[f32], usize) {
+        (&self.codebook, self.latent)
+    }
+
     /// Pixels per token along a side.
     pub fn downscale(&self) -> usize {
         self.downscale

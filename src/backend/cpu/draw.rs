@@ -9,6 +9,7 @@ use crate::rng::{Purpose, Stream};
 use crate::sampling::{gumbel_max, softmax};
 
 /// The tokens of images in the making, and what the rules keep of each position.
+#[cfg_attr(test, derive(Clone))]
 pub struct Canvas {
     positions: usize,
     vocab: usize,
@@ -92,6 +93,12 @@ impl Canvas {
         assert!((token as usize) < self.vocab, "token {token} of {}", self.vocab);
         self.proposals[index] = Proposal::Put(token);
         Drawn { before: std::mem::replace(&mut self.tokens[index], token), after: token }
+    }
+
+    /// Takes the law of a token from an earlier state of the canvas.
+    #[cfg(test)]
+    pub(crate) fn take_law(&mut self, index: usize, earlier: &Self) {
+        self.proposals[index] = earlier.proposals[index].clone();
     }
 
     /// Draws one token from log-weights (up to a constant) into the canvas. One that follows a verdict comes right after it.
