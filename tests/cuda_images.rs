@@ -341,23 +341,24 @@ fn in_formats(formats: Formats) -> (Generator<CudaBackend>, Generator<CpuBackend
 fn images_in_other_formats_are_those_of_the_processor() {
     let _turn = alone();
     let fp8 = KvFormat::Fp8(KvScales::default());
-    for (formats, plain) in [
-        (Formats { weights: WeightFormat::Fp8, kv: fp8, rows: None }, true),
-        (Formats { weights: WeightFormat::Int4, ..Formats::default() }, false),
-        (Formats { rows: Some(512), ..Formats::default() }, false),
+    // Fewer passes where it is not about losing nothing.
+    for (formats, method) in [
+        (Formats { weights: WeightFormat::Fp8, kv: fp8, rows: None }, Method::EXACT),
+        (Formats { weights: WeightFormat::Int4, ..Formats::default() }, Method::WAVEFRONT),
+        (Formats { rows: Some(512), ..Formats::default() }, Method::WAVEFRONT),
     ] {
         let (device, host) = in_formats(formats);
         let sampling = host.default_sampling();
-        let exact = tokens(&device, Method::EXACT, sampling);
-        if plain {
-            assert_eq!(tokens(&device, Method::Ar, sampling), exact, "{formats:?}");
+        let image = tokens(&device, method, sampling);
+        if method == Method::EXACT {
+            assert_eq!(tokens(&device, Method::Ar, sampling), image, "{formats:?}");
         }
-        let (ours, theirs) = (forced(&device, sampling, &exact), forced(&host, sampling, &exact));
+        let (ours, theirs) = (forced(&device, sampling, &image), forced(&host, sampling, &image));
         let apart = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         println!("{formats:?}: largest difference of a log-weight: {apart}");
         assert!(apart <= BOUND, "{formats:?}: log-weights are {apart} apart");
         // The formats make a difference: they are not silently bf16.
-        let usual = forced(gpu(), sampling, &exact);
+        let usual = forced(gpu(), sampling, &image);
         let moved = ours.iter().zip(&usual).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         println!("{formats:?}: largest difference from bf16: {moved}");
         assert!(formats.rows.is_some() || moved > BOUND, "{formats:?}: {moved}");
