@@ -105,6 +105,7 @@ def generate(model, ids, cfg, seed=0, temperature=1.0, keep=False):
 def sheet(pictures, path, columns=10):
     """A contact sheet of uint8 [n,96,96,3]."""
     from PIL import Image
+    columns = min(columns, len(pictures))
     n = len(pictures) // columns * columns
     rows = [np.concatenate(pictures[i:i + columns], 1) for i in range(0, n, columns)]
     Image.fromarray(np.concatenate(rows)).save(path)
