@@ -37,7 +37,7 @@ FIRST = 1792  # held-out pictures whose captions are sampled; 0..511 judge sampl
 class Eagle(nn.Module):
     """The part named eagle.* in the checkpoint, in units in which h and x have a mean square of 1.
 
-    In the target's own units (about 100 and 1) the layer would hardly see the token, and its output matrices would
+    In the target's own units (about 100 and 6) the layer would hardly see the token, and its output matrices would
     have to grow for thousands of steps.
     """
 
