@@ -425,6 +425,30 @@ mod tests {
     }
 
     #[test]
+    fn teams_that_run_together_are_apart() {
+        let text = ".reg .b32 %a, %r, %b, %m; .reg .pred %p; vote.sync.ballot.b32 %b, %p, %m;
+            redux.sync.add.u32 %r, %a, %m; match.any.sync.b32 %a, %a, %m;";
+        let mut s = Snippet::new(text).unwrap();
+        s.set_b32("%m", std::array::from_fn(|lane| if lane < 12 { 0xfff } else { !0xfff }));
+        s.set_b32("%a", [3; LANES]);
+        s.set_pred("%p", 0x0000_1801);
+        s.run();
+        let by_team = |low: u32, high: u32| std::array::from_fn(|lane| if lane < 12 { low } else { high });
+        assert_eq!(s.b32("%b"), by_team(0x801, 0x1000));
+        assert_eq!(s.b32("%r"), by_team(36, 60));
+        assert_eq!(s.b32("%a"), by_team(0xfff, !0xfff));
+    }
+
+    #[test]
+    fn a_shuffle_from_a_lane_that_takes_no_part_is_noticed() {
+        let text = ".reg .b32 %a, %d; shfl.sync.bfly.b32 %d, %a, 12, 0x1f, 0xff;";
+        let mut s = Snippet::new(text).unwrap();
+        s.set_b32("%a", std::array::from_fn(|lane| lane as u32));
+        s.run_lanes(0xff);
+        assert_eq!(s.b32("%d")[..8], [u32::MAX; 8]);
+    }
+
+    #[test]
     fn the_mode_may_stand_before_or_behind_sync() {
         for [one, other] in [
             ["vote.sync.ballot.b32 %a, %p, -1;", "vote.ballot.sync.b32 %a, %p, -1;"],

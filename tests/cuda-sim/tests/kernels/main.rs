@@ -14,6 +14,7 @@ mod simulator;
 
 mod attention;
 mod cluster;
+mod cub;
 mod cute;
 mod fp8;
 mod gemm;
