@@ -24,8 +24,8 @@ pub struct Function {
     pub program: Arc<Program>,
     /// Whether it adds floats atomically.
     pub float_atomics: bool,
-    /// `.version` of the PTX, ten times.
-    pub ptx_version: u32,
+    /// The virtual architecture of its PTX, such as 80: by its `PTX_VERSION`, programs choose what they launch.
+    pub architecture: u32,
     /// `MAX_DYNAMIC_SHARED_SIZE_BYTES`, once it was set.
     pub max_dynamic_shared: Option<u32>,
     /// `PREFERRED_SHARED_MEMORY_CARVEOUT`, kept and of no effect.
@@ -46,7 +46,7 @@ impl Function {
         name: CString,
         entry: Arc<Entry>,
         program: Arc<Program>,
-        ptx_version: u32,
+        architecture: u32,
     ) -> Function {
         Function {
             context,
@@ -56,7 +56,7 @@ impl Function {
             entry,
             program,
             float_atomics: false,
-            ptx_version,
+            architecture,
             max_dynamic_shared: None,
             carveout: -1,
             non_portable_cluster: false,
@@ -98,7 +98,7 @@ fn value(driver: &Driver, function: &Function, attribute: u32) -> Option<i32> {
         }
         3 => bytes(function.entry.local_bytes),
         4 => REGISTERS_PER_THREAD as i32,
-        5 => function.ptx_version as i32,
+        5 => function.architecture as i32,
         6 => (major * 10 + minor) as i32,
         7 => 0,
         8 => bytes(function.dynamic_shared_limit(&driver.config.device)),

@@ -29,8 +29,8 @@ pub struct Module {
     pub variables: HashMap<String, (u64, u64)>,
     /// The kernels that add floats atomically; looked for when launches are swept.
     pub float_atomics: HashSet<String>,
-    /// `.version`, ten times.
-    pub ptx_version: u32,
+    /// The virtual architecture of the text.
+    pub architecture: u32,
 }
 
 /// The newest PTX that the simulator takes, of CUDA 13.5. A driver of CUDA 13.0 stops at 9.0; compilers that emit more are
@@ -69,7 +69,7 @@ fn version(text: &str) -> Option<(u32, u32)> {
     Some((major.parse().ok()?, rest[..digits].parse().ok()?))
 }
 
-/// Refuses what the device's own compiler would refuse.
+/// Refuses what the device's own compiler would refuse; the virtual architecture of the rest, such as 80.
 fn check_target(text: &str, capability: (u32, u32), driver: Option<(u32, u32)>) -> Result<u32> {
     let Some(version) = version(text) else {
         return Err(Error::Ptx("PTX without a .version".into()));
@@ -92,14 +92,14 @@ fn check_target(text: &str, capability: (u32, u32), driver: Option<(u32, u32)>) 
             let (number, suffix) = (target.0, if target.1 { "a" } else { "" });
             Err(Error::Ptx(format!("PTX for sm_{number}{suffix} does not run on a device of sm_{device}")))
         }
-        Some(_) => Ok(version.0 * 10 + version.1),
+        Some(target) => Ok(target.0),
     }
 }
 
 /// Loads a module from its text.
 fn load(driver: &mut Driver, context: Handle, text: &str) -> Result<Handle> {
     driver.pass(Site::Module)?;
-    let ptx_version = check_target(text, driver.config.device.capability, driver.config.driver)?;
+    let architecture = check_target(text, driver.config.device.capability, driver.config.driver)?;
     let mut placed = Vec::new();
     let mut failure = None;
     let loaded = Program::load(text, &mut |variable| {
@@ -134,7 +134,7 @@ fn load(driver: &mut Driver, context: Handle, text: &str) -> Result<Handle> {
     let program = Arc::new(program);
     let float_atomics = if driver.runs(context).sweep > 1 { float_atomics::kernels(text) } else { HashSet::new() };
     let functions = HashMap::new();
-    Ok(driver.modules.insert(Module { context, program, functions, variables, float_atomics, ptx_version }))
+    Ok(driver.modules.insert(Module { context, program, functions, variables, float_atomics, architecture }))
 }
 
 impl Driver {
@@ -162,7 +162,7 @@ impl Driver {
         let c_name = CString::new(name).map_err(|_| Error::invalid("a name with a zero byte"))?;
         let entry = Arc::new(entry.clone());
         let program = found.program.clone();
-        let mut function = Function::new(found.context, module, c_name, entry, program, found.ptx_version);
+        let mut function = Function::new(found.context, module, c_name, entry, program, found.architecture);
         function.float_atomics = found.float_atomics.contains(name);
         let handle = self.functions.insert(function);
         self.modules.get_mut(module)?.functions.insert(name.into(), handle);
@@ -351,7 +351,7 @@ mod tests {
     #[test]
     fn ptx_for_another_device_or_driver_is_refused() {
         let of = |version: &str, target: &str| format!("// made\n.version {version}\n.target {target}\n");
-        assert_eq!(check_target(&of("8.7", "sm_80"), (9, 0), None).unwrap(), 87);
+        assert_eq!(check_target(&of("8.7", "sm_80"), (9, 0), None).unwrap(), 80);
         assert_eq!(check_target(&of("9.0", "sm_90a, debug"), (9, 0), None).unwrap(), 90);
         assert!(matches!(check_target(&of("9.6", "sm_80"), (9, 0), None), Err(Error::PtxVersion(_))));
         assert!(matches!(check_target(&of("9.0", "sm_90a"), (10, 0), None), Err(Error::Ptx(_))));

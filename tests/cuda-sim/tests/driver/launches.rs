@@ -102,6 +102,14 @@ fn limits_are_enforced_at_the_call() {
 }
 
 #[test]
+fn a_kernel_says_for_which_architecture_it_was_compiled() {
+    let context = own_context();
+    let text = ".version 8.7\n.target sm_75\n.address_size 64\n.visible .entry k() { ret; }";
+    let kernel = context.load_module(Ptx::from_src(text)).unwrap().load_function("k").unwrap();
+    assert_eq!(kernel.get_attribute(Attribute::CU_FUNC_ATTRIBUTE_PTX_VERSION).unwrap(), 75);
+}
+
+#[test]
 fn more_shared_memory_must_be_asked_for() {
     let context = own_context();
     let stream = context.default_stream();
