@@ -143,7 +143,7 @@ pub const DECODERS: [Description; 9] = [
         training: "spatial heads",
         source: "weft: the same, committed when verified",
         method: Method::EXACT,
-        sweep: &["exact:window=4"],
+        sweep: &["exact:window=2", "exact:coupling=maximal"],
     },
 ];
 
@@ -156,16 +156,18 @@ impl Method {
         slope: 0.2,
         window: f64::INFINITY,
         rounds: Some(8),
+        reach: None,
         drafter: DRAFTER,
         coupling: Coupling::Gumbel,
         relaxation: Some(Relaxation::NONE),
     });
-    /// A window of about two rows: wider ones save few passes and feed many more rows.
+    /// A window of about three rows: wider ones save few passes and feed many more rows.
     pub const EXACT: Self = Self::Exact(pipeline::Knobs {
         lag: 1.0,
         slope: 0.04,
-        window: 2.0,
+        window: 3.0,
         rounds: None,
+        reach: None,
         drafter: DRAFTER,
         coupling: Coupling::Gumbel,
         relaxation: None,
@@ -312,7 +314,8 @@ mod tests {
             }
         }
         for text in [
-            "wavefront:lag=2:rounds=5:draft=left:coupling=maximal:pool=9:mass=0.2",
+            "wavefront:lag=2:rounds=5:reach=2:draft=left:coupling=maximal:pool=9:mass=0.2",
+            "wavefront:reach=all",
             "scd:window=64:init=above:coupling=gumbel",
             "gsd:window=8:init=left:g=25:delta=0.3:distance=inf",
             "zipar:window=3:adaptive=1",

@@ -151,7 +151,7 @@ impl Plan {
 
     /// One verification of every drafted position from `first` on; positions `begin..first` only give context.
     fn round(&mut self, begin: usize, first: usize) {
-        let asks = (first..self.drafted).map(|position| Ask::verify(position)).collect();
+        let asks = (first..self.drafted).map(Ask::verify).collect();
         self.push(begin, self.drafted, asks, None, first);
     }
 

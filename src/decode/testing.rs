@@ -300,7 +300,8 @@ mod law {
 
     fn coupled_wave(rounds: Option<u32>, coupling: Coupling) -> impl Fn(&Toy) -> Box<dyn Schedule> {
         let drafter = drafter::SpatialDrafter { preference: drafter::Preference::Both };
-        let knobs = Knobs { lag: 1.0, slope: 0.5, window: 2.0, rounds, drafter, coupling, relaxation: None };
+        let knobs =
+            Knobs { lag: 1.0, slope: 0.5, window: 2.0, rounds, reach: None, drafter, coupling, relaxation: None };
         move |toy| Box::new(Wave::new(toy.grid(), toy.heads(), knobs))
     }
 

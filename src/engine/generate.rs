@@ -19,8 +19,16 @@ pub struct Generator<B: Backend> {
     /// The model.
     pub model: Avatar<B>,
     unconditional: Condition,
-    /// Those that acceptance rules have looked at, by the neighbours of a token and whether they are of the tokenizer.
-    codebooks: Mutex<Vec<((u32, bool), Arc<B::Codebook>)>>,
+    codebooks: Mutex<Vec<Known<B>>>,
+}
+
+/// A codebook that an acceptance rule has looked at.
+struct Known<B: Backend> {
+    /// Nearest others of each token.
+    neighbours: u32,
+    /// Of the tokenizer's codes, rather than of the transformer's embeddings.
+    of_codes: bool,
+    codebook: Arc<B::Codebook>,
 }
 
 /// How a picture is to be made.
@@ -120,7 +128,7 @@ impl<B: Backend> Generator<B> {
 
     /// What an acceptance rule looks at: groups at the transformer's embeddings, pools at the tokenizer's codes.
     fn codebook(&self, acceptance: Acceptance) -> Result<Option<Arc<B::Codebook>>, Error> {
-        let (neighbours, codes) = match acceptance {
+        let (neighbours, of_codes) = match acceptance {
             Acceptance::Judged(Test::Grouped { distance, .. }) if distance < f32::INFINITY => (0, false),
             Acceptance::Judged(Test::Pooled { neighbours, .. } | Test::Threshold { neighbours, .. }) => {
                 (neighbours, true)
@@ -132,18 +140,19 @@ impl<B: Backend> Generator<B> {
             return Err(Error::Request(format!("{neighbours} neighbours of a token, there are {}", vocab - 1)));
         }
         let mut codebooks = self.codebooks.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, codebook)) = codebooks.iter().find(|(of, _)| *of == (neighbours, codes)) {
-            return Ok(Some(codebook.clone()));
+        let is_it = |known: &&Known<B>| (known.neighbours, known.of_codes) == (neighbours, of_codes);
+        if let Some(known) = codebooks.iter().find(is_it) {
+            return Ok(Some(known.codebook.clone()));
         }
         let backend = &self.model.backend;
-        let codebook = if codes {
+        let codebook = if of_codes {
             let (vectors, dim) = self.model.vq.codebook();
             backend.codebook(vectors, dim, neighbours as usize)?
         } else {
             backend.codebook(&backend.read(self.model.token_table())?, self.model.config.hidden_size, 0)?
         };
         let codebook = Arc::new(codebook);
-        codebooks.push(((neighbours, codes), codebook.clone()));
+        codebooks.push(Known { neighbours, of_codes, codebook: codebook.clone() });
         Ok(Some(codebook))
     }
 }
