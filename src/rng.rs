@@ -51,7 +51,12 @@ impl Stream {
 
     /// Uniform in (0, 1).
     pub fn uniform(self, purpose: Purpose, round: u32, position: usize) -> f32 {
-        unit(self.block(purpose, round, position as u32, 0)[0])
+        self.uniform_of(purpose, round, position, 0)
+    }
+
+    /// Uniform in (0, 1), the `index`-th of its kind.
+    pub fn uniform_of(self, purpose: Purpose, round: u32, position: usize, index: u32) -> f32 {
+        unit(self.block(purpose, round, position as u32, index / 4)[index as usize % 4])
     }
 
     /// Fills `noise` with independent standard Gumbel variables, one per vocabulary entry.

@@ -26,8 +26,8 @@ mod step;
 
 pub use quantise::{Fp8, Int4, KvFormat, KvScales, WeightFormat};
 pub use step::{
-    Copy, Draw, Drawn, GROUP, Image, Layout, NONE, PageTable, Phase, PoolBound, Put, RowPlace, Rule, Slot, Source,
-    Step, Test,
+    CHILDREN, Copy, Draw, Drawn, GROUP, Image, Layout, NONE, PageTable, Phase, PoolBound, Put, RowPlace, Rule, Slot,
+    Source, Step, Test,
 };
 
 use half::bf16;
@@ -339,7 +339,7 @@ pub trait Backend: Send + Sync {
     /// `x[m] += y[m]`.
     fn add(&self, x: &mut Self::Tensor, y: &Self::Tensor);
 
-    /// Inputs of the step's rows, which are of the grid: `out[m] = tokens[canvas] + rows[row] + cols[col] +
+    /// Inputs of the step's rows, which are of the grid, or nodes of draft trees at positions of it: `out[m] = tokens[canvas] + rows[row] + cols[col] +
     /// bias[sequence]`, summed in this order.
     fn embed(
         &self,

@@ -182,19 +182,48 @@ pub struct Source {
 }
 
 /// How a token is drawn from the processed distribution p of its position.
+///
+/// The nodes of a draft tree have places in the canvas behind the grid: that of scratch slot `s` is `positions + s`, in a
+/// canvas with so many more places. A node's token is what the pass embeds in its row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
 pub enum Rule {
     /// Coupled randomness: argmax(log p + Gumbel noise of the position), whatever the token is now.
-    Coupled = 0,
+    Coupled,
     /// argmax(log p + noise of its own), and p is kept as the law that the token was drawn from. For
     /// [`Rule::AutoCorrect`] to judge later.
-    Draft = 1,
+    Draft,
     /// Keep the token if it passes the image's [`Test`], else replace it; q is the law that it was drawn from, and p is
     /// kept as the law that it then has. With [`Test::Token`] at every position and without a prefix rule this is SSD's
     /// "verification as auto correction" (arXiv 2606.20543, Eq. 4-5).
-    AutoCorrect = 2,
+    AutoCorrect,
+    /// Children of a node of a draft tree: so many different tokens, sampled without replacement (those of the largest log p
+    /// + noise, in this order), go to the place and those that follow it; p is kept at the first. Where p has fewer, the rest
+    /// are no children: copies of the first.
+    Children {
+        /// How many, [`CHILDREN`] at most.
+        count: u32,
+    },
+    /// The children of a node of a draft tree, judged one after another by the node's p: the first that passes the image's
+    /// [`Test`] is its next token; each that fails leaves the residual in place of p for those after it; if none passes, the
+    /// token is drawn from what is left. With [`Test::Token`] its law is p exactly (recursive rejection sampling, as in
+    /// SpecInfer, arXiv 2305.09781, and EAGLE, arXiv 2401.15077).
+    ///
+    /// Nothing is written to the canvas, so all nodes of a tree are judged in one step, and the host walks from the root. Of
+    /// the random numbers of a position only those of one node on its way count: nodes at one position may share them.
+    Siblings {
+        /// Place of the first; the others' follow.
+        first: u32,
+        /// How many, [`CHILDREN`] at most.
+        count: u32,
+        /// Whether they were drawn by [`Rule::Children`], so that the law of each is q without those before it (EAGLE-1's
+        /// static tree); else they were chosen, and the law of each has it alone (the most probable ones of EAGLE-2,
+        /// arXiv 2406.16858).
+        drawn: bool,
+    },
 }
+
+/// Children of a node at most.
+pub const CHILDREN: u32 = 64;
 
 /// When tokens are drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -210,7 +239,8 @@ pub enum Phase {
 pub struct Draw {
     /// Index into [`Step::images`].
     pub image: u32,
-    /// Raster position that receives it.
+    /// Raster position, or place of a tree's node, that receives it, and whose random numbers are used; siblings are drafts
+    /// of it.
     pub position: u32,
     /// How.
     pub rule: Rule,
@@ -240,10 +270,10 @@ pub(super) fn check_chains(draws: &[Draw]) {
     }
 }
 
-/// What a drawn token replaced.
+/// What a drawn token replaced; of [`Rule::Siblings`], which child passed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Drawn {
-    /// The token before.
+    /// The token before; of siblings the number of the one that passed, [`NONE`] if none did.
     pub before: u32,
     /// The token now.
     pub after: u32,

@@ -9,7 +9,7 @@ use crate::draw::{Case, PLAIN, STREAM};
 use crate::support::{Noise, backend, cpu, tensor};
 
 /// A canvas, what is drawn on it, and by which test.
-struct Bench<B: Backend> {
+pub struct Bench<B: Backend> {
     step: B::Step,
     canvas: B::Canvas,
     logits: B::Tensor,
@@ -19,14 +19,20 @@ struct Bench<B: Backend> {
 
 /// What the host puts and what is drawn in one step.
 #[derive(Default)]
-struct Round {
-    puts: Vec<Put>,
-    drafts: Vec<Draw>,
-    verdicts: Vec<Draw>,
+pub struct Round {
+    pub puts: Vec<Put>,
+    pub drafts: Vec<Draw>,
+    pub verdicts: Vec<Draw>,
 }
 
 impl<B: Backend> Bench<B> {
-    fn new(b: &B, case: &Case, positions: usize, logits: &[f32], (vectors, dim, near): (&[f32], usize, usize)) -> Self {
+    pub fn new(
+        b: &B,
+        case: &Case,
+        positions: usize,
+        logits: &[f32],
+        (vectors, dim, near): (&[f32], usize, usize),
+    ) -> Self {
         let capacity = Capacity { rows: positions, sequences: 1, sources: positions, ..Capacity::default() };
         Self {
             step: b.step(capacity).unwrap(),
@@ -38,7 +44,7 @@ impl<B: Backend> Bench<B> {
     }
 
     /// What was drawn, and the tokens then.
-    fn round(&mut self, b: &B, round: &Round, test: Test) -> (Vec<Drawn>, Vec<u32>) {
+    pub fn round(&mut self, b: &B, round: &Round, test: Test) -> (Vec<Drawn>, Vec<u32>) {
         let images = vec![Image { stream: STREAM, sampling: self.sampling, test }];
         let Round { puts, drafts, verdicts } = round;
         let (puts, drafts, verdicts) = (puts.clone(), drafts.clone(), verdicts.clone());
@@ -138,15 +144,15 @@ fn pools(neighbours: &[u32]) -> Vec<Test> {
 #[test]
 fn groups_are_judged_as_on_the_cpu() {
     let cut = Sampling { cfg: 3.0, temperature: 1.1, top_k: 60, top_p: 0.95 };
-    let sizes = groups(&[1, 2, 3, 14, 50, 1000]);
+    let sizes = groups(&[1, 2, 14, 1000]);
     for case in [
         Case::new(512, PLAIN),
         Case { two: true, ..Case::new(517, cut) },
         // Many weights are equal, so that ranks are decided by the tokens.
         Case { grain: 2.0, ..Case::new(512, PLAIN) },
     ] {
-        let (kept, failed) = compare(case, 10, (5, 0), &sizes);
-        assert!(kept > 20 && failed > 20, "{case:?}: {kept} kept, {failed} failed");
+        let (kept, failed) = compare(case, 6, (5, 0), &sizes);
+        assert!(kept > 10 && failed > 10, "{case:?}: {kept} kept, {failed} failed");
     }
     // Vectors of more dimensions than a warp has lanes.
     compare(Case::new(64, PLAIN), 9, (70, 0), &[Test::Grouped { size: 9, delta: 0.1, distance: 45.0 }]);
@@ -157,8 +163,8 @@ fn pools_are_judged_as_on_the_cpu() {
     let cut = Sampling { cfg: 3.0, temperature: 1.1, top_k: 60, top_p: 0.95 };
     let tests = pools(&[0, 1, 10, 300]);
     for case in [Case::new(512, PLAIN), Case { two: true, ..Case::new(517, cut) }] {
-        let (kept, failed) = compare(case, 10, (5, 300), &tests);
-        assert!(kept > 20 && failed > 20, "{case:?}: {kept} kept, {failed} failed");
+        let (kept, failed) = compare(case, 6, (5, 300), &tests);
+        assert!(kept > 10 && failed > 10, "{case:?}: {kept} kept, {failed} failed");
     }
 }
 

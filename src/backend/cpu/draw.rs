@@ -4,9 +4,10 @@ use super::Tensor;
 use super::rows::logits;
 use super::verify::{Case, Codebook, Verdict};
 use crate::backend::step::check_chains;
-use crate::backend::{Draw, Drawn, Error, Image, NONE, Phase, Rule, Step};
+use crate::backend::{CHILDREN, Draw, Drawn, Error, Image, NONE, Phase, Rule, Step};
 use crate::rng::{Purpose, Stream};
 use crate::sampling::{gumbel_max, softmax};
+use std::ops::Range;
 
 /// The tokens of images in the making, and what the rules keep of each position.
 #[cfg_attr(test, derive(Clone))]
@@ -122,6 +123,11 @@ impl Canvas {
                 self.gumbel(Purpose::Draft, draw, image.stream, log_weights)
             }
             Rule::AutoCorrect => self.auto_correct(index, draw, judged, image, codebook, log_weights),
+            Rule::Children { count } => self.children(index, count, draw, image.stream, log_weights),
+            Rule::Siblings { first, count, drawn } => {
+                let family = index - draw.position as usize + first as usize;
+                return self.siblings(family..family + count as usize, drawn, draw, image, codebook, log_weights);
+            }
         };
         self.tokens[index] = after;
         Drawn { before, after }
@@ -180,6 +186,69 @@ impl Canvas {
         };
         self.proposals[index] = Proposal::Law(p);
         after
+    }
+
+    /// Draws children into the places from `index`; returns the first.
+    fn children(&mut self, index: usize, count: u32, draw: &Draw, stream: Stream, log_weights: &[f32]) -> u32 {
+        assert!((1..=CHILDREN).contains(&count), "{count} children");
+        let mut q = vec![0.0; log_weights.len()].into_boxed_slice();
+        softmax(log_weights, &mut q);
+        self.proposals[index] = Proposal::Law(q);
+        let mut scores = vec![0.0; log_weights.len()];
+        stream.gumbel(Purpose::Draft, draw.round, draw.position as usize, &mut scores);
+        scores.iter_mut().zip(log_weights).for_each(|(score, weight)| *score += weight);
+        let mut order: Vec<u32> =
+            (0..scores.len() as u32).filter(|&t| scores[t as usize] > f32::NEG_INFINITY).collect();
+        order.sort_by(|&a, &b| scores[b as usize].total_cmp(&scores[a as usize]).then(a.cmp(&b)));
+        for child in 0..count as usize {
+            self.tokens[index + child] = *order.get(child).unwrap_or(&order[0]);
+        }
+        order[0]
+    }
+
+    /// Judges the children in these places.
+    fn siblings(
+        &mut self,
+        places: Range<usize>,
+        drawn: bool,
+        draw: &Draw,
+        image: &Image,
+        codebook: Option<&Codebook>,
+        log_weights: &[f32],
+    ) -> Drawn {
+        assert!((1..=CHILDREN as usize).contains(&places.len()), "{} children", places.len());
+        let (stream, position) = (image.stream, draw.position as usize);
+        let mut p = vec![0.0; log_weights.len()];
+        softmax(log_weights, &mut p);
+        let mut q: Vec<f32> =
+            if drawn { (0..p.len()).map(|t| self.proposals[places.start].of(t)).collect() } else { Vec::new() };
+        let mut log_weights = log_weights.to_vec();
+        for (child, place) in places.enumerate() {
+            let token = self.tokens[place];
+            let law = if drawn { Proposal::Law(q.clone().into_boxed_slice()) } else { Proposal::Put(token) };
+            if law.of(token as usize) == 0.0 {
+                continue; // q had no more
+            }
+            let uniform = stream.uniform_of(Purpose::Accept, draw.round, position, child as u32);
+            let case = Case { token: token as usize, log_weights: &log_weights, p: &p, q: &law, uniform, codebook };
+            let left = match case.judge(image.test) {
+                Verdict::Keep => return Drawn { before: child as u32, after: token },
+                Verdict::Correct => residual(&p, &law, &[]),
+                Verdict::CorrectWithout(pool) => residual(&p, &law, &pool),
+                Verdict::Redraw => log_weights.clone(),
+            };
+            // Should rounding have left nothing, p stays.
+            if left.iter().any(|weight| *weight > f32::NEG_INFINITY) {
+                softmax(&left, &mut p);
+                log_weights = left;
+            }
+            if drawn {
+                q[token as usize] = 0.0;
+                let total: f32 = q.iter().sum();
+                q.iter_mut().filter(|q| **q > 0.0).for_each(|q| *q /= total);
+            }
+        }
+        Drawn { before: NONE, after: self.gumbel(Purpose::Residual, draw, stream, &log_weights) }
     }
 
     /// Draws from a residual, or from p should rounding have left nothing of it.
@@ -336,7 +405,7 @@ mod tests {
         let q = [[0.7f32, 0.2, 0.1], [0.2, 0.5, 0.3], [0.3, 0.3, 0.4]];
         let p = [[0.3f32, 0.3, 0.4], [0.6, 0.2, 0.2], [0.1, 0.1, 0.8]];
         let (mut law, digits) = (vec![0.0; 27 * 27], |code: usize| [code % 3, code / 3 % 3, code / 9]);
-        for code in 0..27 * 27 {
+        for (code, law) in law.iter_mut().enumerate() {
             let (drafts, tokens) = (digits(code % 27), digits(code / 27));
             let (mut probability, mut judged) = (1.0, true);
             for i in 0..3 {
@@ -352,7 +421,7 @@ mod tests {
                 };
                 judged = !linked || (judged && x == t);
             }
-            law[code] = probability;
+            *law = probability;
         }
         law
     }
@@ -385,8 +454,8 @@ mod tests {
 
     /// Tokens on a line. By distance: 0: 1 4 2 3 5, 1: 0 2 4 3 5, 2: 3 1 0 5 4, 3: 2 5 1 0 4, 4: 0 1 2 3 5, 5: 3 2 1 0 4.
     const LINE: [f32; 6] = [0.0, 1.0, 3.0, 4.0, -1.5, 5.5];
-    const Q: [f32; 6] = [0.30, 0.05, 0.10, 0.05, 0.25, 0.25];
-    const P: [f32; 6] = [0.10, 0.25, 0.30, 0.20, 0.00, 0.15];
+    const Q: [f32; 6] = [0.25, 0.05, 0.05, 0.5, 0.125, 0.025];
+    const P: [f32; 6] = [0.125, 0.275, 0.175, 0.2, 0.0, 0.225];
 
     /// The law of a token of Q that is judged by P: by the probability that each passes, and what replaces it.
     fn law_of(pass: [f32; 6], instead: impl Fn(usize) -> [f32; 6]) -> [f32; 6] {
@@ -419,21 +488,22 @@ mod tests {
 
     #[test]
     fn groups_follow_the_law_of_the_paper() {
-        // Ranks by P: 2, 1, 3, 5, 0; 4 has none. Of three the one before and the one after, at the ends two on one side.
+        // Ranks by P: 1, 5, 3, 2, 0; 4 has none. Of three the one before and the one after, at the ends two on one side.
         let ratio =
             |group: &[usize]| group.iter().map(|&c| P[c]).sum::<f32>() / group.iter().map(|&c| Q[c]).sum::<f32>();
         let test = Test::Grouped { size: 3, delta: 1.0, distance: f32::INFINITY };
-        let pass = [ratio(&[3, 5, 0]), ratio(&[2, 1, 3]), ratio(&[2, 1, 3]), ratio(&[1, 3, 5]), 0.0, ratio(&[3, 5, 0])];
+        let (high, low) = (ratio(&[1, 5, 3]), ratio(&[3, 2, 0]));
+        let pass = [low, high, low, ratio(&[5, 3, 2]), 0.0, high];
         assert_follows(&law_of(pass, token_residual), |seed| judged(test, None, seed));
         // Four: two after.
         let test = Test::Grouped { size: 4, delta: 1.0, distance: f32::INFINITY };
-        let low = ratio(&[1, 3, 5, 0]);
-        let pass = [low, ratio(&[2, 1, 3, 5]), ratio(&[2, 1, 3, 5]), low, 0.0, low];
+        let (high, low) = (ratio(&[1, 5, 3, 2]), ratio(&[5, 3, 2, 0]));
+        let pass = [low, high, low, low, 0.0, high];
         assert_follows(&law_of(pass, token_residual), |seed| judged(test, None, seed));
         // Both filters: |p - p(t)| < 0.075 and squared distance < 5.
         let codebook = Codebook::new(&LINE, 1, 0);
         let test = Test::Grouped { size: 5, delta: 0.075, distance: 5.0 };
-        let pass = [P[0] / Q[0], ratio(&[1, 2]), ratio(&[2, 1]), ratio(&[3, 5]), 0.0, ratio(&[5, 3])];
+        let pass = [P[0] / Q[0], P[1] / Q[1], ratio(&[2, 3]), ratio(&[3, 2, 5]), 0.0, ratio(&[5, 3])];
         assert_follows(&law_of(pass, token_residual), |seed| judged(test, Some(&codebook), seed));
     }
 
@@ -461,10 +531,9 @@ mod tests {
     #[test]
     fn thresholds_keep_what_has_enough_mass_around() {
         let codebook = Codebook::new(&LINE, 1, 2);
-        // p and the two nearest: 0: .10 + .25 + 0, 1: .25 + .10 + .30, 2: .30 + .20 + .25, 3: .20 + .30 + .15,
-        // 4: 0 + .10 + .25, 5: .15 + .20 + .30.
-        let test = Test::Threshold { neighbours: 2, least: 0.64 };
-        let law = law_of([0.0, 1.0, 1.0, 1.0, 0.0, 1.0], |_| P);
+        // p and the two nearest: 0: 0.4, 1: 0.575, 2: 0.65, 3: 0.6, 4: 0.4, 5: 0.6.
+        let test = Test::Threshold { neighbours: 2, least: 0.5875 };
+        let law = law_of([0.0, 0.0, 1.0, 1.0, 0.0, 1.0], |_| P);
         assert_follows(&law, |seed| judged(test, Some(&codebook), seed));
     }
 
@@ -505,6 +574,118 @@ mod tests {
                     assert_eq!(drawn.after, 1, "{test:?}");
                 }
             }
+        }
+    }
+
+    /// What becomes of children that were drawn from Q, or chosen, by P: the number of the child, or the number of children,
+    /// and the token, as one number.
+    fn family(count: u32, drawn: bool, test: Test, codebook: Option<&Codebook>, seed: u64) -> usize {
+        let (mut canvas, image) = (Canvas::new(1, 16, 6), image(seed, test));
+        if drawn {
+            canvas.apply(&at(4, Rule::Children { count }, 0), &image, None, &logs(&Q));
+        } else {
+            for (child, &token) in CHOSEN[..count as usize].iter().enumerate() {
+                canvas.put(4 + child, token);
+            }
+        }
+        let rule = Rule::Siblings { first: 4, count, drawn };
+        let Drawn { before, after } = canvas.apply(&at(2, rule, 0), &image, codebook, &logs(&P));
+        before.min(count) as usize * 6 + after as usize
+    }
+
+    const CHOSEN: [u32; 3] = [3, 0, 1];
+
+    /// The law of [`family`] by the definition: over what can be drawn, in order. `pool` are a token's neighbours by p.
+    fn law_of_family(
+        children: &[usize],
+        count: usize,
+        drawn: bool,
+        p: [f64; 6],
+        q: [f64; 6],
+        pool: &dyn Fn(usize, &[f64; 6]) -> Vec<usize>,
+    ) -> Vec<f64> {
+        let mut law = vec![0.0; 6 * (count + 1)];
+        let child = children.len();
+        if child == count {
+            (0..6).for_each(|x| law[6 * count + x] = p[x]);
+            return law;
+        }
+        let own = |t: usize| std::array::from_fn(|x| f64::from(u8::from(x == t)));
+        for t in 0..6 {
+            // Each child by its probability, given those before it that failed.
+            let (weight, of): (f64, [f64; 6]) = match drawn {
+                true => (q[t], q),
+                false => (f64::from(u8::from(CHOSEN[child] as usize == t)), own(t)),
+            };
+            if weight == 0.0 {
+                continue;
+            }
+            let near = pool(t, &p);
+            let pass = ((p[t] + near.iter().map(|&c| p[c]).sum::<f64>()) / of[t]).min(1.0);
+            law[6 * child + t] += weight * pass;
+            if pass < 1.0 {
+                let left = |x: usize| if near.contains(&x) { 0.0 } else { (p[x] - of[x]).max(0.0) };
+                let total: f64 = (0..6).map(left).sum();
+                let rest = 1.0 - q[t];
+                let others = std::array::from_fn(|x| if x == t { 0.0 } else { q[x] / rest });
+                let next = [children, &[t]].concat();
+                let after = law_of_family(&next, count, drawn, std::array::from_fn(|x| left(x) / total), others, pool);
+                law.iter_mut().zip(after).for_each(|(law, after)| *law += weight * (1.0 - pass) * after);
+            }
+        }
+        law
+    }
+
+    #[test]
+    fn siblings_follow_the_law_of_recursive_rejection() {
+        let codebook = Codebook::new(&LINE, 1, 2);
+        let near = [[1, 4], [0, 2], [3, 1], [2, 5], [0, 1], [3, 2]];
+        let none = |_: usize, _: &[f64; 6]| Vec::new();
+        let pooled = |t: usize, p: &[f64; 6]| {
+            let fits = |n: &usize| near[t][..*n].iter().map(|&c: &usize| p[c]).sum::<f64>() <= 0.21;
+            near[t][..(0..=2).rev().find(fits).unwrap_or(0)].to_vec()
+        };
+        let pool = Test::Pooled { neighbours: 2, bound: PoolBound::Mass(0.21) };
+        let (p, q) = (P.map(f64::from), Q.map(f64::from));
+        for (count, drawn) in [(1, true), (2, true), (3, true), (1, false), (3, false)] {
+            for (test, pools) in [(Test::Token, &none as &dyn Fn(usize, &[f64; 6]) -> Vec<usize>), (pool, &pooled)] {
+                let law = law_of_family(&[], count, drawn, p, q, pools);
+                let law: Vec<f32> = law.into_iter().map(|p| p as f32).collect();
+                assert_follows(&law, |seed| family(count as u32, drawn, test, Some(&codebook), seed) as u32);
+                if test == Test::Token {
+                    // Whatever the children, the token's law is that of the node.
+                    let total = |x: usize| (0..=count).map(|child| law[6 * child + x]).sum::<f32>();
+                    (0..6).for_each(|x| assert!((total(x) - P[x]).abs() < 1e-5, "{count} children, token {x}"));
+                    assert_follows(&P, |seed| family(count as u32, drawn, test, None, seed + 50_000) as u32 % 6);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn children_are_drawn_without_replacement() {
+        let children = |seed: u64, count: u32| {
+            let mut canvas = Canvas::new(1, 16, 6);
+            apply(&mut canvas, at(4, Rule::Children { count }, 0), seed, &Q);
+            canvas.tokens[4..4 + count as usize].to_vec()
+        };
+        let mut law = vec![0.0; 36];
+        for (a, b) in (0..36).map(|code| (code / 6, code % 6)).filter(|(a, b)| a != b) {
+            law[6 * a + b] = Q[a] * Q[b] / (1.0 - Q[a]);
+        }
+        assert_follows(&law, |seed| {
+            let two = children(seed, 2);
+            6 * two[0] + two[1]
+        });
+        // More children than tokens.
+        let all = children(3, 8);
+        let mut first: Vec<u32> = all[..6].to_vec();
+        first.sort_unstable();
+        assert_eq!(first, [0, 1, 2, 3, 4, 5]);
+        assert_eq!(all[6..], [all[0]; 2]);
+        // Those that are none are never taken, and nothing is left for them to take.
+        for seed in 0..500 {
+            assert!(family(8, true, Test::Token, None, seed) / 6 < 6);
         }
     }
 }

@@ -28,7 +28,11 @@ pub(super) fn embed(step: &Step, tables: Embedding<'_, Tensor>, canvas: &Canvas,
             Slot::Grid(position) | Slot::Scratch { at: position, .. } => position as usize,
             Slot::Prefix(_) => panic!("a row of the prompt has no token"),
         };
-        let token = canvas.token(table.image as usize, position);
+        let place_of_token = match place.slot {
+            Slot::Scratch { slot, .. } => table.width * table.frontier.len() + slot as usize,
+            _ => position,
+        };
+        let token = canvas.token(table.image as usize, place_of_token);
         let terms = row(tables.tokens, token as usize)
             .iter()
             .zip(row(tables.rows, position / table.width))

@@ -3,10 +3,10 @@
 use std::ops::Range;
 
 use super::abi::{
-    WEFT_ATTENTION_ROWS, WEFT_FOLLOWED, WEFT_FOLLOWS, WEFT_NONE, WEFT_SCRATCH, WEFT_SLOT_GRID, WEFT_SLOT_PREFIX,
-    WEFT_SLOT_SCRATCH, WEFT_TEST_GROUPED, WEFT_TEST_POOLED_MASS, WEFT_TEST_POOLED_RATIO, WEFT_TEST_THRESHOLD,
-    WEFT_TEST_TOKEN, WeftCopy, WeftCounts, WeftDraw, WeftImage, WeftPut, WeftRow, WeftSequence, WeftSource, WeftStep,
-    WeftTile,
+    WEFT_ATTENTION_ROWS, WEFT_FOLLOWED, WEFT_FOLLOWS, WEFT_NONE, WEFT_RULE_AUTO_CORRECT, WEFT_RULE_COUPLED,
+    WEFT_RULE_DRAFT, WEFT_SCRATCH, WEFT_SLOT_GRID, WEFT_SLOT_PREFIX, WEFT_SLOT_SCRATCH, WEFT_TEST_GROUPED,
+    WEFT_TEST_POOLED_MASS, WEFT_TEST_POOLED_RATIO, WEFT_TEST_THRESHOLD, WEFT_TEST_TOKEN, WeftCopy, WeftCounts,
+    WeftDraw, WeftImage, WeftPut, WeftRow, WeftSequence, WeftSource, WeftStep, WeftTile,
 };
 use super::step::{BOUNDS, Bound, Bucket, COUNTS, Count};
 use crate::backend::step::check_chains;
@@ -345,7 +345,13 @@ fn draws(draws: &[Draw]) -> Vec<WeftDraw> {
     let draw = |(draw, followed): (&Draw, bool)| {
         let Draw { image, position, rule, follows, round, conditional, unconditional } = *draw;
         let links = if follows { WEFT_FOLLOWS } else { 0 } | if followed { WEFT_FOLLOWED } else { 0 };
-        WeftDraw { image, position, rule: rule as u32, links, round, conditional, unconditional }
+        let rule = match rule {
+            Rule::Coupled => WEFT_RULE_COUPLED,
+            Rule::Draft => WEFT_RULE_DRAFT,
+            Rule::AutoCorrect => WEFT_RULE_AUTO_CORRECT,
+            Rule::Children { .. } | Rule::Siblings { .. } => panic!("draft trees are not on the device yet"),
+        };
+        WeftDraw { image, position, rule, links, round, conditional, unconditional }
     };
     draws.iter().zip(followed).map(draw).collect()
 }
