@@ -384,12 +384,12 @@ mod law {
             ("ssd:rounds=1", distance(TOKEN, &paper(1))),
             ("ssd", distance(TOKEN, &paper(2))),
             ("wavefront:lag=1:slope=0.5:rounds=1", distance(Coupled, &wave(Some(1)))),
-            ("wavefront:lag=1:slope=0.5:rounds=2", distance(Coupled, &wave(Some(2)))),
         ];
         // The table of docs/decoders.md.
         for (name, distance) in measured {
             println!("| `{name}` | {distance:.3} |");
-            assert_eq!(distance < 0.03, name == "ar", "{name}: {distance}");
+            // Two rounds are enough for rows of two tokens.
+            assert_eq!(distance < 0.03, ["ar", "ssd"].contains(&name), "{name}: {distance}");
         }
     }
 
