@@ -335,34 +335,47 @@ fn in_formats(formats: Formats) -> (Generator<CudaBackend>, Generator<CpuBackend
     (device, Generator::load_in(formats, CpuBackend::new(), &embedded::avatar()).unwrap())
 }
 
-/// Whole images with quantised weights and caches, and with the layout for many rows: `exact` is `ar` on the device, and
-/// the log-weights are those of the processor with the same quantised numbers.
-#[test]
-fn images_in_other_formats_are_those_of_the_processor() {
+/// Makes an image on the device, and asserts that its log-weights are within a bound of the processor's with the same
+/// quantised numbers.
+fn check_formats(formats: Formats, method: Method, bound: f32) {
     let _turn = alone();
-    let fp8 = KvFormat::Fp8(KvScales::default());
-    // Fewer passes where it is not about losing nothing.
-    for (formats, method) in [
-        (Formats { weights: WeightFormat::Fp8, kv: fp8, rows: None }, Method::EXACT),
-        (Formats { weights: WeightFormat::Int4, ..Formats::default() }, Method::WAVEFRONT),
-        (Formats { rows: Some(512), ..Formats::default() }, Method::WAVEFRONT),
-    ] {
-        let (device, host) = in_formats(formats);
-        let sampling = host.default_sampling();
-        let image = tokens(&device, method, sampling);
-        if method == Method::EXACT {
-            assert_eq!(tokens(&device, Method::Ar, sampling), image, "{formats:?}");
-        }
-        let (ours, theirs) = (forced(&device, sampling, &image), forced(&host, sampling, &image));
-        let apart = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        println!("{formats:?}: largest difference of a log-weight: {apart}");
-        assert!(apart <= BOUND, "{formats:?}: log-weights are {apart} apart");
-        // The formats make a difference: they are not silently bf16.
-        let usual = forced(gpu(), sampling, &image);
-        let moved = ours.iter().zip(&usual).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        println!("{formats:?}: largest difference from bf16: {moved}");
-        assert!(formats.rows.is_some() || moved > BOUND, "{formats:?}: {moved}");
+    let (device, host) = in_formats(formats);
+    let sampling = host.default_sampling();
+    let image = tokens(&device, method, sampling);
+    if method == Method::EXACT {
+        assert_eq!(tokens(&device, Method::Ar, sampling), image, "{formats:?}");
     }
+    let (ours, theirs) = (forced(&device, sampling, &image), forced(&host, sampling, &image));
+    let apart = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    let (off, moved) = (apart(&ours, &theirs), apart(&ours, &forced(gpu(), sampling, &image)));
+    println!("{formats:?}: {off} from the processor, {moved} from bf16");
+    assert!(off <= bound, "{formats:?}: log-weights are {off} apart");
+    // The formats make a difference: they are not silently bf16.
+    assert!(formats.rows.is_some() || moved > bound, "{formats:?}: {moved}");
+}
+
+#[test]
+fn images_with_fp8_weights_are_those_of_the_processor() {
+    check_formats(Formats { weights: WeightFormat::Fp8, ..Formats::default() }, Method::WAVEFRONT, BOUND);
+}
+
+#[test]
+fn images_with_int4_weights_are_those_of_the_processor() {
+    check_formats(Formats { weights: WeightFormat::Int4, ..Formats::default() }, Method::WAVEFRONT, BOUND);
+}
+
+#[test]
+fn images_with_the_layout_for_many_rows_are_those_of_the_processor() {
+    check_formats(Formats { rows: Some(512), ..Formats::default() }, Method::WAVEFRONT, BOUND);
+}
+
+/// A last bit that tips a key or a value to the next number of e4m3 moves it by up to 2^-3 of itself, where bf16 would
+/// move it by 2^-7: so two correct orders of summing lie further apart (1.5 where this was written). That the cache's
+/// numbers are those of the processor is shown by the tests of the ops, bit by bit.
+#[test]
+fn exact_is_ar_with_an_fp8_cache_too() {
+    let kv = KvFormat::Fp8(KvScales::default());
+    check_formats(Formats { weights: WeightFormat::Fp8, kv, rows: None }, Method::EXACT, 3.0);
 }
 
 /// Loads the model, begins an image, feeds some of it and decodes pixels, all on a device of its own.
