@@ -69,8 +69,10 @@ __device__ __forceinline__ void gather_source(const WeftStep &step, const float 
   const WeftSource source = step.sources[blockIdx.x];
   const auto copy = [&](const float *from, uint32_t column) {
     const Floats<N> *of = reinterpret_cast<const Floats<N> *>(from);
-    for (uint32_t at = threadIdx.x; at < cols / N; at += blockDim.x)
-      store(out, blockIdx.x, 2 * cols, column + at * N, of[at].v);
+    for (uint32_t at = threadIdx.x; at < cols / N; at += blockDim.x) {
+      const Floats<N> values = of[at];  // in one load
+      store(out, blockIdx.x, 2 * cols, column + at * N, values.v);
+    }
   };
   copy(states + (size_t)source.state * cols, 0);
   copy(tokens + (size_t)canvas[source.token] * cols, cols);
