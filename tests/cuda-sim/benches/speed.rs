@@ -1,9 +1,9 @@
-//! How fast the simulator runs kernels: `cargo bench -p cuda-sim --bench speed`, and after `--` words that the kernels
-//! measured must have in their names.
+//! How fast the simulator runs kernels: `cargo bench -p cuda-sim --bench speed`, and after `--` words that what is measured
+//! must have in its name, such as `wgmma` or `all checks`.
 //!
 //! Prints, for each kernel, the best of several launches: lane operations per second, tensor-core operations per second,
-//! and what the checks cost. The time of all processors together, of the average launch, tells the cost of the checks on a
-//! machine that others use too.
+//! and what the checks cost: the time of all processors together, of the average launch, against that without checks, which
+//! says it on a machine that others use too.
 
 use std::time::{Duration, Instant};
 
@@ -107,20 +107,26 @@ fn wgmma(memory: &GlobalMemory, n: u32) -> Case {
     }
 }
 
-fn measure(memory: &GlobalMemory, case: &Case) {
+fn measure(memory: &GlobalMemory, case: &Case, words: &[String]) {
     let path = format!("{}/fixtures/{}.ptx", env!("CARGO_MANIFEST_DIR"), case.fixture);
     let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"));
     let program = Program::load(&text, &mut |v| memory.allocate(v.size, v.align.into(), Origin::Alloc))
         .unwrap_or_else(|e| panic!("{path}: {e}"));
     let entry = &program.entries[case.kernel];
-    println!("{}", case.what);
     let checks = [
         ("no checks", Checks::NONE),
         ("default checks", Checks::default()),
         ("all but races", Checks { race: false, ..Checks::ALL }),
         ("all checks", Checks::ALL),
     ];
+    let mut without = None;
     for (name, checks) in checks {
+        if !words.iter().all(|word| case.what.contains(word) || name.contains(word)) {
+            continue;
+        }
+        if without.is_none() {
+            println!("{}", case.what);
+        }
         let run = || {
             let start = Instant::now();
             let report = launch(&Launch {
@@ -144,10 +150,11 @@ fn measure(memory: &GlobalMemory, case: &Case) {
         }
         let busy = (processor_time() - busy).as_secs_f64() * 1e3 / f64::from(count.max(1));
         let seconds = best.as_secs_f64();
+        let ratio = busy / *without.get_or_insert(busy);
         let lanes = report.counters.all_lane_operations() as f64 / seconds / 1e9;
         let flops = report.counters.sums.matrix_flops as f64 / seconds / 1e9;
         println!(
-            "  {name:15} {:8.2} ms  {busy:8.2} ms of processors  {lanes:6.2} G lane-ops/s  {flops:6.1} GFLOP/s on tensor \
+            "  {name:15} {:8.2} ms  {busy:8.2} ms of processors ({ratio:.2}x)  {lanes:6.2} G lane-ops/s  {flops:6.1} GFLOP/s on tensor \
              cores",
             seconds * 1e3
         );
@@ -166,8 +173,6 @@ fn main() {
     let memory = GlobalMemory::new(1 << 30, true);
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     for case in [gemv(&memory, 4096, 4096), gemm(&memory, 512), wgmma(&memory, 512)] {
-        if words.iter().all(|word| case.what.contains(word)) {
-            measure(&memory, &case);
-        }
+        measure(&memory, &case, &words);
     }
 }

@@ -66,8 +66,9 @@ pub struct Who<'a> {
 }
 
 impl Who<'_> {
+    /// Whether an access comes before what it does now.
     #[inline(always)]
-    fn knows(&self, event: Event) -> bool {
+    pub fn knows(&self, event: Event) -> bool {
         self.clock.knows(self.block, event.agent, event.clock)
     }
 }
@@ -83,6 +84,13 @@ pub struct Clash {
     pub write: bool,
 }
 
+impl Clash {
+    /// One that was found in a cell, whose number is this.
+    fn of(self, cell: usize) -> Clash {
+        Clash { at: (cell * UNIT) as u64 + self.at, ..self }
+    }
+}
+
 /// An element of a list; element 0 is none.
 #[derive(Clone, Copy, Default)]
 struct Node {
@@ -96,10 +104,46 @@ struct Node {
 /// The list has a weak read of all bytes by an agent of whom nobody will learn any more.
 const SETTLED: u8 = 1;
 
-/// Lists that an access has dealt with already: neighbouring cells mostly share theirs.
+/// First elements of the lists of a cell: writes below, reads above.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Cell(u64);
+
+impl Cell {
+    /// None.
+    const NO: Cell = Cell(u64::MAX);
+
+    fn new(writes: u32, reads: u32) -> Cell {
+        Cell(u64::from(writes) | u64::from(reads) << 32)
+    }
+
+    fn writes(self) -> u32 {
+        self.0 as u32
+    }
+
+    fn reads(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}
+
+/// An access that is being noted, and what of it is dealt with already: neighbouring cells mostly share their lists.
+pub struct Visit<'a> {
+    /// Who accesses.
+    pub who: Who<'a>,
+    /// The access.
+    pub event: Event,
+    /// Whether it writes.
+    pub write: bool,
+    /// A cell of which some bytes are accessed, and which: lanes that follow one another mostly access one cell.
+    open: (usize, Bytes),
+    memo: Memo,
+}
+
+/// What became of the cells that an access has met last.
 #[derive(Clone, Copy)]
-pub struct Memo {
+struct Memo {
     bytes: Bytes,
+    /// A cell, and what it becomes.
+    cell: [Cell; 2],
     /// Writes and reads that it does not race with.
     passed: [u32; 2],
     /// A list, and what it becomes.
@@ -111,15 +155,71 @@ const NONE: u32 = u32::MAX;
 
 impl Memo {
     /// Nothing was dealt with.
-    pub const NEW: Memo = Memo { bytes: 0, passed: [0; 2], read: [NONE; 2], wrote: [NONE; 2] };
+    const NEW: Memo = Memo { bytes: 0, cell: [Cell::NO; 2], passed: [0; 2], read: [NONE; 2], wrote: [NONE; 2] };
+}
+
+impl<'a> Visit<'a> {
+    /// An access of which nothing was noted yet.
+    #[inline(always)]
+    pub fn new(who: Who<'a>, event: Event, write: bool) -> Visit<'a> {
+        Visit { who, event, write, open: (0, 0), memo: Memo::NEW }
+    }
+
+    /// What the access makes of a cell, unless it races with an earlier one.
+    #[inline(always)]
+    fn next(&mut self, nodes: &mut Vec<Node>, cell: Cell) -> Result<Cell, Clash> {
+        if self.memo.cell[0] != cell {
+            let next = if self.write { self.written(nodes, cell)? } else { self.read(nodes, cell)? };
+            self.memo.cell = [cell, next];
+        }
+        Ok(self.memo.cell[1])
+    }
+
+    #[inline(never)]
+    fn read(&mut self, nodes: &mut Vec<Node>, cell: Cell) -> Result<Cell, Clash> {
+        self.check(nodes, cell.writes(), true)?;
+        let memo = &mut self.memo;
+        if memo.read[0] != cell.reads() {
+            memo.read = [cell.reads(), push(nodes, cell.reads(), self.event, memo.bytes)];
+        }
+        Ok(Cell::new(cell.writes(), memo.read[1]))
+    }
+
+    #[inline(never)]
+    fn written(&mut self, nodes: &mut Vec<Node>, cell: Cell) -> Result<Cell, Clash> {
+        self.check(nodes, cell.writes(), true)?;
+        self.check(nodes, cell.reads(), false)?;
+        let Visit { who, event, memo, .. } = self;
+        let (bytes, strong) = (memo.bytes, event.strong());
+        // A weak write covers and follows what it touches; of a whole cell, all that was there. A strong one stands for
+        // nothing else: a strong access that it does not order may race with what is before.
+        let list = if bytes == ALL && !strong { 0 } else { cell.writes() };
+        let over = |node: &Node| !strong && node.bytes & !bytes == 0 && who.knows(node.event);
+        if memo.wrote[0] != list {
+            let rest = if list == 0 || strong { list } else { without(nodes, list, over) };
+            memo.wrote = [list, push(nodes, rest, *event, bytes)];
+        }
+        let covered = elements(nodes, cell.reads()).all(|(_, node)| over(node));
+        Ok(Cell::new(memo.wrote[1], if covered { 0 } else { cell.reads() }))
+    }
+
+    /// Whether it races with what is in a list of writes, or of reads.
+    #[inline(always)]
+    fn check(&mut self, nodes: &[Node], list: u32, write: bool) -> Result<(), Clash> {
+        let passed = &mut self.memo.passed[usize::from(!write)];
+        if list != *passed {
+            ordered(nodes, self.who, self.event, self.memo.bytes, list, write)?;
+            *passed = list;
+        }
+        Ok(())
+    }
 }
 
 /// What is remembered of a stretch of memory.
 pub struct Cells {
     size: usize,
-    /// First elements of the lists of all cells; empty as long as all lists are.
-    writes: Vec<u32>,
-    reads: Vec<u32>,
+    /// Empty as long as nothing was accessed.
+    cells: Vec<Cell>,
     nodes: Vec<Node>,
     /// Elements at which it is time for [`Cells::tidy`].
     limit: usize,
@@ -131,7 +231,7 @@ const FEW: usize = 1 << 11;
 impl Cells {
     /// Untouched memory.
     pub fn new(size: usize) -> Cells {
-        Cells { size, writes: Vec::new(), reads: Vec::new(), nodes: vec![Node::default()], limit: FEW }
+        Cells { size, cells: Vec::new(), nodes: vec![Node::default()], limit: FEW }
     }
 
     /// Bytes.
@@ -139,124 +239,75 @@ impl Cells {
         self.size
     }
 
-    /// Notes an access of bytes, which must be inside, unless it races with an earlier one. One memo serves the accesses
-    /// of one event, one after the other.
+    /// Notes an access to bytes, which must be inside, up to the first of which it races with an earlier one. What is
+    /// noted of a cell of which but a part is accessed waits for [`Cells::close`], or for an access to another one.
     #[inline(always)]
-    pub fn access(
-        &mut self,
-        who: Who<'_>,
-        event: Event,
-        from: usize,
-        size: usize,
-        write: bool,
-        memo: &mut Memo,
-    ) -> Result<(), Clash> {
+    pub fn access(&mut self, visit: &mut Visit<'_>, from: usize, size: usize) -> Result<(), Clash> {
         each_piece(from, size, |first, count, bytes| {
-            if memo.bytes != bytes {
-                *memo = Memo { bytes, ..Memo::NEW };
+            if bytes != ALL {
+                if visit.open.0 != first {
+                    self.close(visit)?;
+                }
+                visit.open = (first, visit.open.1 | bytes);
+                return Ok(());
             }
-            if write { self.write(who, event, first, count, memo) } else { self.read(who, event, first, count, memo) }
+            self.note(visit, first, count, ALL)
         })
+    }
+
+    /// Notes what [`Cells::access`] has left open.
+    #[inline(always)]
+    pub fn close(&mut self, visit: &mut Visit<'_>) -> Result<(), Clash> {
+        let (cell, bytes) = std::mem::take(&mut visit.open);
+        if bytes == 0 { Ok(()) } else { self.note(visit, cell, 1, bytes) }
+    }
+
+    /// Ends a visit of these cells: it goes on with others.
+    pub fn leave(&mut self, visit: &mut Visit<'_>) -> Result<(), Clash> {
+        let closed = self.close(visit);
+        visit.memo = Memo::NEW;
+        closed
+    }
+
+    #[inline(always)]
+    fn note(&mut self, visit: &mut Visit<'_>, first: usize, count: usize, bytes: Bytes) -> Result<(), Clash> {
+        if self.cells.is_empty() {
+            self.cells.resize(self.size.div_ceil(UNIT), Cell::default());
+        }
+        if visit.memo.bytes != bytes {
+            visit.memo = Memo { bytes, ..Memo::NEW };
+        }
+        let Cells { cells, nodes, .. } = self;
+        let cells = &mut cells[first..first + count];
+        if count > 1 && uniform(cells) {
+            cells.fill(visit.next(nodes, cells[0]).map_err(|clash| clash.of(first))?);
+            return Ok(());
+        }
+        for (at, cell) in cells.iter_mut().enumerate() {
+            *cell = visit.next(nodes, *cell).map_err(|clash| clash.of(first + at))?;
+        }
+        Ok(())
     }
 
     /// The read with which a write of bytes, which must be inside, races.
     pub fn read_unknown(&self, who: Who<'_>, event: Event, from: usize, size: usize) -> Option<Clash> {
         let read = each_piece(from, size, |first, count, bytes| {
-            self.check(false, who, event, first, count, &mut Memo { bytes, ..Memo::NEW })
+            let cells = self.cells.get(first..first + count).unwrap_or_default();
+            cells.iter().enumerate().try_for_each(|(at, cell)| {
+                ordered(&self.nodes, who, event, bytes, cell.reads(), false).map_err(|clash| clash.of(first + at))
+            })
         });
         read.err()
     }
 
     /// Notes a write of bytes, which must be inside, that nothing orders with earlier ones and that does no harm.
     pub fn add_write(&mut self, event: Event, from: usize, size: usize) {
-        let Cells { writes, nodes, .. } = self;
+        let Cells { cells, nodes, .. } = self;
         let _ = each_piece::<()>(from, size, |first, count, bytes| {
-            let lists = writes.get_mut(first..first + count).unwrap_or_default();
-            lists.iter_mut().for_each(|list| *list = push(nodes, *list, event, bytes));
+            let cells = cells.get_mut(first..first + count).unwrap_or_default();
+            cells.iter_mut().for_each(|c| *c = Cell::new(push(nodes, c.writes(), event, bytes), c.reads()));
             Ok(())
         });
-    }
-
-    fn read(&mut self, who: Who<'_>, event: Event, first: usize, count: usize, memo: &mut Memo) -> Result<(), Clash> {
-        self.check(true, who, event, first, count, memo)?;
-        let Cells { reads, nodes, .. } = self;
-        if reads.is_empty() {
-            reads.resize(self.size.div_ceil(UNIT), 0);
-        }
-        let bytes = memo.bytes;
-        replace(&mut reads[first..first + count], &mut memo.read, |list| push(nodes, list, event, bytes));
-        Ok(())
-    }
-
-    fn write(&mut self, who: Who<'_>, event: Event, first: usize, count: usize, memo: &mut Memo) -> Result<(), Clash> {
-        self.check(true, who, event, first, count, memo)?;
-        self.check(false, who, event, first, count, memo)?;
-        let Cells { writes, reads, nodes, .. } = self;
-        if writes.is_empty() {
-            writes.resize(self.size.div_ceil(UNIT), 0);
-        }
-        let bytes = memo.bytes;
-        let writes = &mut writes[first..first + count];
-        let mut none = Vec::new();
-        let reads = if reads.is_empty() { &mut none[..] } else { &mut reads[first..first + count] };
-        if bytes == ALL && !event.strong() {
-            // It covers and follows all that was there.
-            if memo.wrote[0] == NONE {
-                memo.wrote = [0, push(nodes, 0, event, bytes)];
-            }
-            writes.fill(memo.wrote[1]);
-            reads.fill(0);
-            return Ok(());
-        }
-        let over = |node: &Node| node.bytes & !bytes == 0 && who.knows(node.event);
-        replace(writes, &mut memo.wrote, |list| {
-            // A strong write stands for nothing else: a strong access that it does not order may race with what is before.
-            let rest = if event.strong() { list } else { without(nodes, list, over) };
-            push(nodes, rest, event, bytes)
-        });
-        for list in reads.iter_mut().filter(|list| **list != 0 && !event.strong()) {
-            if elements(nodes, *list).all(|(_, node)| over(node)) {
-                *list = 0;
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether an access of whole or partial cells races with what is in their lists of writes, or of reads.
-    #[inline(always)]
-    fn check(
-        &self,
-        write: bool,
-        who: Who<'_>,
-        event: Event,
-        first: usize,
-        count: usize,
-        memo: &mut Memo,
-    ) -> Result<(), Clash> {
-        let lists = if write { &self.writes } else { &self.reads };
-        let Some(lists) = lists.get(first..first + count) else { return Ok(()) };
-        let passed = &mut memo.passed[usize::from(!write)];
-        if uniform(lists) && lists[0] == *passed {
-            return Ok(());
-        }
-        for (at, &list) in lists.iter().enumerate() {
-            if list == *passed || list == 0 {
-                continue;
-            }
-            for (_, node) in elements(&self.nodes, list) {
-                if event.strong() && node.event.strong() {
-                    // So are the others.
-                    break;
-                }
-                let both = node.bytes & memo.bytes;
-                if both != 0 && !who.knows(node.event) {
-                    let at = ((first + at) * UNIT) as u64 + u64::from(both.trailing_zeros());
-                    return Err(Clash { at, other: node.event, write });
-                }
-            }
-            *passed = list;
-        }
-        Ok(())
     }
 
     /// The first byte of a range, which must be inside, whose last write `wanted` picks, and that write. `passed` is the
@@ -266,13 +317,14 @@ impl Cells {
         from: usize,
         size: usize,
         passed: &mut u32,
-        wanted: impl Fn(Event) -> bool,
+        mut wanted: impl FnMut(Event) -> bool,
     ) -> Option<(u64, Event)> {
-        if self.writes.is_empty() {
+        if self.cells.is_empty() {
             return None;
         }
         let found = each_piece(from, size, |first, count, bytes| {
-            for (at, &list) in self.writes[first..first + count].iter().enumerate() {
+            for (at, cell) in self.cells[first..first + count].iter().enumerate() {
+                let list = cell.writes();
                 if list == *passed {
                     continue;
                 }
@@ -301,8 +353,9 @@ impl Cells {
         let count = self.nodes.len();
         // Elements that lists of writes and of reads have: a list goes on with older elements only.
         let mut used = vec![[false; 2]; count];
-        for (kind, heads) in [&self.writes, &self.reads].into_iter().enumerate() {
-            heads.iter().for_each(|&list| used[list as usize][kind] = true);
+        for cell in &self.cells {
+            used[cell.writes() as usize][0] = true;
+            used[cell.reads() as usize][1] = true;
         }
         for at in (1..count).rev() {
             let next = self.nodes[at].next as usize;
@@ -330,8 +383,8 @@ impl Cells {
             }
         }
         self.nodes = kept;
-        for heads in [&mut self.writes, &mut self.reads] {
-            heads.iter_mut().for_each(|list| *list = now[*list as usize]);
+        for cell in &mut self.cells {
+            *cell = Cell::new(now[cell.writes() as usize], now[cell.reads() as usize]);
         }
         if self.nodes.len() > self.limit / 2 {
             self.tidy_lists();
@@ -341,40 +394,53 @@ impl Cells {
 
     /// Leaves in every list only the latest of an agent's alike accesses, if that is worth the sharing that it ends.
     fn tidy_lists(&mut self) {
-        let mut now = HashMap::new();
+        let mut now = HashMap::from([(0, 0)]);
         let mut kept = vec![Node::default()];
-        for heads in [&self.writes, &self.reads] {
-            for &list in heads {
-                if list == 0 || now.contains_key(&list) {
-                    continue;
-                }
-                let mut latest: HashMap<(Key, Bytes, bool), u32> = HashMap::new();
-                for (_, node) in elements(&self.nodes, list) {
-                    let clock = latest.entry((node.event.agent, node.bytes, node.event.strong())).or_default();
-                    *clock = node.event.clock.max(*clock);
-                }
-                let chosen = elements(&self.nodes, list).map(|(_, node)| *node).filter(|node| {
-                    let alike = (node.event.agent, node.bytes, node.event.strong());
-                    latest.get(&alike) == Some(&node.event.clock) && latest.remove(&alike).is_some()
-                });
-                let mut chosen: Vec<Node> = chosen.collect();
-                chosen.reverse();
-                let mut head = 0;
-                for node in chosen {
-                    head = push(&mut kept, head, node.event, node.bytes);
-                    kept[head as usize].has |= node.has & SETTLED;
-                }
-                now.insert(list, head);
-                if kept.len() > self.nodes.len() / 2 {
-                    return;
-                }
+        for list in self.cells.iter().flat_map(|cell| [cell.writes(), cell.reads()]) {
+            if now.contains_key(&list) {
+                continue;
+            }
+            let mut latest: HashMap<(Key, Bytes, bool), u32> = HashMap::new();
+            for (_, node) in elements(&self.nodes, list) {
+                let clock = latest.entry((node.event.agent, node.bytes, node.event.strong())).or_default();
+                *clock = node.event.clock.max(*clock);
+            }
+            let chosen = elements(&self.nodes, list).map(|(_, node)| *node).filter(|node| {
+                let alike = (node.event.agent, node.bytes, node.event.strong());
+                latest.get(&alike) == Some(&node.event.clock) && latest.remove(&alike).is_some()
+            });
+            let mut chosen: Vec<Node> = chosen.collect();
+            chosen.reverse();
+            let mut head = 0;
+            for node in chosen {
+                head = push(&mut kept, head, node.event, node.bytes);
+                kept[head as usize].has |= node.has & SETTLED;
+            }
+            now.insert(list, head);
+            if kept.len() > self.nodes.len() / 2 {
+                return;
             }
         }
-        for heads in [&mut self.writes, &mut self.reads] {
-            heads.iter_mut().filter(|list| **list != 0).for_each(|list| *list = now[list]);
+        for cell in &mut self.cells {
+            *cell = Cell::new(now[&cell.writes()], now[&cell.reads()]);
         }
         self.nodes = kept;
     }
+}
+
+/// Whether an access to bytes of a cell races with what is in a list of writes, or of reads.
+fn ordered(nodes: &[Node], who: Who<'_>, event: Event, bytes: Bytes, list: u32, write: bool) -> Result<(), Clash> {
+    for (_, node) in elements(nodes, list) {
+        if event.strong() && node.event.strong() {
+            // So are the others.
+            break;
+        }
+        let both = node.bytes & bytes;
+        if both != 0 && !who.knows(node.event) {
+            return Err(Clash { at: both.trailing_zeros().into(), other: node.event, write });
+        }
+    }
+    Ok(())
 }
 
 /// Calls `f` with the cells of a range of bytes: the first, how many, and the bytes of each; those at its ends may be
@@ -404,30 +470,11 @@ fn each_piece<E>(from: usize, size: usize, mut f: impl FnMut(usize, usize, Bytes
     if tail != ALL { f(last, 1, tail) } else { Ok(()) }
 }
 
-/// Whether all cells have one list.
+/// Whether all cells have the same lists.
 #[inline(always)]
-fn uniform(lists: &[u32]) -> bool {
-    let first = lists[0];
-    lists.iter().fold(0, |differs, &list| differs | (list ^ first)) == 0
-}
-
-/// Gives every cell what `f` makes of its list.
-#[inline(always)]
-fn replace(lists: &mut [u32], memo: &mut [u32; 2], mut f: impl FnMut(u32) -> u32) {
-    let mut next = |list: u32| {
-        if memo[0] != list {
-            *memo = [list, f(list)];
-        }
-        memo[1]
-    };
-    if uniform(lists) {
-        let to = next(lists[0]);
-        if to != lists[0] {
-            lists.fill(to);
-        }
-    } else {
-        lists.iter_mut().for_each(|list| *list = next(*list));
-    }
+fn uniform(cells: &[Cell]) -> bool {
+    let first = cells[0];
+    cells.iter().fold(0, |differs, cell| differs | (cell.0 ^ first.0)) == 0
 }
 
 /// A list with an access more, without what that stands for.
@@ -559,7 +606,7 @@ mod tests {
                 continue;
             }
             let who = Who { block: 0, clock: &history.clocks[agent] };
-            match cells.access(who, event, from, size, write, &mut { Memo::NEW }) {
+            match once(&mut cells, who, event, (from, size), write) {
                 Ok(()) => assert!(expected.is_empty(), "seed {seed}, step {step}: {event:?} races with {expected:?}"),
                 Err(clash) => {
                     let same = |e: &&Event| (e.agent, e.clock) == (clash.other.agent, clash.other.clock);
@@ -592,19 +639,50 @@ mod tests {
         Event::new(key(0, agent), clock, Site { line: 7, strong: false })
     }
 
+    fn once(
+        cells: &mut Cells,
+        who: Who<'_>,
+        event: Event,
+        (from, size): (usize, usize),
+        write: bool,
+    ) -> Result<(), Clash> {
+        let mut visit = Visit::new(who, event, write);
+        cells.access(&mut visit, from, size)?;
+        cells.leave(&mut visit)
+    }
+
     #[test]
     fn cells_of_one_access_share_one_list() {
         let mut cells = Cells::new(4096);
         let clock = Clock { own: vec![1; 4], ..Clock::default() };
         let who = Who { block: 0, clock: &clock };
-        cells.access(who, event(0, 1), 0, 4096, true, &mut { Memo::NEW }).unwrap();
+        once(&mut cells, who, event(0, 1), (0, 4096), true).unwrap();
         for agent in 0..4 {
-            let mut memo = Memo::NEW;
+            let mut visit = Visit::new(who, event(agent, 1), false);
             for from in (0..4096).step_by(512) {
-                cells.access(who, event(agent, 1), from, 512, false, &mut memo).unwrap();
+                cells.access(&mut visit, from, 512).unwrap();
             }
         }
         assert_eq!(cells.nodes.len(), 1 + 1 + 4);
+    }
+
+    #[test]
+    fn parts_of_one_cell_are_one_access() {
+        let mut cells = Cells::new(256);
+        let clock = Clock { own: vec![1; 4], ..Clock::default() };
+        let mut visit = Visit::new(Who { block: 0, clock: &clock }, event(0, 1), true);
+        for from in (0..256).step_by(4) {
+            cells.access(&mut visit, from, 2).unwrap();
+        }
+        cells.leave(&mut visit).unwrap();
+        assert_eq!(cells.nodes.len(), 1 + 1);
+        // Nobody knows of them, and the bytes between were not touched.
+        let unknowing = Clock::new(4);
+        let who = Who { block: 0, clock: &unknowing };
+        for from in 0..256 {
+            let read = once(&mut cells, who, event(1, 1), (from, 1), false);
+            assert_eq!(read.is_err(), from % 4 < 2, "byte {from}");
+        }
     }
 
     #[test]
@@ -614,7 +692,7 @@ mod tests {
             let agent = clock % 100;
             let known = Clock { own: vec![0; 100], ..Clock::default() };
             let who = Who { block: 0, clock: &known };
-            cells.access(who, event(agent, clock), (clock as usize * 4) % 256, 4, false, &mut { Memo::NEW }).unwrap();
+            once(&mut cells, who, event(agent, clock), ((clock as usize * 4) % 256, 4), false).unwrap();
             if cells.crowded() {
                 cells.tidy(|_| false, |_| false);
             }
@@ -623,7 +701,7 @@ mod tests {
         // All of them are still there.
         let known = Clock { own: (0..100).map(|agent| 19_900 + agent - 1).collect(), ..Clock::default() };
         let who = Who { block: 0, clock: &known };
-        assert!(cells.access(who, event(0, 1), 0, 256, true, &mut { Memo::NEW }).is_err());
+        assert!(once(&mut cells, who, event(0, 1), (0, 256), true).is_err());
     }
 
     #[test]
@@ -632,14 +710,14 @@ mod tests {
         let known = Clock { own: vec![0; 4], ..Clock::default() };
         let who = Who { block: 0, clock: &known };
         let strong = |agent, clock| Event::new(key(0, agent), clock, Site { line: 7, strong: true });
-        cells.access(who, event(0, 1), 0, 16, false, &mut { Memo::NEW }).unwrap();
+        once(&mut cells, who, event(0, 1), (0, 16), false).unwrap();
         for clock in 2..200 {
-            cells.access(who, strong(clock % 3, clock), 0, 16, false, &mut { Memo::NEW }).unwrap();
+            once(&mut cells, who, strong(clock % 3, clock), (0, 16), false).unwrap();
         }
         cells.limit = 0;
         cells.tidy(|_| false, |_| false);
         assert_eq!(cells.nodes.len(), 1 + 1 + 3);
-        let clash = cells.access(who, strong(3, 1), 0, 16, true, &mut { Memo::NEW }).unwrap_err();
+        let clash = once(&mut cells, who, strong(3, 1), (0, 16), true).unwrap_err();
         assert_eq!((clash.other, clash.write), (event(0, 1), false));
     }
 }

@@ -9,13 +9,16 @@ mod shadow;
 mod tests;
 pub mod traffic;
 
+use std::iter::once;
+
 use crate::code::Flow;
 pub use crate::device::Checks;
 use crate::machine::access::{Access, Effect, Region};
 use crate::machine::async_queue::active;
 use crate::machine::cluster;
 use crate::machine::fault::{Fault, Kind};
-use crate::machine::{Cx, LANES, Repeats, Row};
+use crate::machine::{Cx, Repeats, Row};
+use cells::Site;
 use runs::{Runs, lane_of};
 
 /// Watches an access of the executing lanes before it happens: `size` bytes at every address, which are inside memory or
@@ -33,7 +36,7 @@ pub fn observe(
         return None;
     }
     if region == Region::Shared && addresses.iter().any(|&address| cluster::split(address).0.is_some()) {
-        return if cx.grid.checks.init { in_cluster(cx, addresses, size, effect).err() } else { None };
+        return in_cluster(cx, addresses, size, effect, access).err();
     }
     if cx.grid.traffic.is_some() {
         traffic::count(cx, region, addresses, size, effect);
@@ -84,14 +87,14 @@ pub fn stored(
 
 /// Whether a store to shared memory would change nothing.
 fn repeats(
-    cx: &Cx<'_>,
+    cx: &mut Cx<'_>,
     addresses: &Row<u64>,
     (size, parts): (usize, usize),
     bits: &dyn Fn(usize, usize) -> u64,
 ) -> bool {
     active(cx.mask).all(|lane| {
-        let there = cx.block.shared.get(addresses[lane], (size * parts) as u64);
-        there.is_some_and(|bytes| {
+        let there = cx.block.at(addresses[lane]).ok();
+        there.and_then(|(block, at)| block.shared.get(at, (size * parts) as u64)).is_some_and(|bytes| {
             bytes.chunks(size).enumerate().all(|(k, part)| part == &bits(lane, k).to_le_bytes()[..size])
         })
     })
@@ -107,52 +110,79 @@ fn quarrel(mask: u32, addresses: &Row<u64>, same: &dyn Fn(usize, usize) -> bool)
     pairs.find(|&(other, lane)| addresses[other] == addresses[lane] && !same(other, lane))
 }
 
-/// The same in the shared memory of other blocks of the cluster, where only uninitialised reads are looked for.
-fn in_cluster(cx: &mut Cx<'_>, addresses: &Row<u64>, size: u64, effect: Effect) -> Result<(), Flow> {
-    for lane in (0..LANES).filter(|lane| cx.mask >> lane & 1 != 0) {
-        let missing = match cx.block.at(addresses[lane]) {
-            // What is not there is the access's own fault.
-            Ok((block, offset)) if block.shared.get(offset, size).is_some() => {
-                let missing =
-                    (effect != Effect::Store).then(|| block.shared.first_uninitialised(offset, size)).flatten();
-                if effect != Effect::Load {
-                    block.shared.mark_init(offset, size);
-                }
-                missing.map(|at| (at, format!("shared memory of block {} of the cluster", block.rank)))
-            }
-            _ => None,
-        };
-        if let Some((at, place)) = missing {
-            let message = format!("load of {size} bytes that nothing has written");
-            let fault = Fault::new(Kind::UninitialisedRead, message).at_address(at, place);
-            return Err(cx.fail(fault.at_lane(lane as u32)));
+/// [`observe`] in the shared memory of blocks of the cluster.
+#[cold]
+fn in_cluster(cx: &mut Cx<'_>, addresses: &Row<u64>, size: u64, effect: Effect, access: Access) -> Result<(), Flow> {
+    let own = cx.block.rank;
+    let (ranks, offsets) =
+        (addresses.map(|at| cluster::split(at).0.unwrap_or(own)), addresses.map(|at| cluster::split(at).1));
+    let mut left = cx.mask;
+    while left != 0 {
+        let rank = ranks[left.trailing_zeros() as usize];
+        let here = active(left).filter(|&lane| ranks[lane] == rank).fold(0, |lanes, lane| lanes | 1 << lane);
+        if let Err(mut fault) = in_block(cx, rank, here, &offsets, size, effect, access) {
+            fault.lane = fault.address.and_then(|at| lane_of(here, &offsets, size, at));
+            return Err(cx.fail(fault));
         }
+        left &= !here;
     }
     Ok(())
 }
 
-/// Watches `length` neighbouring bytes of global memory that a bulk copy moves for a warp, and counts them.
-pub fn bulk(cx: &mut Cx<'_>, address: u64, length: u64, effect: Effect) -> Result<(), Fault> {
-    if effect != Effect::Store {
-        cx.counters.sums.load_bytes += length;
+/// The same of lanes that access one of the blocks.
+fn in_block(
+    cx: &mut Cx<'_>,
+    rank: u32,
+    lanes: u32,
+    offsets: &Row<u64>,
+    size: u64,
+    effect: Effect,
+    access: Access,
+) -> Result<(), Fault> {
+    let runs = Runs::of(lanes, offsets, size);
+    let Checks { init, race, .. } = cx.grid.checks;
+    // What is not there is the access's own fault.
+    let Some(block) = cx.block.peer(rank) else { return Ok(()) };
+    if init && effect != Effect::Store {
+        let missing = runs.iter().find_map(|(at, length)| block.shared.first_uninitialised(at, length));
+        if let Some(at) = missing {
+            let message = format!("load of {size} bytes that nothing has written");
+            let place = format!("shared memory of block {rank} of the cluster");
+            return Err(Fault::new(Kind::UninitialisedRead, message).at_address(at, place));
+        }
     }
-    if effect != Effect::Load {
-        cx.counters.sums.store_bytes += length;
+    if race {
+        race::peer_access(cx, rank, lanes, &runs, offsets, effect, access)?;
     }
-    traffic::range(cx, address, length, effect);
-    if effect == Effect::Atomic {
-        // It races with no other, and the race check has no word for it.
-        return Ok(());
+    if init
+        && effect != Effect::Load
+        && let Some(block) = cx.block.peer(rank)
+    {
+        runs.iter().for_each(|(at, length)| block.shared.mark_init(at, length));
     }
-    let line = cx.code.ops[cx.pc as usize].line;
-    race::global_range(cx.block, cx.grid, cx.warp.id, address, length, effect != Effect::Load, line)
+    Ok(())
+}
+
+/// Watches ranges of global memory, address and bytes, that a bulk copy moves for a warp, and counts them.
+pub fn bulk(cx: &mut Cx<'_>, ranges: impl Iterator<Item = (u64, u64)> + Clone, effect: Effect) -> Result<(), Fault> {
+    for (address, length) in ranges.clone() {
+        if effect != Effect::Store {
+            cx.counters.sums.load_bytes += length;
+        }
+        if effect != Effect::Load {
+            cx.counters.sums.store_bytes += length;
+        }
+        traffic::range(cx, address, length, effect);
+    }
+    let site = Site { line: cx.code.ops[cx.pc as usize].line, strong: effect == Effect::Atomic };
+    race::global_ranges(cx.block, cx.grid, cx.warp.id, ranges, effect != Effect::Load, site)
 }
 
 /// Watches a warp give `length` bytes of global memory up, which is a write after which nothing is there.
 pub fn discard(cx: &mut Cx<'_>, address: u64, length: u64) -> Result<(), Fault> {
     // First, as it saves what is there if the launch may have to run again.
-    let line = cx.code.ops[cx.pc as usize].line;
-    race::global_range(cx.block, cx.grid, cx.warp.id, address, length, true, line)?;
+    let site = Site { line: cx.code.ops[cx.pc as usize].line, strong: false };
+    race::global_ranges(cx.block, cx.grid, cx.warp.id, once((address, length)), true, site)?;
     if let Ok(index) = cx.grid.memory.locate(address, length) {
         let allocation = cx.grid.memory.get(index);
         if let Some(traffic) = &cx.grid.traffic {

@@ -1,13 +1,14 @@
 //! Races: accesses of which one is a write and that nothing orders, by happens-before.
 //!
-//! A warp is one agent: what its own lanes do to each other in several instructions is not looked at. Asynchronous operations are agents of their
-//! own, so that what they read or write is in the way until their completion has been waited for. Order comes from
-//! barriers, mbarriers, waits for groups, and from strong accesses (`volatile`, `relaxed`, `acquire`, `release`, atomics)
-//! together with fences. Strong accesses do not race with each other.
+//! A warp is one agent: what its own lanes do to each other in several instructions is not looked at. Asynchronous
+//! operations are agents of their own, so that what they read or write is in the way until their completion has been waited
+//! for. Order comes from barriers, mbarriers, waits for groups, and from strong accesses (`volatile`, `relaxed`, `acquire`,
+//! `release`, atomics) together with fences. Strong accesses do not race with each other. The shared memory of a block is
+//! also looked at when other blocks of its cluster access it.
 
 use std::collections::HashMap;
 
-use super::cells::{Cells, Clash, Event, Memo, Site, Who};
+use super::cells::{Cells, Clash, Event, Site, UNIT, Visit, Who};
 use super::clock::{AGENT_BITS, Clock, Foreign, key, merge};
 use super::runs::{Runs, lane_of};
 pub use super::shadow::Global;
@@ -54,6 +55,8 @@ pub struct State {
     begun: Vec<u32>,
     /// Whether other blocks may have learned what it knows.
     published: bool,
+    /// Whether other blocks reach its shared memory.
+    clustered: bool,
 }
 
 /// What the arrivals of one generation of a barrier know.
@@ -67,7 +70,7 @@ struct Meeting {
 
 impl State {
     /// Nothing has happened.
-    pub fn new(warps: u32, shared_bytes: u32, barriers: usize) -> State {
+    pub fn new(warps: u32, shared_bytes: u32, barriers: usize, clustered: bool) -> State {
         let agents = warps as usize * 4 + MBARRIERS;
         let mut clocks = vec![Clock::new(agents); warps as usize];
         for (warp, clock) in clocks.iter_mut().enumerate() {
@@ -86,35 +89,58 @@ impl State {
             commits: HashMap::new(),
             begun: vec![0; agents],
             published: false,
+            clustered,
         }
     }
 
-    /// Forgets reads of shared memory that every warp knows: none can race with them.
+    /// Forgets reads of shared memory that everybody knows: none can race with them. What other blocks of a cluster know
+    /// is not looked up.
     #[inline(always)]
     fn tidy(&mut self, block: u64) {
         if self.shared.crowded() {
-            let State { shared, clocks, .. } = self;
-            shared.tidy(|e| clocks.iter().all(|clock| clock.knows(block, e.agent, e.clock)), |_| false);
+            let State { shared, clocks, clustered, .. } = self;
+            let known = |e: Event| clocks.iter().all(|clock| clock.knows(block, e.agent, e.clock));
+            shared.tidy(|e| !*clustered && known(e), |_| false);
         }
     }
 
+    /// What a warp knows at an access, if that is more than its clock says: a strong access finds what strong reads before
+    /// it have seen, even without a fence between.
+    fn with_seen(&self, block: u64, warp: u32, strong: bool) -> Option<Clock> {
+        let seen = &self.seen[warp as usize];
+        (strong && !seen.is_empty()).then(|| {
+            let mut clock = self.clocks[warp as usize].clone();
+            clock.learn(block, seen);
+            clock
+        })
+    }
+
     /// The fault of an operation of the async proxy that reads what a thread wrote with no proxy fence after it.
-    fn proxy(&self, block: u64, ranges: impl Iterator<Item = (u64, u64)>) -> Result<(), Fault> {
+    fn proxy(&self, block: u64, at: u64, length: u64) -> Result<(), Fault> {
+        if at.checked_add(length).is_none_or(|end| end > self.shared.size() as u64) {
+            return Ok(());
+        }
+        let found = self.shared.find_write(at as usize, length as usize, &mut 0, |e| self.unfenced(block, e));
+        found.map_or(Ok(()), |(at, write)| self.proxied(block, at, write))
+    }
+
+    /// The same of one write.
+    fn proxied(&self, block: u64, at: u64, write: Event) -> Result<(), Fault> {
+        if !self.unfenced(block, write) {
+            return Ok(());
+        }
+        let message = format!(
+            "the async proxy reads shared memory that PTX line {} has written: fence.proxy.async is missing",
+            write.line()
+        );
+        Err(Fault::new(Kind::Race, message).at_address(at, "shared memory"))
+    }
+
+    /// Whether a write went through the generic proxy and no proxy fence came after it.
+    fn unfenced(&self, block: u64, write: Event) -> bool {
         // The agents are the warps, then their copy engines, which write through the generic proxy too.
         let generic = key(block, 0)..key(block, 2 * self.warps);
-        let unfenced = |e: Event| generic.contains(&e.agent) && !self.proxied.knows(block, e.agent, e.clock);
-        let size = self.shared.size() as u64;
-        let mut passed = 0;
-        for (at, length) in ranges.filter(|(at, length)| at.checked_add(*length).is_some_and(|end| end <= size)) {
-            if let Some((at, write)) = self.shared.find_write(at as usize, length as usize, &mut passed, unfenced) {
-                let message = format!(
-                    "the async proxy reads shared memory that PTX line {} has written: fence.proxy.async is missing",
-                    write.line()
-                );
-                return Err(Fault::new(Kind::Race, message).at_address(at, "shared memory"));
-            }
-        }
-        Ok(())
+        generic.contains(&write.agent) && !self.proxied.knows(block, write.agent, write.clock)
     }
 
     fn engine(&self, warp: u32, engine: Engine) -> u32 {
@@ -129,24 +155,7 @@ impl State {
 
     /// The fault of an access to shared memory and an earlier one.
     fn shared_race(&self, write: bool, block: u64, clash: Clash) -> Fault {
-        let place = format!("shared memory of {} bytes", self.shared.size());
-        Fault { allocation: Some(place), ..self.race(write, block, clash) }
-    }
-
-    /// The fault of an access by this block and an earlier one.
-    fn race(&self, write: bool, block: u64, clash: Clash) -> Fault {
-        let word = |write: bool| if write { "write" } else { "read" };
-        let (other, agent) = (clash.other.agent >> AGENT_BITS, clash.other.agent & ((1 << AGENT_BITS) - 1));
-        let place = if other == block { String::new() } else { format!(" of block {other}") };
-        let warp = agent < u64::from(self.warps);
-        let by = if warp { format!("warp {agent}") } else { "an asynchronous operation".to_string() };
-        let message = format!(
-            "{} races with the {} by {by}{place} at PTX line {}: nothing orders them",
-            word(write),
-            word(clash.write),
-            clash.other.line()
-        );
-        Fault { address: Some(clash.at), ..Fault::new(Kind::Race, message) }
+        shared_race(&self.shared, self.warps, write, block, clash)
     }
 
     /// What a warp does from now on is not covered by what it has published.
@@ -155,7 +164,28 @@ impl State {
     }
 }
 
-/// Watches an access of a warp.
+/// The fault of an access to shared memory, by a block, and an earlier one.
+fn shared_race(shared: &Cells, warps: u32, write: bool, block: u64, clash: Clash) -> Fault {
+    let place = format!("shared memory of {} bytes", shared.size());
+    Fault { allocation: Some(place), ..race(warps, write, block, clash) }
+}
+
+/// The fault of an access by a block and an earlier one.
+fn race(warps: u32, write: bool, block: u64, clash: Clash) -> Fault {
+    let word = |write: bool| if write { "write" } else { "read" };
+    let (other, agent) = (clash.other.agent >> AGENT_BITS, clash.other.agent & ((1 << AGENT_BITS) - 1));
+    let place = if other == block { String::new() } else { format!(" of block {other}") };
+    let by = if agent < u64::from(warps) { format!("warp {agent}") } else { "an asynchronous operation".to_string() };
+    let message = format!(
+        "{} races with the {} by {by}{place} at PTX line {}: nothing orders them",
+        word(write),
+        word(clash.write),
+        clash.other.line()
+    );
+    Fault { address: Some(clash.at), ..Fault::new(Kind::Race, message) }
+}
+
+/// Watches an access of a warp to global memory or to its block's shared memory.
 pub fn access(
     cx: &mut Cx<'_>,
     region: Region,
@@ -165,7 +195,7 @@ pub fn access(
     access: Access,
 ) -> Result<(), Fault> {
     let line = cx.code.ops[cx.pc as usize].line;
-    let strong = matches!(effect, Effect::Atomic | Effect::Reduction) || access.order != Order::Weak;
+    let strong = access.order != Order::Weak;
     let (grid, block, warp) = (cx.grid, cx.block.index, cx.warp.id);
     let write = effect != Effect::Load;
     if strong
@@ -183,60 +213,87 @@ pub fn access(
     let Some(state) = cx.block.race.as_deref_mut() else { return Ok(()) };
     state.tidy(block);
     let w = warp as usize;
-    // A strong access finds what strong reads before it have seen, even without a fence between.
-    let sees = strong && !state.seen[w].is_empty();
-    let with_seen = sees.then(|| {
-        let mut clock = state.clocks[w].clone();
-        clock.learn(block, &state.seen[w]);
-        clock
-    });
+    let with_seen = state.with_seen(block, warp, strong);
     let event = Event::new(key(block, warp), state.clocks[w].own[w], Site { line, strong });
     let who = Who { block, clock: with_seen.as_ref().unwrap_or(&state.clocks[w]) };
     match (region, &grid.race) {
         (Region::Shared, _) => {
-            if let Err(clash) = note(&mut state.shared, who, event, runs.iter(), write) {
-                let fault = |clash| state.shared_race(write, block, clash);
-                if strong || !clash.write || !matches!(cx.repeats, Repeats::Asked) {
-                    return Err(fault(clash));
-                }
-                // If it stores what is there already, only those matter who read in between.
-                let read = runs
-                    .iter()
-                    .find_map(|(at, size)| state.shared.read_unknown(who, event, at as usize, size as usize));
-                if let Some(read) = read {
-                    return Err(fault(read));
-                }
-                cx.repeats = Repeats::Doubted(Box::new(fault(clash)));
-                runs.iter().for_each(|(at, size)| state.shared.add_write(event, at as usize, size as usize));
-            }
+            shared_access(&mut state.shared, state.warps, Visit::new(who, event, write), runs, &mut cx.repeats)?;
         }
         (_, Some(shadow)) => {
             let last = &mut cx.warp.allocation;
-            let noted = shadow.access(&grid.memory, last, who, event, runs.iter(), write);
-            noted.map_err(|clash| name(state.race(write, block, clash), grid))?;
+            let noted = shadow.access(&grid.memory, last, Visit::new(who, event, write), runs.iter());
+            noted.map_err(|clash| name(race(state.warps, write, block, clash), grid))?;
         }
         _ => {}
     }
     if strong {
-        synchronise(cx, region, addresses, effect, access);
+        synchronise(cx, region, (cx.block.rank, cx.mask), addresses, effect, access);
     }
     Ok(())
 }
 
-/// Notes accesses to ranges of shared memory. Those that are not inside are left to other checks.
-fn note(
-    shared: &mut Cells,
-    who: Who<'_>,
-    event: Event,
-    ranges: impl Iterator<Item = (u64, u64)>,
-    write: bool,
-) -> Result<(), Clash> {
-    let size = shared.size() as u64;
-    let mut memo = Memo::NEW;
-    for (at, length) in ranges.filter(|(at, length)| at.checked_add(*length).is_some_and(|end| end <= size)) {
-        shared.access(who, event, at as usize, length as usize, write, &mut memo)?;
+/// Watches an access of lanes to the shared memory of a block of the cluster, at offsets there.
+pub fn peer_access(
+    cx: &mut Cx<'_>,
+    rank: u32,
+    lanes: u32,
+    runs: &Runs,
+    offsets: &Row<u64>,
+    effect: Effect,
+    access: Access,
+) -> Result<(), Fault> {
+    let line = cx.code.ops[cx.pc as usize].line;
+    let strong = access.order != Order::Weak;
+    let (block, warp) = (cx.block.index, cx.warp.id);
+    let Some(state) = cx.block.race.as_deref() else { return Ok(()) };
+    let w = warp as usize;
+    let clock = state.with_seen(block, warp, strong).unwrap_or_else(|| state.clocks[w].clone());
+    let event = Event::new(key(block, warp), state.clocks[w].own[w], Site { line, strong });
+    let visit = Visit::new(Who { block, clock: &clock }, event, effect != Effect::Load);
+    let Some(peer) = cx.block.peer(rank) else { return Ok(()) };
+    let index = peer.index;
+    let Some(state) = peer.race.as_deref_mut() else { return Ok(()) };
+    state.tidy(index);
+    shared_access(&mut state.shared, state.warps, visit, runs, &mut cx.repeats)?;
+    if strong {
+        synchronise(cx, Region::Shared, (rank, lanes), offsets, effect, access);
     }
     Ok(())
+}
+
+/// Notes an access of a warp to shared memory.
+fn shared_access(
+    shared: &mut Cells,
+    warps: u32,
+    visit: Visit<'_>,
+    runs: &Runs,
+    repeats: &mut Repeats,
+) -> Result<(), Fault> {
+    let (who, event, write) = (visit.who, visit.event, visit.write);
+    let Err(clash) = note(shared, visit, runs.iter()) else { return Ok(()) };
+    let other_write = clash.write;
+    let fault = shared_race(shared, warps, write, who.block, clash);
+    if event.strong() || !other_write || matches!(repeats, Repeats::No) {
+        return Err(fault);
+    }
+    // If it stores what is there already, only those matter who read in between.
+    let read = runs.iter().find_map(|(at, size)| shared.read_unknown(who, event, at as usize, size as usize));
+    if let Some(read) = read {
+        return Err(shared_race(shared, warps, write, who.block, read));
+    }
+    *repeats = Repeats::Doubted(Box::new(fault));
+    runs.iter().for_each(|(at, size)| shared.add_write(event, at as usize, size as usize));
+    Ok(())
+}
+
+/// Notes an access to ranges of shared memory. Those that are not inside are left to other checks.
+fn note(shared: &mut Cells, mut visit: Visit<'_>, ranges: impl Iterator<Item = (u64, u64)>) -> Result<(), Clash> {
+    let size = shared.size() as u64;
+    for (at, length) in ranges.filter(|(at, length)| at.checked_add(*length).is_some_and(|end| end <= size)) {
+        shared.access(&mut visit, at as usize, length as usize)?;
+    }
+    shared.close(&mut visit)
 }
 
 /// Says which allocation a fault's address is in.
@@ -249,9 +306,16 @@ fn name(mut fault: Fault, grid: &Grid<'_>) -> Fault {
     fault
 }
 
-/// The order that a strong access makes.
-fn synchronise(cx: &mut Cx<'_>, region: Region, addresses: &Row<u64>, effect: Effect, access: Access) {
-    let (block, warp, mask) = (cx.block.index, cx.warp.id, cx.mask);
+/// The order that a strong access of lanes makes; one to shared memory is to that of a block of the cluster.
+fn synchronise(
+    cx: &mut Cx<'_>,
+    region: Region,
+    (rank, lanes): (u32, u32),
+    addresses: &Row<u64>,
+    effect: Effect,
+    access: Access,
+) {
+    let (block, warp) = (cx.block.index, cx.warp.id);
     let Some(state) = cx.block.race.as_deref_mut() else { return };
     let w = warp as usize;
     let reads = effect != Effect::Store;
@@ -263,7 +327,7 @@ fn synchronise(cx: &mut Cx<'_>, region: Region, addresses: &Row<u64>, effect: Ef
         (true, false) => state.fenced[w].publish(block),
     };
     let (mut last, mut told) = (None, false);
-    for lane in (0..LANES).filter(|lane| mask >> lane & 1 != 0) {
+    for lane in (0..LANES).filter(|lane| lanes >> lane & 1 != 0) {
         let address = addresses[lane];
         if last == Some(address) {
             continue;
@@ -280,11 +344,15 @@ fn synchronise(cx: &mut Cx<'_>, region: Region, addresses: &Row<u64>, effect: Ef
                 found
             };
             match (region, cx.grid.race.as_ref()) {
-                (Region::Shared, _) => exchange(&mut state.places),
+                (Region::Shared, _) => {
+                    let peer = cx.block.peer(rank).and_then(|peer| peer.race.as_deref_mut());
+                    peer.and_then(|state| exchange(&mut state.places))
+                }
                 (_, Some(shadow)) => shadow.places(address, exchange),
                 _ => None,
             }
         };
+        let Some(state) = cx.block.race.as_deref_mut() else { return };
         if let Some(found) = found {
             if matches!(access.order, Order::Acquire | Order::AcqRel) {
                 state.clocks[w].learn(block, &found);
@@ -293,7 +361,8 @@ fn synchronise(cx: &mut Cx<'_>, region: Region, addresses: &Row<u64>, effect: Ef
             }
         }
     }
-    state.published |= told && region == Region::Global;
+    let Some(state) = cx.block.race.as_deref_mut() else { return };
+    state.published |= told && (region == Region::Global || state.clustered);
     if releases {
         state.tick(warp);
     }
@@ -321,25 +390,25 @@ pub fn fence(cx: &mut Cx<'_>, block_scope: bool) {
     }
 }
 
-/// A warp arrives at a barrier of its block, at a generation of it.
-pub fn barrier_arrive(cx: &mut Cx<'_>, barrier: u32, generation: u32) {
+/// A warp arrives at a barrier of its block, at a generation of it. A relaxed arrival tells only what was fenced.
+pub fn barrier_arrive(cx: &mut Cx<'_>, barrier: u32, generation: u32, relaxed: bool) {
     let warp = cx.warp.id;
     let Some(state) = cx.block.race.as_deref_mut() else { return };
     let meeting = &mut state.barriers[barrier as usize][generation as usize % 2];
     if meeting.generation != Some(generation) {
         *meeting = Meeting { generation: Some(generation), ..Meeting::default() };
     }
-    meeting.clock.join(&state.clocks[warp as usize]);
+    meeting.clock.join(if relaxed { &state.fenced[warp as usize] } else { &state.clocks[warp as usize] });
     meeting.fenced.join(&state.fenced[warp as usize]);
     meeting.seen = merge(&meeting.seen, &state.seen[warp as usize]);
     state.tick(warp);
 }
 
 /// A warp arrives at the barrier of its cluster: what it knows, the other blocks will know.
-pub fn cluster_arrive(cx: &mut Cx<'_>, barrier: u32, generation: u32) {
+pub fn cluster_arrive(cx: &mut Cx<'_>, barrier: u32, generation: u32, relaxed: bool) {
     let (block, warp) = (cx.block.index, cx.warp.id as usize);
     let Some(state) = cx.block.race.as_deref_mut() else { return };
-    let published = state.clocks[warp].publish(block);
+    let published = if relaxed { &state.fenced[warp] } else { &state.clocks[warp] }.publish(block);
     state.published = true;
     cx.block.others(|peer| {
         let index = peer.index;
@@ -431,7 +500,7 @@ pub fn shared_range(
     let clock = &state.clocks[warp as usize];
     let who = Who { block: index, clock };
     let event = Event::new(key(index, warp), clock.own[warp as usize], Site { line, strong: false });
-    let noted = note(&mut state.shared, who, event, std::iter::once((address, size)), write);
+    let noted = note(&mut state.shared, Visit::new(who, event, write), std::iter::once((address, size)));
     noted.map_err(|clash| state.shared_race(write, index, clash))
 }
 
@@ -445,7 +514,7 @@ pub fn copy_issue(block: &mut Block, warp: u32, lanes: u32, to: &Row<u64>, size:
     state.begun[agent as usize] += 1;
     let event = Event::new(key(index, agent), state.begun[agent as usize], Site { line, strong: false });
     let who = Who { block: index, clock: &state.clocks[warp as usize] };
-    let noted = note(&mut state.shared, who, event, Runs::of(lanes, to, size).iter(), true);
+    let noted = note(&mut state.shared, Visit::new(who, event, true), Runs::of(lanes, to, size).iter());
     noted.map_err(|clash| {
         let lane = lane_of(lanes, to, size, clash.at);
         Fault { lane, ..state.shared_race(true, index, clash) }
@@ -461,10 +530,9 @@ pub fn store_issue(block: &mut Block, warp: u32, address: u64, size: u64, line: 
     state.begun[agent as usize] += 1;
     let event = Event::new(key(index, agent), state.begun[agent as usize], Site { line, strong: false });
     let who = Who { block: index, clock: &state.clocks[warp as usize] };
-    let range = std::iter::once((address, size));
-    let noted = note(&mut state.shared, who, event, range.clone(), false);
+    let noted = note(&mut state.shared, Visit::new(who, event, false), std::iter::once((address, size)));
     noted.map_err(|clash| state.shared_race(false, index, clash))?;
-    state.proxy(index, range)
+    state.proxy(index, address, size)
 }
 
 /// A group of an engine's operations is committed.
@@ -489,19 +557,46 @@ pub fn wait_groups(block: &mut Block, warp: u32, engine: Engine, keep: usize, al
     commits.drain(..surplus);
 }
 
+/// The last writes of what an operation reads, and an address of each.
+pub type Sources = Vec<(u64, Event)>;
+
 /// The engine of a warpgroup's `wgmma.mma_async` reads operands from now on: 16 bytes at each address. `number` counts
-/// the operations of the warpgroup; each of its warps tells them.
-pub fn matrix_issue(block: &mut Block, warp: u32, number: u64, addresses: &[u64], line: u32) -> Result<(), Fault> {
+/// the operations of the warpgroup, of which `warp` is the first to issue this one.
+pub fn matrix_reads(block: &mut Block, warp: u32, number: u64, addresses: &[u64], line: u32) -> Result<Sources, Fault> {
     let index = block.index;
-    let Some(state) = block.race.as_deref_mut() else { return Ok(()) };
+    let mut sources = Sources::new();
+    let Some(state) = block.race.as_deref_mut() else { return Ok(sources) };
     state.tidy(index);
     let agent = state.engine(warp & !3, Engine::Matrix);
     let event = Event::new(key(index, agent), number as u32 + 1, Site { line, strong: false });
     let who = Who { block: index, clock: &state.clocks[warp as usize] };
-    let ranges = addresses.iter().map(|&address| (address, 16));
-    let noted = note(&mut state.shared, who, event, ranges.clone(), false);
+    let noted =
+        note(&mut state.shared, Visit::new(who, event, false), addresses.iter().map(|&address| (address, UNIT as u64)));
     noted.map_err(|clash| state.shared_race(false, index, clash))?;
-    state.proxy(index, ranges)
+    let size = state.shared.size() as u64;
+    let mut passed = 0;
+    for &at in addresses.iter().filter(|at| at.checked_add(UNIT as u64).is_some_and(|end| end <= size)) {
+        state.shared.find_write(at as usize, UNIT, &mut passed, |event| {
+            if sources.iter().all(|(_, other)| *other != event) {
+                sources.push((at, event));
+            }
+            false
+        });
+    }
+    Ok(sources)
+}
+
+/// A warp issues a `wgmma.mma_async`: it and the async proxy must know what the operation reads.
+pub fn matrix_issue(block: &Block, warp: u32, sources: &Sources) -> Result<(), Fault> {
+    let Some(state) = block.race.as_deref() else { return Ok(()) };
+    let who = Who { block: block.index, clock: &state.clocks[warp as usize] };
+    for &(at, other) in sources {
+        if !who.knows(other) {
+            return Err(state.shared_race(false, block.index, Clash { at, other, write: true }));
+        }
+        state.proxied(block.index, at, other)?;
+    }
+    Ok(())
 }
 
 /// A warp has waited for the first `end` operations of its warpgroup.
@@ -512,24 +607,29 @@ pub fn matrix_wait(block: &mut Block, warp: u32, end: u64) {
     *own = (*own).max(end as u32);
 }
 
-/// A bulk copy that a warp issues writes shared memory and completes on an mbarrier; the number for [`bulk_landed`].
+/// A bulk copy that a warp issues writes shared memory, address and bytes, of a block of the cluster and completes on an
+/// mbarrier there; the number for [`bulk_landed`].
 pub fn bulk_issue(
     block: &mut Block,
+    owner: u32,
     warp: u32,
     mbarrier: u64,
-    address: u64,
-    size: u64,
+    to: (u64, u64),
     line: u32,
 ) -> Result<u32, Fault> {
     let index = block.index;
-    let Some(state) = block.race.as_deref_mut() else { return Ok(0) };
+    let Some(state) = block.race.as_deref() else { return Ok(0) };
+    let clock = state.clocks[warp as usize].clone();
+    let Some(owner) = block.peer(owner) else { return Ok(0) };
+    let of = owner.index;
+    let Some(state) = owner.race.as_deref_mut() else { return Ok(0) };
     let agent = state.mbarrier(mbarrier).1;
     state.begun[agent] += 1;
     let at = state.begun[agent];
-    state.tidy(index);
-    let event = Event::new(key(index, agent as u32), at, Site { line, strong: false });
-    let who = Who { block: index, clock: &state.clocks[warp as usize] };
-    let noted = note(&mut state.shared, who, event, std::iter::once((address, size)), true);
+    state.tidy(of);
+    let event = Event::new(key(of, agent as u32), at, Site { line, strong: false });
+    let visit = Visit::new(Who { block: index, clock: &clock }, event, true);
+    let noted = note(&mut state.shared, visit, std::iter::once(to));
     noted.map_err(|clash| state.shared_race(true, index, clash))?;
     Ok(at)
 }
@@ -542,22 +642,20 @@ pub fn bulk_landed(block: &mut Block, mbarrier: u64, number: u32) {
     *own = (*own).max(number);
 }
 
-/// A range of global memory that an operation of a warp, or an engine for it, reads or writes.
-pub fn global_range(
+/// Ranges of global memory that an operation of a warp, or an engine for it, reads or writes.
+pub fn global_ranges(
     block: &mut Block,
     grid: &Grid<'_>,
     warp: u32,
-    address: u64,
-    size: u64,
+    ranges: impl Iterator<Item = (u64, u64)>,
     write: bool,
-    line: u32,
+    site: Site,
 ) -> Result<(), Fault> {
     let index = block.index;
     let (Some(state), Some(shadow)) = (block.race.as_deref_mut(), grid.race.as_ref()) else { return Ok(()) };
     let clock = &state.clocks[warp as usize];
     let who = Who { block: index, clock };
-    let event = Event::new(key(index, warp), clock.own[warp as usize], Site { line, strong: false });
-    let range = std::iter::once((address, size));
-    let noted = shadow.access(&grid.memory, &mut 0, who, event, range, write);
-    noted.map_err(|clash| name(state.race(write, index, clash), grid))
+    let event = Event::new(key(index, warp), clock.own[warp as usize], site);
+    let noted = shadow.access(&grid.memory, &mut 0, Visit::new(who, event, write), ranges);
+    noted.map_err(|clash| name(race(state.warps, write, index, clash), grid))
 }

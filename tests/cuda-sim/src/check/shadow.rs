@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
-use super::cells::{Cells, Clash, Event, Memo, Who};
+use super::cells::{Cells, Clash, Visit};
 use super::clock::{AGENT_BITS, Foreign};
 use crate::memory::{Part, View};
 
@@ -107,35 +107,33 @@ impl Global {
             .is_some_and(|word| word.load(Ordering::Relaxed) >> (block % 64) & 1 != 0)
     }
 
-    /// Notes accesses by one event to ranges of bytes, unless one races with an earlier access. `last` is the allocation
-    /// that is tried first.
+    /// Notes an access to ranges of bytes, unless it races with an earlier one. `last` is the allocation that is tried
+    /// first.
     pub fn access(
         &self,
         memory: &View,
         last: &mut usize,
-        who: Who<'_>,
-        event: Event,
+        mut visit: Visit<'_>,
         ranges: impl Iterator<Item = (u64, u64)>,
-        write: bool,
     ) -> Result<(), Clash> {
-        let mut cursor = Cursor { global: self, memory, held: None, memo: Memo::NEW };
+        let mut cursor = Cursor { global: self, memory, held: None };
         for (address, size) in ranges {
             self.pieces(memory, last, address, size, |index, page, from, length| {
-                let (cells, memo) = cursor.page(index, page, write);
-                cells.access(who, event, from, length, write, memo).map_err(|clash| {
-                    let at = memory.get(index).base + page * PAGE + clash.at;
-                    Clash { at, ..clash }
-                })
+                if !cursor.is_at(index, page) {
+                    cursor.leave(&mut visit)?;
+                }
+                let noted = cursor.page(index, page, visit.write).access(&mut visit, from, length);
+                noted.map_err(|clash| cursor.place(clash))
             })?;
         }
-        Ok(())
+        cursor.leave(&mut visit)
     }
 
     /// Whether another block than this one has written bytes of a range.
     pub fn has_foreign(&self, memory: &View, last: &mut usize, block: u64, address: u64, size: u64) -> bool {
-        let mut cursor = Cursor { global: self, memory, held: None, memo: Memo::NEW };
+        let mut cursor = Cursor { global: self, memory, held: None };
         let found = self.pieces(memory, last, address, size, |index, page, from, length| {
-            let (cells, _) = cursor.page(index, page, false);
+            let cells = cursor.page(index, page, false);
             let found = cells.find_write(from, length, &mut 0, |event| event.agent >> AGENT_BITS != block);
             if found.is_some() { Err(()) } else { Ok(()) }
         });
@@ -145,7 +143,7 @@ impl Global {
     /// Something writes to a range: saves what it holds, if the launch may have to run again.
     pub fn preserve(&self, memory: &View, address: u64, size: u64) {
         if self.threaded {
-            let mut cursor = Cursor { global: self, memory, held: None, memo: Memo::NEW };
+            let mut cursor = Cursor { global: self, memory, held: None };
             let _ = self.pieces::<()>(memory, &mut 0, address, size, |index, page, _, _| {
                 cursor.page(index, page, true);
                 Ok(())
@@ -194,21 +192,36 @@ struct Cursor<'a> {
     global: &'a Global,
     memory: &'a View,
     held: Option<(usize, u64, MutexGuard<'a, Page>)>,
-    memo: Memo,
 }
 
 impl Cursor<'_> {
-    /// The cells of a page, and what this event has found in them. What the page holds is saved before it is written.
     #[inline(always)]
-    fn page(&mut self, index: usize, page: u64, write: bool) -> (&mut Cells, &mut Memo) {
-        if self.held.as_ref().is_none_or(|(i, p, _)| (*i, *p) != (index, page)) {
+    fn is_at(&self, index: usize, page: u64) -> bool {
+        self.held.as_ref().is_some_and(|(i, p, _)| (*i, *p) == (index, page))
+    }
+
+    /// The cells of a page. What the page holds is saved before it is written.
+    #[inline(always)]
+    fn page(&mut self, index: usize, page: u64, write: bool) -> &mut Cells {
+        if !self.is_at(index, page) {
             // Never two locks at once.
             self.held = None;
-            self.memo = Memo::NEW;
             self.take(index, page, write);
         }
         let (_, _, held) = self.held.as_mut().expect("taken above");
-        (&mut held.cells, &mut self.memo)
+        &mut held.cells
+    }
+
+    /// Ends a visit of the page that is held, if any is.
+    fn leave(&mut self, visit: &mut Visit<'_>) -> Result<(), Clash> {
+        let Some((_, _, held)) = &mut self.held else { return Ok(()) };
+        held.cells.leave(visit).map_err(|clash| self.place(clash))
+    }
+
+    /// A clash in the page that is held, at its address.
+    fn place(&self, clash: Clash) -> Clash {
+        let Some(held) = &self.held else { return clash };
+        Clash { at: self.memory.get(held.0).base + held.1 * PAGE + clash.at, ..clash }
     }
 
     fn take(&mut self, index: usize, page: u64, write: bool) {

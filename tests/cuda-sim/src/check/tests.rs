@@ -24,8 +24,17 @@ fn kernel(blocks: u32, body: &str) -> (Kernel, u64) {
 
 /// Runs a body under several seeds; the first fault. It must not depend on the number of host threads.
 fn run(blocks: u32, body: &str) -> Result<(), Box<Fault>> {
+    run_in_clusters(1, blocks, body)
+}
+
+/// The same by clusters of so many blocks.
+fn run_in_clusters(cluster: u32, blocks: u32, body: &str) -> Result<(), Box<Fault>> {
     for seed in 0..4 {
-        let as_threads = |threads| kernel(blocks, body).0.run_as(seed, threads).map(|_| ());
+        let as_threads = |threads| {
+            let (mut kernel, _) = kernel(blocks, body);
+            kernel.cluster = [cluster, 1, 1];
+            kernel.run_as(seed, threads).map(|_| ())
+        };
         let one = as_threads(1);
         for threads in if blocks > 1 { 2..4 } else { 2..2 } {
             assert_eq!(one, as_threads(threads), "seed {seed}, {threads} host threads");
@@ -91,7 +100,36 @@ fn a_flag_orders_warps_only_with_its_fences() {
     silent(1, &pass("", "st.release.cta.shared.u32", "ld.acquire.cta.shared.u32", ""));
     silent(1, &pass("membar.gl;", relaxed_store, relaxed_load, "membar.gl;"));
     races(1, &pass("", relaxed_store, relaxed_load, "membar.gl;"));
+    races(1, &pass("", relaxed_store, relaxed_load, "membar.gl;").replace("WRITE: ", "WRITE: membar.gl; "));
     races(1, &pass("membar.gl;", relaxed_store, relaxed_load, ""));
+    // Strong reads that follow one another need no fence between.
+    let strong =
+        pass("membar.gl;", relaxed_store, relaxed_load, "").replace("ld.shared.u32 %r4", "ld.volatile.shared.u32 %r4");
+    silent(1, &strong);
+    races(1, &strong.replace("membar.gl;", ""));
+    // What comes after a release is not released.
+    races(
+        1,
+        "@%p7 st.shared.u32 [flag], 0; bar.sync 0; @%p6 bra WRITE;
+         SPIN: ld.acquire.cta.shared.u32 %r3, [flag]; setp.eq.u32 %p0, %r3, 0; @%p0 bra SPIN; ld.shared.u32 %r4, [%r21];
+         bra END; WRITE: @%p7 st.release.cta.shared.u32 [flag], 1; st.shared.u32 [%r20], %r0; END:",
+    );
+    // Every lane may have a flag of its own.
+    silent(
+        1,
+        "@!%p6 st.shared.u32 [%r20], 0; and.b32 %r3, %r24, 31; setp.ne.u32 %p1, %r3, 0; bar.sync 0; @%p6 bra WRITE;
+         @!%p1 bra END;
+         SPIN: ld.acquire.cta.shared.u32 %r3, [%r20]; setp.eq.u32 %p0, %r3, 0; @%p0 bra SPIN; ld.shared.u32 %r4, [%r21];
+         bra END; WRITE: st.shared.u32 [%r20], %r0; st.release.cta.shared.u32 [%r21], 1; END:",
+    );
+    // Who reads a flag tells nobody anything: not the one who reads it next.
+    races(
+        1,
+        "@%p7 st.shared.u32 [flag], 0; @%p7 st.shared.u32 [s], 0; bar.sync 0; @!%p6 bra OTHER;
+         st.shared.u32 [%r22+64], 5; ld.acquire.cta.shared.u32 %r3, [flag]; @%p7 st.volatile.shared.u32 [s], 1; bra END;
+         OTHER: ld.volatile.shared.u32 %r3, [s]; setp.eq.u32 %p0, %r3, 0; @%p0 bra OTHER;
+         ld.acquire.cta.shared.u32 %r3, [flag]; ld.shared.u32 %r4, [%r22+64]; END:",
+    );
 }
 
 #[test]
@@ -110,6 +148,96 @@ fn blocks_share_global_memory_by_flags() {
     silent(4, &reduce("membar.gl;", "membar.gl;"));
     races(4, &reduce("", "membar.gl;"));
     races(4, &reduce("membar.gl;", ""));
+    races(4, &reduce("membar.cta;", "membar.gl;"));
+}
+
+#[test]
+fn bulk_reductions_race_with_all_but_atomics() {
+    let reduce = "st.shared.u32 [%r20], 1; fence.proxy.async; bar.sync 0;
+                  @%p7 cp.reduce.async.bulk.global.shared::cta.bulk_group.add.u32 [%rd0], [%r22], 256;
+                  @%p7 cp.async.bulk.commit_group; @%p7 cp.async.bulk.wait_group 0;";
+    silent(4, &format!("{reduce} red.global.add.u32 [%rd0+8], 1;"));
+    silent(2, &format!("{reduce} ld.global.u32 %r3, [%rd0+256];"));
+    races(
+        2,
+        &format!("setp.eq.u32 %p0, %r1, 0; @%p0 bra OTHER; {reduce} bra END; OTHER: ld.global.u32 %r3, [%rd0]; END:"),
+    );
+    races(
+        2,
+        &format!("setp.eq.u32 %p0, %r1, 0; @%p0 bra OTHER; {reduce} bra END; OTHER: st.global.u32 [%rd0], 1; END:"),
+    );
+}
+
+#[test]
+fn bulk_copies_race_as_other_accesses_do() {
+    let store = "fence.proxy.async; bar.sync 0; @%p7 cp.async.bulk.global.shared::cta.bulk_group [%rd0], [%r22], 256;
+                 @%p7 cp.async.bulk.commit_group; @%p7 cp.async.bulk.wait_group 0;";
+    silent(1, &format!("st.shared.u32 [%r20], 1; {store} ld.global.u32 %r3, [%rd0+256];"));
+    races(2, &format!("st.shared.u32 [%r20], 1; {store}"));
+    // The proxy fence of another warp orders nothing for this one.
+    races(
+        1,
+        "@!%p6 st.shared.u32 [%r20], 1; @!%p6 fence.proxy.async;
+         @%p7 cp.async.bulk.global.shared::cta.bulk_group [%rd0], [%r22+128], 128;
+         @%p7 cp.async.bulk.commit_group; @%p7 cp.async.bulk.wait_group 0;",
+    );
+    // Whoever comes first: warp 0 hears, without order, that warp 1 is done.
+    let later = |first: &str, then: &str| {
+        format!(
+            "@%p7 st.shared.u32 [flag], 0; @%p7 mbarrier.init.shared.b64 [bar], 1; bar.sync 0; @%p6 bra WAIT;
+             {first} setp.eq.u32 %p1, %r24, 32; @%p1 st.volatile.shared.u32 [flag], 1; bra END;
+             WAIT: ld.volatile.shared.u32 %r3, [flag]; setp.eq.u32 %p0, %r3, 0; @%p0 bra WAIT; {then} END:"
+        )
+    };
+    races(
+        1,
+        &later(
+            "st.shared.u32 [%r20], 1; fence.proxy.async;",
+            "@%p7 cp.async.bulk.global.shared::cta.bulk_group [%rd0], [%r22+128], 128;
+             @%p7 cp.async.bulk.commit_group; @%p7 cp.async.bulk.wait_group 0;",
+        ),
+    );
+    races(
+        1,
+        &later(
+            "ld.shared.u32 %r3, [%r20];",
+            "@%p7 mbarrier.arrive.expect_tx.shared.b64 _, [bar], 256;
+             @%p7 cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r22], [%rd0], 256, [bar];
+             SPIN: mbarrier.try_wait.parity.shared.b64 %p0, [bar], 0; @!%p0 bra SPIN;",
+        ),
+    );
+    // What another warp reads may not be overwritten.
+    let load = |sync: &str| {
+        format!(
+            "@%p7 mbarrier.init.shared.b64 [bar], 1; st.shared.u32 [%r20], 1; bar.sync 0;
+             @!%p6 ld.shared.u32 %r3, [%r20]; {sync} fence.proxy.async;
+             @%p7 mbarrier.arrive.expect_tx.shared.b64 _, [bar], 256;
+             @%p7 cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r22], [%rd0], 256, [bar];
+             SPIN: mbarrier.try_wait.parity.shared.b64 %p0, [bar], 0; @!%p0 bra SPIN;"
+        )
+    };
+    silent(1, &load("bar.sync 0;"));
+    races(1, &load(""));
+}
+
+#[test]
+fn an_mbarrier_orders_what_is_before_an_arrival() {
+    let pass = |before: &str, arrive: &str, after: &str| {
+        format!(
+            "@%p7 mbarrier.init.shared.b64 [bar], 32; bar.sync 0; @%p6 bra WRITE;
+             SPIN: mbarrier.try_wait.parity.shared.b64 %p0, [bar], 0; @!%p0 bra SPIN; ld.shared.u32 %r3, [%r21]; bra END;
+             WRITE: {before} {arrive} {after} END:"
+        )
+    };
+    let (store, copy) = ("st.shared.u32 [%r20], 1;", "cp.async.ca.shared.global [%r20], [%rd1], 4;");
+    let arrive = "mbarrier.arrive.shared.b64 _, [bar];";
+    silent(1, &pass(store, arrive, ""));
+    races(1, &pass("", arrive, store));
+    let arrive = "cp.async.mbarrier.arrive.noinc.shared.b64 [bar];";
+    silent(1, &pass(copy, arrive, "cp.async.wait_all;"));
+    silent(1, &pass(store, arrive, ""));
+    races(1, &pass("", arrive, store));
+    races(1, &pass("", arrive, &format!("{copy} cp.async.wait_all;")));
 }
 
 #[test]
@@ -141,6 +269,37 @@ fn warps_may_store_the_same_twice() {
     races(1, "st.shared.u32 [flag], 7; ld.shared.u32 %r3, [flag]; st.shared.u32 [flag], 7;");
     races(1, "st.shared.u32 [flag], 7; @%p6 ld.shared.u32 %r3, [flag];");
     silent(1, "st.shared.u32 [flag], 7; bar.sync 0; ld.shared.u32 %r3, [flag]; bar.sync 0; st.shared.u32 [flag], 8;");
+    // Whoever comes second: warp 1 stores when it has heard, without order, that warp 0 has read.
+    races(
+        1,
+        "@%p7 st.shared.u32 [s], 0; bar.sync 0; @!%p6 bra WAIT;
+         st.shared.u32 [flag], 7; ld.shared.u32 %r3, [flag]; @%p7 st.volatile.shared.u32 [s], 1; bra END;
+         WAIT: ld.volatile.shared.u32 %r3, [s]; setp.eq.u32 %p0, %r3, 0; @%p0 bra WAIT; st.shared.u32 [flag], 7; END:",
+    );
+    // Both stores are remembered: warp 0 reads what warp 1 has stored after it.
+    races(
+        1,
+        "@%p7 st.shared.v2.u32 [s], {0, 0}; bar.sync 0; @!%p6 bra FIRST;
+         st.shared.u32 [flag], 7; @%p7 st.volatile.shared.u32 [s], 1;
+         SECOND: ld.volatile.shared.u32 %r3, [%r22+4]; setp.eq.u32 %p0, %r3, 0; @%p0 bra SECOND;
+         ld.shared.u32 %r3, [flag]; bra END;
+         FIRST: ld.volatile.shared.u32 %r3, [s]; setp.eq.u32 %p0, %r3, 0; @%p0 bra FIRST;
+         st.shared.u32 [flag], 7; bar.warp.sync -1; st.volatile.shared.u32 [%r22+4], 1; END:",
+    );
+    // Nor if one of them is strong.
+    races(1, "@%p6 st.shared.u32 [flag], 7; @!%p6 st.volatile.shared.u32 [flag], 7;");
+}
+
+#[test]
+fn what_the_async_proxy_has_written_it_may_read() {
+    silent(
+        1,
+        "@%p7 mbarrier.init.shared.b64 [bar], 1; bar.sync 0; @%p7 mbarrier.arrive.expect_tx.shared.b64 _, [bar], 256;
+         @%p7 cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r22], [%rd0], 256, [bar];
+         SPIN: mbarrier.try_wait.parity.shared.b64 %p0, [bar], 0; @!%p0 bra SPIN;
+         @%p7 cp.async.bulk.global.shared::cta.bulk_group [%rd0+1024], [%r22], 256;
+         @%p7 cp.async.bulk.commit_group; @%p7 cp.async.bulk.wait_group 0;",
+    );
 }
 
 #[test]
@@ -208,3 +367,166 @@ fn a_launch_that_runs_again_begins_with_the_same_memory() {
         assert!(sorted.into_iter().eq(0..64));
     }
 }
+
+/// Clusters of two blocks: `%r25` is the rank, `%r26` and `%r27` are the addresses in the other block of `%r20` and `flag`,
+/// `%r28` and `%r29` of the own one.
+fn paired(body: &str) -> Result<(), Box<Fault>> {
+    let head = "mov.u32 %r25, %cluster_ctarank; xor.b32 %r3, %r25, 1; mov.u32 %r4, flag;
+                mapa.shared::cluster.u32 %r26, %r20, %r3; mapa.shared::cluster.u32 %r27, %r4, %r3;
+                mapa.shared::cluster.u32 %r28, %r20, %r25; mapa.shared::cluster.u32 %r29, %r4, %r25;
+                setp.eq.u32 %p5, %r25, 0; and.pred %p4, %p5, %p7;";
+    // No block ends while others reach its memory.
+    run_in_clusters(2, 4, &format!("{head} {body} {SYNC}"))
+}
+
+const SYNC: &str = "barrier.cluster.arrive; barrier.cluster.wait;";
+
+fn pairs_race(body: &str) {
+    let fault = paired(body).expect_err(&format!("no race found: {body}"));
+    assert_eq!(fault.kind, Kind::Race, "{body}: {fault}");
+}
+
+fn pairs_are_silent(body: &str) {
+    paired(body).unwrap_or_else(|fault| panic!("{body}: {fault}"));
+}
+
+#[test]
+fn blocks_of_a_cluster_need_its_barrier() {
+    let (write, read) = ("st.shared.u32 [%r20], %r0;", "ld.shared::cluster.u32 %r5, [%r26];");
+    pairs_are_silent(&format!("{write} {SYNC} {read} {SYNC} {write}"));
+    // Read after write, write after read, write after write, from near and from afar.
+    pairs_race(&format!("{write} {read}"));
+    pairs_race(&format!("{write} {SYNC} {read} {write}"));
+    pairs_race(&format!("{write} bar.sync 0; {read}"));
+    let put = "st.shared::cluster.u32 [%r26], %r1;";
+    pairs_are_silent(&format!("{put} {SYNC} ld.shared.u32 %r5, [%r20]; {SYNC} {put}"));
+    pairs_race(&format!("{put} ld.shared.u32 %r5, [%r20];"));
+    pairs_race(&format!("{put} {SYNC} ld.shared.u32 %r5, [%r20]; {put}"));
+    pairs_race(&format!("{put} {write}"));
+    // The other block's bytes are another's only if they are the same.
+    pairs_are_silent("st.shared.u16 [%r20], 1; st.shared::cluster.u16 [%r26+2], 2;");
+    // An arrival that is relaxed orders only what a fence has.
+    let relaxed = "barrier.cluster.arrive.relaxed; barrier.cluster.wait;";
+    pairs_race(&format!("{write} {relaxed} {read}"));
+    pairs_race(&format!("{write} {relaxed} ld.shared.u32 %r5, [%r21];"));
+    pairs_are_silent(&format!("{write} fence.acq_rel.cluster; {relaxed} {read}"));
+}
+
+#[test]
+fn the_own_memory_is_the_own_by_any_address() {
+    let far = "st.shared::cluster.u32 [%r28], %r0;";
+    pairs_are_silent(&format!("{far} bar.sync 0; ld.shared.u32 %r5, [%r21];"));
+    pairs_race(&format!("{far} ld.shared.u32 %r5, [%r21];"));
+    pairs_race(&format!("st.shared.u32 [%r20], 1; bar.sync 0; ld.shared.u32 %r5, [%r21]; {far}"));
+}
+
+#[test]
+fn reads_that_not_all_know_are_not_forgotten() {
+    // Warp 1 reads, and then so much that what all know is forgotten; then warp 0 hears of it, without order, and writes.
+    let body = |fence: &str| {
+        format!(
+            "@%p7 st.shared.u32 [flag], 0; st.shared.u32 [%r20], 1; bar.sync 0; @%p6 bra WAIT;
+             ld.shared.u32 %r3, [%r20]; mov.u32 %r6, 0;
+             LOOP: ld.shared.u32 %r3, [%r22]; membar.gl; add.u32 %r6, %r6, 1; setp.lt.u32 %p0, %r6, 2100; @%p0 bra LOOP;
+             setp.eq.u32 %p1, %r24, 32; @%p1 st.volatile.shared.u32 [flag], 1; bra END;
+             WAIT: ld.volatile.shared.u32 %r3, [flag]; setp.eq.u32 %p0, %r3, 0; @%p0 bra WAIT; {fence}
+             st.shared.u32 [%r21], 9; END:"
+        )
+    };
+    races(1, &body(""));
+    silent(1, &body("membar.gl;"));
+}
+
+#[test]
+fn reads_that_the_own_block_knows_are_remembered_for_the_others() {
+    // The block reads, and then so much that what its warps all know would be forgotten; then the other one writes.
+    let body = |store: &str, load: &str| {
+        format!(
+            "@%p7 st.shared.u32 [flag], 0; st.shared.u32 [%r20], 1; {SYNC} @%p5 bra WAIT;
+             @!%p6 ld.shared.u32 %r5, [%r20]; mov.u32 %r6, 0;
+             LOOP: ld.shared.u32 %r5, [%r22]; bar.sync 0; add.u32 %r6, %r6, 1; setp.lt.u32 %p0, %r6, 1100; @%p0 bra LOOP;
+             @%p7 {store} [flag], 1; bra END;
+             WAIT: {load} %r5, [%r27]; setp.eq.u32 %p0, %r5, 0; @%p0 bra WAIT;
+             @!%p6 st.shared::cluster.u32 [%r26], 9; END:"
+        )
+    };
+    pairs_race(&body("st.relaxed.cluster.shared.u32", "ld.relaxed.cluster.shared::cluster.u32"));
+    pairs_are_silent(&body("st.release.cluster.shared.u32", "ld.acquire.cluster.shared::cluster.u32"));
+}
+
+#[test]
+fn a_flag_in_another_block_orders_blocks() {
+    // Block 0 writes to block 1 and sets its flag.
+    let pass = |store: &str, load: &str| {
+        format!(
+            "@%p7 st.shared.u32 [flag], 0; {SYNC} @%p5 bra WRITE;
+             SPIN: {load} %r5, [flag]; setp.eq.u32 %p0, %r5, 0; @%p0 bra SPIN; ld.shared.u32 %r6, [%r20]; bra END;
+             WRITE: st.shared::cluster.u32 [%r26], %r0; bar.sync 0; @%p7 {store} [%r27], 1; END:"
+        )
+    };
+    let (release, acquire) = ("st.release.cluster.shared::cluster.u32", "ld.acquire.cluster.shared.u32");
+    pairs_are_silent(&pass(release, acquire));
+    pairs_race(&pass("st.relaxed.cluster.shared::cluster.u32", acquire));
+    pairs_race(&pass(release, "ld.relaxed.cluster.shared.u32"));
+    // Atomics do not race with each other, but with reads.
+    let count = "atom.shared::cluster.add.u32 %r5, [%r27], 1;";
+    pairs_are_silent(&format!("@%p7 st.shared.u32 [flag], 0; {SYNC} {count} {SYNC} ld.shared.u32 %r5, [flag];"));
+    pairs_race(&format!("@%p7 st.shared.u32 [flag], 0; {SYNC} {count} ld.shared.u32 %r5, [flag];"));
+}
+
+#[test]
+fn an_mbarrier_of_another_block_orders_blocks() {
+    // Both blocks write to each other and arrive there.
+    let pass = |arrive: &str, wait: &str| {
+        format!(
+            "@%p7 mbarrier.init.shared.b64 [bar], 64; {SYNC} xor.b32 %r3, %r25, 1; mov.u32 %r4, bar;
+             mapa.shared::cluster.u32 %r5, %r4, %r3; st.shared::cluster.u32 [%r26], %r0; {arrive}
+             {wait} ld.shared.u32 %r6, [%r20];"
+        )
+    };
+    let arrive = "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%r5];";
+    let wait = "SPIN: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 %p0, [bar], 0; @!%p0 bra SPIN;";
+    pairs_are_silent(&pass(arrive, wait));
+    pairs_race(&pass(arrive, ""));
+    pairs_race(&pass("mbarrier.arrive.shared.b64 _, [bar];", wait));
+}
+
+#[test]
+fn copies_to_another_block_are_in_its_way() {
+    // Block 0 copies 256 bytes of global memory to block 1, which waits for them.
+    let copy = |wait: &str, after: &str| {
+        format!(
+            "@%p7 mbarrier.init.shared.b64 [bar], 1; {SYNC} mov.u32 %r3, 1; mov.u32 %r4, bar;
+             mapa.shared::cluster.u32 %r5, %r4, %r3; mapa.shared::cluster.u32 %r6, %r22, %r3; setp.eq.u32 %p3, %r25, 1;
+             and.pred %p3, %p3, %p7; @%p3 mbarrier.arrive.expect_tx.shared.b64 _, [bar], 256; {SYNC}
+             @%p4 cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r6], [%rd0], 256, [%r5];
+             @%p5 bra END; {wait} {after} END:"
+        )
+    };
+    let wait = "SPIN: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 %p0, [bar], 0; @!%p0 bra SPIN;";
+    pairs_are_silent(&copy(wait, "ld.shared.u32 %r7, [%r20];"));
+    pairs_race(&copy("", &format!("ld.shared.u32 %r7, [%r20]; {wait}")));
+    pairs_race(&copy("", &format!("st.shared.u32 [%r20], 1; {wait}")));
+}
+
+#[test]
+fn a_copy_to_another_block_reads_what_it_knows() {
+    // Block 0 sends 128 bytes to block 1, which warp 1 has written.
+    let send = |sync: &str| {
+        format!(
+            "@%p7 mbarrier.init.shared.b64 [bar], 1; {SYNC} mov.u32 %r3, 1; mov.u32 %r4, bar;
+             mapa.shared::cluster.u32 %r5, %r4, %r3; mapa.shared::cluster.u32 %r6, %r22, %r3; setp.eq.u32 %p3, %r25, 1;
+             and.pred %p3, %p3, %p7; @%p3 mbarrier.arrive.expect_tx.shared.b64 _, [bar], 128; @%p5 bra SEND;
+             bar.sync 0; {SYNC} SPIN: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 %p0, [bar], 0;
+             @!%p0 bra SPIN; bra END;
+             SEND: @!%p6 st.shared.u32 [%r20], 1; fence.proxy.async; {sync} {SYNC_ONLY}
+             @%p7 cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%r6], [%r22+128], 128, [%r5];
+             END:"
+        )
+    };
+    pairs_are_silent(&send("bar.sync 0;"));
+    pairs_race(&send(""));
+}
+
+/// The barrier of a cluster that orders nothing.
+const SYNC_ONLY: &str = "barrier.cluster.arrive.relaxed; barrier.cluster.wait;";

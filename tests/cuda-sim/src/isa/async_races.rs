@@ -38,6 +38,18 @@ fn a_copy_in_flight_must_not_be_touched() {
 }
 
 #[test]
+fn a_wait_waits_for_its_groups() {
+    let two =
+        format!("{COPY} cp.async.commit_group; cp.async.ca.shared.global [%s + 8], [%g], 8; cp.async.commit_group;");
+    for (keep, first, second) in [(0, None, None), (1, None, Some(Kind::Race)), (2, Some(Kind::Race), Some(Kind::Race))]
+    {
+        let wait = format!("{two} cp.async.wait_group {keep};");
+        assert_eq!(run(&format!("{wait} ld.shared.b32 %x, [%s];")), first, "the first of two, {keep} left");
+        assert_eq!(run(&format!("{wait} ld.shared.b32 %x, [%s + 8];")), second, "the second of two, {keep} left");
+    }
+}
+
+#[test]
 fn the_source_of_a_store_may_be_read_but_not_written() {
     assert_eq!(run(&format!("{STORE}ld.shared.b32 %x, [%s];")), None);
     assert_eq!(run(&format!("{STORE}st.shared.b32 [%s], %x;")), Some(Kind::Race));

@@ -32,6 +32,8 @@ const AND: u64 = 3;
 const OR: u64 = 4;
 const FORM: u64 = 7;
 const ALIGNED: u64 = 8;
+/// The arrival at a cluster's barrier orders nothing but what was fenced before.
+const RELAXED: u64 = 1 << 62;
 const COUNTED: u64 = 16;
 const NEGATED: u64 = 32;
 
@@ -118,7 +120,7 @@ fn arrive(cx: &mut Cx<'_>, op: &Op) -> Flow {
     barrier.count += (yes & cx.mask).count_ones();
     let generation = barrier.generation;
     cx.block.progress += 1;
-    check::race::barrier_arrive(cx, id, generation);
+    check::race::barrier_arrive(cx, id, generation, false);
     if op.imm & FORM == ARRIVE {
         cx.block.complete_barriers();
         return Flow::Next;
@@ -175,16 +177,17 @@ fn cluster_barrier(cx: &mut Lower, i: &Instruction) -> Result<()> {
     let mut m = Modifiers::new(i);
     m.expect(&[("cluster", ())])?;
     let wait = m.expect(&[("arrive", false), ("wait", true)])?;
+    let mut relaxed = false;
     if wait {
         m.take("acquire");
     } else {
-        let _ = m.one_of(&[("release", ()), ("relaxed", ())]);
+        relaxed = m.one_of(&[("release", false), ("relaxed", true)]).unwrap_or(false);
     }
     let aligned = m.take("aligned");
     m.finish()?;
     cx.arity(i, &[0])?;
     let mut op = cx.op(i, Class::Barrier, if wait { cluster_wait as Run } else { cluster_arrive as Run });
-    op.imm = if aligned { ALIGNED } else { 0 };
+    op.imm = if aligned { ALIGNED } else { 0 } | if relaxed { RELAXED } else { 0 };
     cx.emit(op);
     Ok(())
 }
@@ -202,8 +205,10 @@ fn cluster_arrive(cx: &mut Cx<'_>, op: &Op) -> Flow {
     let generation = barrier.generation;
     cx.warp.cluster_generation = generation;
     cx.block.advance();
-    check::race::barrier_arrive(cx, CLUSTER_BARRIER as u32, generation);
-    check::race::cluster_arrive(cx, CLUSTER_BARRIER as u32, generation);
+    let relaxed = op.imm & RELAXED != 0;
+    // What the warp does after the arrival is told to nobody: the other blocks are told before its clock goes on.
+    check::race::cluster_arrive(cx, CLUSTER_BARRIER as u32, generation, relaxed);
+    check::race::barrier_arrive(cx, CLUSTER_BARRIER as u32, generation, relaxed);
     cx.block.complete_cluster_barrier();
     Flow::Next
 }

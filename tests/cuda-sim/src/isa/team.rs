@@ -105,7 +105,7 @@ impl Team {
         self.checks.race = true;
         if let Some(block) = &mut self.block {
             let warps = self.warps.len() as u32;
-            block.race = Some(Box::new(race::State::new(warps, SHARED_BYTES, block.barriers.len())));
+            block.race = Some(Box::new(race::State::new(warps, SHARED_BYTES, block.barriers.len(), false)));
         }
     }
 

@@ -351,7 +351,7 @@ impl TensorMap {
     }
 
     /// The rows of the tile at `coordinates` (0 above the rank), in the order of shared memory.
-    pub fn rows(&self, coordinates: [i32; MAX_RANK]) -> impl Iterator<Item = TileRow> + use<> {
+    pub fn rows(&self, coordinates: [i32; MAX_RANK]) -> impl Iterator<Item = TileRow> + Clone + use<> {
         let map = *self;
         let counts = map.counts();
         let bytes = map.row_bytes();

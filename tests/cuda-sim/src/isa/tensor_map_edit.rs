@@ -113,7 +113,7 @@ fn read(cx: &mut Cx<'_>, op: &Op, address: u64) -> std::result::Result<[u8; BYTE
         };
         bytes.copy_from_slice(found);
     } else {
-        check::bulk(cx, address, BYTES as u64, Effect::Load)?;
+        check::bulk(cx, std::iter::once((address, BYTES as u64)), Effect::Load)?;
         let host = global(cx.grid, address, BYTES as u64, false, &mut usize::MAX.clone())?;
         // SAFETY: `global` found the range in a live allocation.
         unsafe { std::ptr::copy_nonoverlapping(host.cast_const(), bytes.as_mut_ptr(), BYTES) };
@@ -133,7 +133,7 @@ fn write(cx: &mut Cx<'_>, op: &Op, address: u64, bytes: &[u8; BYTES], shared: bo
         cx.block.shared.mark_init(address, BYTES as u64);
         return Ok(());
     }
-    check::bulk(cx, address, BYTES as u64, Effect::Store)?;
+    check::bulk(cx, std::iter::once((address, BYTES as u64)), Effect::Store)?;
     let host = global(cx.grid, address, BYTES as u64, true, &mut usize::MAX.clone())?;
     // SAFETY: `global` found the range in a live allocation.
     unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), host, BYTES) };

@@ -184,13 +184,30 @@ fn land_copy(block: &mut Block, grid: &Grid<'_>, copy: &Copy, lanes: u32) -> Res
         };
         // SAFETY: the source range was found in a live allocation when the copy was issued, and none is freed during
         // a launch; shared memory is the simulator's own.
-        unsafe { std::ptr::copy_nonoverlapping(copy.from[lane], bytes.as_mut_ptr(), take) };
+        unsafe { copy_bytes(copy.from[lane], bytes.as_mut_ptr(), take) };
         bytes[take..].fill(0);
     });
     if grid.checks.init {
         each(lanes, |lane| block.shared.mark_init(copy.to[lane], size));
     }
     result
+}
+
+/// Copies bytes of which there are mostly as many as an instruction moves.
+///
+/// # Safety
+/// Both ranges must be valid and must not overlap.
+#[inline(always)]
+unsafe fn copy_bytes(from: *const u8, to: *mut u8, count: usize) {
+    // SAFETY: the caller's.
+    unsafe {
+        match count {
+            16 => std::ptr::copy_nonoverlapping(from, to, 16),
+            8 => std::ptr::copy_nonoverlapping(from, to, 8),
+            4 => std::ptr::copy_nonoverlapping(from, to, 4),
+            _ => std::ptr::copy_nonoverlapping(from, to, count),
+        }
+    }
 }
 
 fn land_arrive(block: &mut Block, on: &Row<u64>, lanes: u32) -> Result<(), Fault> {

@@ -108,7 +108,8 @@ impl Block {
         }
         self.queue = Queue::default();
         let warps = self.live_threads.div_ceil(32);
-        self.race = grid.checks.race.then(|| Box::new(race::State::new(warps, grid.shared_size, self.barriers.len())));
+        let (barriers, clustered) = (self.barriers.len(), grid.cluster_blocks() > 1);
+        self.race = grid.checks.race.then(|| Box::new(race::State::new(warps, grid.shared_size, barriers, clustered)));
         self.rng = Rng::new(grid.schedule.seed ^ (index + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         self.clock = 0;
         self.progress = 0;

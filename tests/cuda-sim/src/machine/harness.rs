@@ -19,6 +19,7 @@ pub struct Kernel {
     pub params: Vec<u8>,
     pub checks: Checks,
     pub cooperative: bool,
+    pub cluster: [u32; 3],
     pub count: Option<u64>,
 }
 
@@ -36,7 +37,8 @@ impl Kernel {
             memory.write(v.address, &v.initial).unwrap();
         }
         let (grid, block) = ([1; 3], [32, 1, 1]);
-        Kernel { program, memory, grid, block, params: Vec::new(), checks: NONE, cooperative: false, count: None }
+        let (params, cooperative, cluster) = (Vec::new(), false, [1; 3]);
+        Kernel { program, memory, grid, block, params, checks: NONE, cooperative, cluster, count: None }
     }
 
     pub fn shape(mut self, grid: u32, block: u32) -> Kernel {
@@ -67,6 +69,7 @@ impl Kernel {
             params: &self.params,
             checks: self.checks,
             cooperative: self.cooperative,
+            cluster: self.cluster,
             count: self.count,
             multiprocessors: 4,
             schedule: Schedule { seed, async_timing: AsyncTiming::Late, threads },

@@ -3,7 +3,7 @@
 
 use cuda_sim::machine::fault::Kind::{self, *};
 
-use super::{attention, gemm, gemv, hopper, lanes, language, reduce, sync};
+use super::{attention, cluster, gemm, gemv, hopper, lanes, language, reduce, sync};
 use crate::device;
 use crate::harness::{ALL, Finding, Scenario, fixture, sweep};
 
@@ -466,6 +466,83 @@ const MUTANTS: &[Mutant] = &[
         scenario: hopper::bulk_reverse,
         catch: Fault(&[Misaligned]),
     },
+    // Clusters.
+    Mutant {
+        bug: "reads the other block's memory before it is written",
+        fixture: "cluster",
+        kernel: "exchange",
+        edits: &[without("barrier.cluster.arrive;"), without("barrier.cluster.wait;")],
+        scenario: cluster::exchange,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "reads its counter while the other block counts",
+        fixture: "cluster",
+        kernel: "exchange",
+        edits: &[
+            nth(
+                1,
+                change("barrier.cluster.arrive;", "ld.shared.u32 %r22, [_ZZ8exchangeE5count]; barrier.cluster.arrive;"),
+            ),
+            without("ld.shared.u32 %r22,"),
+        ],
+        scenario: cluster::exchange,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "waits for its own block alone before it reads the parts of others",
+        fixture: "cluster",
+        kernel: "cluster_sum",
+        edits: &[change("barrier.cluster.arrive;", "bar.sync 0;"), without("barrier.cluster.wait;")],
+        scenario: cluster::sum,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "adds up its bins while other blocks still count in them",
+        fixture: "cluster",
+        kernel: "spread_histogram",
+        edits: &[nth(1, change("barrier.cluster.arrive;", "barrier.cluster.arrive.relaxed;"))],
+        scenario: cluster::histogram,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "the bins are counted in before they are cleared",
+        fixture: "cluster",
+        kernel: "spread_histogram",
+        edits: &[change("barrier.cluster.arrive;", "barrier.cluster.arrive.relaxed;")],
+        scenario: cluster::histogram,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "does not wait for the others' arrivals",
+        fixture: "cluster",
+        kernel: "inboxes",
+        edits: &[change(
+            "AGAIN: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%r42], %r45;",
+            "AGAIN: setp.eq.u32 done, 0, 0;",
+        )],
+        scenario: cluster::inboxes,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "does not wait for what others send",
+        fixture: "cluster",
+        kernel: "inboxes",
+        edits: &[change(
+            "AGAIN: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%r44], %r45;",
+            "AGAIN: setp.eq.u32 done, 0, 0;",
+        )],
+        scenario: cluster::inboxes,
+        catch: TOO_EARLY,
+    },
+    Mutant {
+        bug: "a stage is filled again when the readers of one of the two blocks are done",
+        fixture: "cute_cluster",
+        kernel: "cute_multicast",
+        edits: &[change("mov.u32 %r85, 4;", "mov.u32 %r85, 2;")],
+        scenario: cluster::multicast,
+        catch: Fault(&[Race, Async, InvalidOperation]),
+    },
 ];
 
 impl Mutant {
@@ -573,8 +650,19 @@ fn of_hopper() {
 }
 
 #[test]
+fn of_clusters() {
+    hunt("cluster");
+}
+
+#[test]
+fn of_tiles_that_a_cluster_shares() {
+    hunt("cute_cluster");
+}
+
+#[test]
 fn all_fixtures_are_hunted() {
-    let hunted = ["gemm", "gemv", "attention", "reduce", "lanes", "language", "sync", "hopper"];
+    let hunted =
+        ["gemm", "gemv", "attention", "reduce", "lanes", "language", "sync", "hopper", "cluster", "cute_cluster"];
     assert!(MUTANTS.iter().all(|m| hunted.contains(&m.fixture)));
     assert!(MUTANTS.len() >= 25);
 }

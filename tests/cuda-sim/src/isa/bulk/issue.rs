@@ -1,5 +1,7 @@
 //! How bulk copies are lowered, checked and issued.
 
+use std::iter::once;
+
 use super::*;
 use crate::check;
 use crate::isa::tensor_map;
@@ -294,8 +296,8 @@ fn put_values(cx: &mut Cx<'_>, op: &Op) -> Issued {
             let (mask, to, on) = targets(cx, op, lane, to[lane], on[lane])?;
             check_targets(cx, mask, to, bytes, on)?;
             let owner = mask.trailing_zeros();
-            let (warp, own) = (cx.warp.id, owner == cx.block.rank);
-            let number = if own { race::bulk_issue(cx.block, warp, on, to, bytes, op.line)? } else { 0 };
+            let warp = cx.warp.id;
+            let number = race::bulk_issue(cx.block, owner, warp, on, (to, bytes), op.line)?;
             let data = Some(std::mem::take(&mut data));
             let transfer = Transfer {
                 work: Work::Put { to, on },
@@ -363,36 +365,35 @@ fn send(cx: &mut Cx<'_>, op: &Op, lane: usize, owner: u32, work: Work) -> Issued
     let (warp, lane) = (cx.warp.id, lane as u32);
     let grouped = matches!(work, Work::Store { .. } | Work::StoreTile { .. });
     let group = grouped.then(|| cx.block.queue.bulk_group(warp, lane));
-    let number = watch(cx, &work, warp, op.line, owner == cx.block.rank)?;
+    let number = watch(cx, &work, warp, op.line, owner)?;
     let transfer = Transfer { work, warp, lane, line: op.line, group, number, data: None };
     async_queue::issue_bulk(cx.block, cx.grid, owner, transfer)
 }
 
-/// Shows a copy to the checks and counters; its number for [`Transfer::number`]. Writes to the shared memory of other
-/// blocks are not shown.
-fn watch(cx: &mut Cx<'_>, work: &Work, warp: u32, line: u32, own: bool) -> std::result::Result<u32, Fault> {
+/// Shows a copy to a block of the cluster to the checks and counters; its number for [`Transfer::number`].
+fn watch(cx: &mut Cx<'_>, work: &Work, warp: u32, line: u32, owner: u32) -> std::result::Result<u32, Fault> {
     let rows = |cx: &mut Cx<'_>, map: &TensorMap, at: [i32; MAX_RANK], effect: Effect| {
-        let mut inside = map.rows(at).filter(|row| row.inside.0 < row.inside.1);
-        inside.try_for_each(|row| check::bulk(cx, row.address, row.inside.1 - row.inside.0, effect))
+        let inside = map.rows(at).filter(|row| row.inside.0 < row.inside.1);
+        check::bulk(cx, inside.map(|row| (row.address, row.inside.1 - row.inside.0)), effect)
     };
     let written = |reduction: &Option<Reduction>| if reduction.is_some() { Effect::Atomic } else { Effect::Store };
     match work {
         // Values of registers are read at once.
         Work::Put { .. } => Ok(0),
         Work::Load { from, to, bytes, on } => {
-            check::bulk(cx, *from, *bytes, Effect::Load)?;
-            if own { race::bulk_issue(cx.block, warp, *on, *to, *bytes, line) } else { Ok(0) }
+            check::bulk(cx, once((*from, *bytes)), Effect::Load)?;
+            race::bulk_issue(cx.block, owner, warp, *on, (*to, *bytes), line)
         }
         Work::Move { from, to, bytes, on } => {
             race::shared_range(cx.block, warp, cluster::split(*from).1, *bytes, false, line)?;
-            if own { race::bulk_issue(cx.block, warp, *on, *to, *bytes, line) } else { Ok(0) }
+            race::bulk_issue(cx.block, owner, warp, *on, (*to, *bytes), line)
         }
         Work::LoadTile { map, at, to, on } => {
             rows(cx, map, *at, Effect::Load)?;
-            if own { race::bulk_issue(cx.block, warp, *on, *to, map.tile_bytes(), line) } else { Ok(0) }
+            race::bulk_issue(cx.block, owner, warp, *on, (*to, map.tile_bytes()), line)
         }
         Work::Store { from, to, bytes, reduction } => {
-            check::bulk(cx, *to, *bytes, written(reduction))?;
+            check::bulk(cx, once((*to, *bytes)), written(reduction))?;
             race::store_issue(cx.block, warp, *from, *bytes, line).map(|()| 0)
         }
         Work::StoreTile { map, at, from, reduction } => {

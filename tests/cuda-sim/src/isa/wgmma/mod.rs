@@ -85,6 +85,8 @@ struct Operation {
     key: (usize, [u64; 2]),
     issued: u32,
     landed: u32,
+    /// What the race check has found of the operands.
+    sources: race::Sources,
     /// The operands in shared memory, once they were read.
     operands: Option<Operands>,
     read: Run,
@@ -218,18 +220,16 @@ fn issue(cx: &mut Cx<'_>, op: &Op, landing: Run, read: Run) -> Result<(), Flow> 
         return Err(cx.fault(Kind::InvalidOperation, "the lanes give different values of scale-d"));
     }
     let number = cx.warp.pending.issued;
-    if cx.block.race.is_some()
-        && let Err(fault) = watch(cx, op, shape, descriptors, number)
-    {
-        return Err(cx.fail(fault));
-    }
     let group = group(cx.block, warp);
     // Operations are told apart by their place in the program.
     let key = (std::ptr::from_ref(cx.code) as usize ^ (cx.pc as usize) << 1, descriptors);
     let at = (number - group.first) as usize;
     match group.operations.get_mut(at) {
         None => {
-            group.operations.push_back(Operation { key, issued: 1 << (warp % WARPS), landed: 0, operands: None, read })
+            let sources = watch(cx, op, shape, descriptors, number).map_err(|fault| cx.fail(fault))?;
+            let issued = 1 << (warp % WARPS);
+            let operation = Operation { key, issued, landed: 0, sources, operands: None, read };
+            self::group(cx.block, warp).operations.push_back(operation);
         }
         Some(operation) if operation.key == key => operation.issued |= 1 << (warp % WARPS),
         Some(_) => {
@@ -237,6 +237,8 @@ fn issue(cx: &mut Cx<'_>, op: &Op, landing: Run, read: Run) -> Result<(), Flow> 
             return Err(cx.fault(Kind::DivergentBarrier, message));
         }
     }
+    let sources = &cx.block.queue.warpgroups[(warp / WARPS) as usize].operations[at].sources;
+    race::matrix_issue(cx.block, warp, sources).map_err(|fault| cx.fail(fault))?;
     // The landing finds its number and the predicate where the issue has its descriptors and immediates.
     let mut landing = Op { run: landing, ..op.clone() };
     landing.dst = [Dst(number as u32), Dst(keep)];
@@ -252,9 +254,10 @@ fn issue(cx: &mut Cx<'_>, op: &Op, landing: Run, read: Run) -> Result<(), Flow> 
 }
 
 /// Shows the operands in shared memory to the race check.
-#[cold]
-#[inline(never)]
-fn watch(cx: &mut Cx<'_>, op: &Op, shape: Shape, descriptors: [u64; 2], number: u64) -> Result<(), Fault> {
+fn watch(cx: &mut Cx<'_>, op: &Op, shape: Shape, descriptors: [u64; 2], number: u64) -> Result<race::Sources, Fault> {
+    if cx.block.race.is_none() {
+        return Ok(Vec::new());
+    }
     let rows = [4 * ROWS, shape.columns];
     let mut addresses = Vec::with_capacity(2 * (rows[0] + rows[1]));
     for n in shape.registers as usize..2 {
@@ -265,7 +268,7 @@ fn watch(cx: &mut Cx<'_>, op: &Op, shape: Shape, descriptors: [u64; 2], number: 
             addresses.extend((0..inner).map(|unit| matrix.unit(x as u64, unit as u64)));
         }
     }
-    race::matrix_issue(cx.block, cx.warp.id, number, &addresses, op.line)
+    race::matrix_reads(cx.block, cx.warp.id, number, &addresses, op.line)
 }
 
 /// The warpgroup of a warp.
