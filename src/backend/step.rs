@@ -196,8 +196,8 @@ pub enum Rule {
     /// kept as the law that it then has. With [`Test::Token`] at every position and without a prefix rule this is SSD's
     /// "verification as auto correction" (arXiv 2606.20543, Eq. 4-5).
     AutoCorrect,
-    /// Children of a node of a draft tree: so many different tokens, sampled without replacement (those of the largest log p
-    /// + noise, in this order), go to the place and those that follow it; p is kept at the first. Where p has fewer, the rest
+    /// Children of a node of a draft tree: so many different tokens, sampled without replacement (the largest sums of
+    /// log p and noise, in this order), go to the place and those that follow it; p is kept at the first. Where p has fewer, the rest
     /// are no children: copies of the first.
     Children {
         /// How many, [`CHILDREN`] at most.

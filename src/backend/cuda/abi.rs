@@ -246,15 +246,6 @@ const _: () = {
     ["Offset of field: WeftCodebook::dim"][::core::mem::offset_of!(WeftCodebook, dim) - 16usize];
     ["Offset of field: WeftCodebook::each"][::core::mem::offset_of!(WeftCodebook, each) - 20usize];
 };
-impl Default for WeftCodebook {
-    fn default() -> Self {
-        let mut s = ::core::mem::MaybeUninit::<Self>::uninit();
-        unsafe {
-            ::core::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
-            s.assume_init()
-        }
-    }
-}
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct WeftCopy {
