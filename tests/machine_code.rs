@@ -119,6 +119,7 @@ const MEANT: &[(&str, &[&str])] = &[
     ("group_norm_apply", &["LDG.E.128", "STG.E.128"]),
     ("group_norm_statistics", &["LDG.E.128"]),
     ("keep_states", &["LDG.E.128", "STG.E.128"]),
+    ("put", &["STG.E.128"]),
     ("layer_norm", &["LDG.E.128", "STG.E.128"]),
     ("rms_norm", &["LDG.E.128", "STG.E.128"]),
     ("select_rows", &["LDG.E.128", "STG.E.128"]),

@@ -201,7 +201,7 @@ fn chains(lengths: &[usize], rounds: u32) -> BTreeSet<(usize, usize)> {
     for round in 0..rounds {
         // In an order that is not that of the positions.
         let position = |at: usize| (at * 7 + 3) % draws;
-        assert!(draws % 7 != 0, "positions are drawn once");
+        assert!(!draws.is_multiple_of(7), "positions are drawn once");
         let heads: BTreeSet<usize> =
             lengths.iter().scan(0, |first, n| Some(std::mem::replace(first, *first + n))).collect();
         let verdict = |at: usize| {
