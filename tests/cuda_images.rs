@@ -351,7 +351,7 @@ fn check_formats(formats: Formats, method: Method, bound: f32) {
     println!("{formats:?}: {off} from the processor, {moved} from bf16");
     assert!(off <= bound, "{formats:?}: log-weights are {off} apart");
     // The formats make a difference: they are not silently bf16.
-    assert!(formats.rows.is_some() || moved > bound, "{formats:?}: {moved}");
+    assert!(formats.rows.is_some() || moved > BOUND, "{formats:?}: {moved}");
 }
 
 #[test]
