@@ -330,7 +330,7 @@ fn every_row_of_ldmatrix_is_checked() {
         );
         let mut team = Team::new(&text, 1, AsyncTiming::Late);
         team.checks.init = true;
-        team.set_b32("%p", std::array::from_fn(|lane| address(lane)));
+        team.set_b32("%p", std::array::from_fn(address));
         team.set_pred("%w", written);
         team.run().err().map(|fault| (fault.kind, fault.lane))
     };
