@@ -105,6 +105,10 @@ impl<'m, B: Backend> Session<'m, B> {
         for &(position, token) in &round.puts {
             self.rounds[position] = 0;
             step.puts.push(Put { image: 0, position: position as u32, token });
+            // The token of a row beside the cache has its place behind the grid.
+            let slot = round.temporary.iter().position(|&at| at == position);
+            let place = slot.map(|slot| (self.model.grid().len() + slot) as u32);
+            step.puts.extend(place.map(|position| Put { image: 0, position, token }));
         }
         self.plan_drafts(&round.drafts, &mut step);
         for (sequence, table) in self.tables.iter().enumerate() {
@@ -282,7 +286,10 @@ impl<'m, B: Backend> Session<'m, B> {
     /// of each grid row visible below it; the processed log-weights of the block's successors, `[block, vocab]`, on
     /// the host.
     pub fn log_weights(&mut self, tokens: &[u32], block: &[usize], frontier: &[u32]) -> Result<Vec<f32>, Error> {
-        self.model.backend.set_tokens(&mut self.state.canvas, 0, tokens)?;
+        let grid = self.model.grid();
+        let mut padded = tokens.to_vec();
+        padded.resize(grid.len() + scratch(grid), 0);
+        self.model.backend.set_tokens(&mut self.state.canvas, 0, &padded)?;
         let round = Round { block: block.to_vec(), frontier: frontier.to_vec(), ..Round::default() };
         let mut plan = self.plan(&round);
         plan.predictions = (0..plan.layout.rows.len() as u32).collect();
@@ -318,7 +325,7 @@ impl<B: Backend> State<B> {
         let proposals = acceptance != Acceptance::Coupled;
         let mut state = Self {
             kv: model.transformer.kv_pool(backend, capacity.pages)?,
-            canvas: backend.canvas(1, grid.len(), vocab, proposals)?,
+            canvas: backend.canvas(1, grid.len() + scratch(grid), vocab, proposals)?,
             codebook,
             bias: backend.tensor(branches, hidden)?,
             states: backend.tensor(branches * grid.len(), hidden)?,
@@ -384,7 +391,9 @@ impl<B: Backend> Target for Session<'_, B> {
     }
 
     fn tokens(&mut self) -> Result<Vec<u32>, Error> {
-        self.model.backend.tokens(&self.state.canvas, 0)
+        let mut tokens = self.model.backend.tokens(&self.state.canvas, 0)?;
+        tokens.truncate(self.model.grid().len());
+        Ok(tokens)
     }
 }
 
