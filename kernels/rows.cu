@@ -21,7 +21,9 @@ __device__ __forceinline__ void embed_row(const WeftStep &step, const float *__r
   if (blockIdx.x >= step.counts->rows) return;
   const WeftRow row = step.rows[blockIdx.x];
   const WeftSequence sequence = step.sequences[row.sequence];
-  const uint32_t token = canvas[sequence.image * positions + row.at];
+  // The tokens of a draft tree's nodes lie behind those of the grid.
+  const uint32_t place = row.kind == WEFT_SLOT_SCRATCH ? sequence.width * sequence.height + row.slot : row.at;
+  const uint32_t token = canvas[sequence.image * positions + place];
   const Floats<N> *a = reinterpret_cast<const Floats<N> *>(tokens + (size_t)token * cols);
   const Floats<N> *b = reinterpret_cast<const Floats<N> *>(row_table + (size_t)(row.at / sequence.width) * cols);
   const Floats<N> *c = reinterpret_cast<const Floats<N> *>(col_table + (size_t)(row.at % sequence.width) * cols);

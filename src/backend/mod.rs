@@ -339,8 +339,8 @@ pub trait Backend: Send + Sync {
     /// `x[m] += y[m]`.
     fn add(&self, x: &mut Self::Tensor, y: &Self::Tensor);
 
-    /// Inputs of the step's rows, which are of the grid, or nodes of draft trees at positions of it: `out[m] = tokens[canvas] + rows[row] + cols[col] +
-    /// bias[sequence]`, summed in this order.
+    /// Inputs of the step's rows, which are of the grid, or nodes of draft trees at positions of it: `out[m] =
+    /// tokens[canvas] + rows[row] + cols[col] + bias[sequence]`, summed in this order.
     fn embed(
         &self,
         step: &Self::Step,

@@ -10,6 +10,8 @@ const IMAGES: usize = 2;
 const HEIGHT: usize = 4;
 const WIDTH: usize = 5;
 const POSITIONS: usize = HEIGHT * WIDTH;
+/// Places of an image in the canvas: its positions and the nodes of a draft tree.
+const PLACES: usize = POSITIONS + 16;
 const VOCAB: usize = 40;
 const PREFIX: usize = 3;
 /// Rows of the tensors, more than any step has.
@@ -29,7 +31,7 @@ fn step(slots: &[Slot], copies: u32) -> Step {
         grid: vec![4 * index + 1, 4 * index + 2],
         width: WIDTH,
         frontier: vec![WIDTH as u32; HEIGHT],
-        scratch: Vec::new(),
+        scratch: vec![4 * index + 3],
     };
     let sequences = 2 * IMAGES as u32;
     let places = |sequence| slots.iter().map(move |&slot| RowPlace { sequence, slot });
@@ -55,9 +57,9 @@ fn results<B: Backend>(b: &B, hidden: usize, steps: &[Step], fed: bool) -> Vec<V
     let (tokens, rows, cols, bias) = (table(VOCAB), table(HEIGHT), table(WIDTH), table(2 * IMAGES));
     let mut logits = table(ROOM);
     let mut states = table(2 * IMAGES * POSITIONS);
-    let mut canvas = b.canvas(IMAGES, POSITIONS, VOCAB, false).unwrap();
+    let mut canvas = b.canvas(IMAGES, PLACES, VOCAB, false).unwrap();
     for image in 0..IMAGES {
-        let tokens: Vec<u32> = (0..POSITIONS).map(|p| ((p * 7 + image * 11) % VOCAB) as u32).collect();
+        let tokens: Vec<u32> = (0..PLACES).map(|p| ((p * 7 + image * 11) % VOCAB) as u32).collect();
         b.set_tokens(&mut canvas, image, &tokens).unwrap();
     }
     let mut x = table(ROOM);
@@ -97,7 +99,11 @@ fn rows_are_gathered_embedded_kept_selected_and_copied() {
     let (cuda, cpu) = (backend(), cpu());
     // A recorded step is made for the next power of two: the third leaves entries of the second behind its own.
     let last = POSITIONS as u32;
-    let steps = [(grid(0, 1), 2), (grid(0, 7), 4), (grid(8, 14), 3), (grid(last - 2, last), 0), (grid(0, 19), 1)];
+    // Two nodes at one position.
+    let node = |slot: u32, at| Slot::Scratch { slot, at, ancestors: 1 << slot };
+    let tree = vec![Slot::Grid(6), node(0, 7), node(13, 7), node(15, 8)];
+    let steps =
+        [(grid(0, 1), 2), (grid(0, 7), 4), (grid(8, 14), 3), (grid(last - 2, last), 0), (grid(0, 19), 1), (tree, 1)];
     let steps = steps.map(|(slots, copies)| step(&slots, copies));
     for hidden in [192, 30, 2048] {
         let got = results(&*cuda, hidden, &steps, true);

@@ -110,6 +110,9 @@ impl<'a> Lists<'a> {
             if row.kind == WEFT_SLOT_GRID {
                 self.reaches(Bound::Images, table.image);
                 self.reaches(Bound::Positions, row.at);
+            } else if row.kind == WEFT_SLOT_SCRATCH {
+                self.reaches(Bound::Images, table.image);
+                self.reaches(Bound::Places, (table.width * table.frontier.len()) as u32 + row.slot);
             }
             self.rows.push(row);
         }
@@ -144,7 +147,7 @@ impl<'a> Lists<'a> {
                     self.reaches(bound, *row);
                 }
                 self.reaches(Bound::Images, draw.image);
-                self.reaches(Bound::Positions, draw.position);
+                self.reaches(Bound::Places, draw.position);
                 if draw.rule != Rule::Coupled {
                     self.reaches(Bound::Laws, 0);
                 }
@@ -153,7 +156,7 @@ impl<'a> Lists<'a> {
         for put in &step.puts {
             assert!((put.image as usize) < step.images.len(), "image {} of {}", put.image, step.images.len());
             self.reaches(Bound::Images, put.image);
-            self.reaches(Bound::Positions, put.position);
+            self.reaches(Bound::Places, put.position);
             self.reaches(Bound::Vocabulary, put.token);
         }
     }

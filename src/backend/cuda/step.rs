@@ -75,10 +75,12 @@ pub(super) enum Bound {
     Neighbours = 10,
     /// Codebooks.
     Codebooks = 11,
+    /// Places of an image of the canvas: its positions and the nodes of its tree.
+    Places = 12,
 }
 
 /// Bounds that [`Bound`] names.
-pub(super) const BOUNDS: usize = 12;
+pub(super) const BOUNDS: usize = 13;
 
 /// Names of the bounds, in their order.
 const NAMES: [&str; BOUNDS] = [
@@ -94,6 +96,7 @@ const NAMES: [&str; BOUNDS] = [
     "kept law",
     "neighbour",
     "codebook",
+    "place",
 ];
 
 /// The lengths that grids are made for: those of the current step, rounded up so that few graphs serve all steps.

@@ -143,7 +143,7 @@ impl CudaBackend {
         };
         step.require(rows, logits.max_rows);
         step.require(Bound::Images, canvas.images());
-        step.require(Bound::Positions, canvas.positions);
+        step.require(Bound::Places, canvas.positions);
         assert_eq!(logits.cols, canvas.vocab, "logits of another vocabulary");
         assert!(draws.len() <= canvas.tokens.len(), "a position drawn twice");
         let vocab = canvas.vocab;
@@ -192,7 +192,7 @@ impl CudaBackend {
     /// See [`Backend::put`](crate::backend::Backend::put).
     pub(in crate::backend::cuda) fn op_put(&self, step: &DeviceStep, canvas: &mut Canvas) {
         step.require(Bound::Images, canvas.images());
-        step.require(Bound::Positions, canvas.positions);
+        step.require(Bound::Places, canvas.positions);
         step.require(Bound::Vocabulary, canvas.vocab);
         let threads = canvas.vocab.div_ceil(4).next_power_of_two().clamp(32, 512);
         let grid = Grid::of(step.most(Count::Puts), threads);

@@ -20,6 +20,7 @@ impl CudaBackend {
         assert_eq!((rows.cols, cols.cols, bias.cols), (hidden, hidden, hidden), "tables of different widths");
         step.require(Bound::Images, canvas.images());
         step.require(Bound::Positions, canvas.positions());
+        step.require(Bound::Places, canvas.positions());
         out.take_rows(Rows::of(step, Count::Rows), hidden);
         let (canvas, positions) = (canvas.tokens(), canvas.positions() as u32);
         let args = args![
