@@ -135,6 +135,23 @@ fn relaxed_decoders_make_images_in_as_many_passes() {
     assert!((ours.acceptance() - theirs.acceptance()).abs() < 0.1);
 }
 
+/// Chains, puts, groups and rows beside the cache, on whole images.
+#[test]
+fn published_decoders_make_images_as_on_the_processor() {
+    let _turn = alone();
+    let sampling = cpu().default_sampling();
+    let coupled: Method = "scd:coupling=gumbel:window=64".parse().unwrap();
+    assert_eq!(tokens(gpu(), coupled, sampling), tokens(gpu(), Method::EXACT, sampling));
+    for name in ["scd:window=64", "gsd:window=64", "pjd:threshold=2"] {
+        let method: Method = name.parse().unwrap();
+        let (ours, theirs) = (generate(gpu(), method, sampling), generate(cpu(), method, sampling));
+        let (ours, theirs) = (ours.outcome.stats, theirs.outcome.stats);
+        println!("{name}: {} passes, {} on the processor", ours.nfe, theirs.nfe);
+        assert!(ours.nfe.abs_diff(theirs.nfe) <= theirs.nfe / 5, "{name}: {ours:?}, {theirs:?} on the processor");
+        assert!((ours.acceptance() - theirs.acceptance()).abs() < 0.1, "{name}: {ours:?}, {theirs:?}");
+    }
+}
+
 #[test]
 fn pixels_agree_with_the_processor() {
     let _turn = alone();

@@ -358,6 +358,6 @@ mod tests {
         assert!(matches!(check_target(&of("9.0", "sm_90"), (8, 0), None), Err(Error::Ptx(_))));
         assert!(matches!(check_target(".version 9.0", (8, 0), None), Err(Error::Ptx(_))));
         assert!(matches!(check_target(&of("9.0", "sm_80"), (9, 0), Some((12, 4))), Err(Error::PtxVersion(_))));
-        assert_eq!(check_target(&of("8.4", "sm_80"), (9, 0), Some((12, 4))).unwrap(), 84);
+        assert_eq!(check_target(&of("8.4", "sm_80"), (9, 0), Some((12, 4))).unwrap(), 80);
     }
 }
