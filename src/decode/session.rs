@@ -29,6 +29,7 @@ pub struct Session<'m, B: Backend> {
     rounds: Vec<u32>,
     /// The position whose distribution is in the kept rows of the logits.
     kept: usize,
+    capacity: Capacity,
     step: B::Step,
     state: State<B>,
 }
@@ -88,6 +89,7 @@ impl<'m, B: Backend> Session<'m, B> {
             tables,
             rounds: vec![0; grid.len()],
             kept: 0,
+            capacity,
             step: backend.step(capacity)?,
             state: State::new(model, acceptance, codebook, capacity, &bias)?,
             prompts: conditions.into_iter().map(|condition| condition.prefix).collect(),
@@ -161,8 +163,9 @@ impl<'m, B: Backend> Session<'m, B> {
         (0..self.branches()).map(copy).collect()
     }
 
+    /// The first of the logits' kept rows: behind all that a pass may predict.
     fn first_kept(&self) -> usize {
-        self.branches() * self.model.grid().len()
+        self.capacity.rows
     }
 
     /// Rule and round of the next draw at a position.
@@ -330,8 +333,8 @@ impl<B: Backend> State<B> {
             bias: backend.tensor(branches, hidden)?,
             states: backend.tensor(branches * grid.len(), hidden)?,
             hidden: backend.tensor(capacity.rows, hidden)?,
-            selected: backend.tensor(branches * grid.len(), hidden)?,
-            logits: backend.tensor(branches * (grid.len() + 1), vocab)?,
+            selected: backend.tensor(capacity.rows, hidden)?,
+            logits: backend.tensor(capacity.rows + branches, vocab)?,
             source: backend.operand(capacity.sources, 2 * hidden)?,
             drafted: backend.tensor(capacity.sources, hidden)?,
             draft_logits: backend.tensor(capacity.sources, vocab)?,
