@@ -97,13 +97,7 @@ def train(rank, world, o):
     rest = [p for p in params if p.dim() != 4 and p is not model.fc.weight]
     opts = [common.Muon(matrix, lr=o.lr, weight_decay=.01), torch.optim.AdamW(rest, lr=3e-3, betas=(.9, .98), weight_decay=0)]
     rng, clock, step, t0 = np.random.default_rng(rank), common.Clock(o.minutes), 0, time.time()
-    stop = torch.zeros(1)
-    while True:
-        stop[0] = clock.part()
-        common.all_sum([stop], world)
-        part = float(stop[0]) / world
-        if part >= 1:
-            break
+    for part in common.parts(clock, world):
         for opt, lr in zip(opts, (o.lr, 3e-3)):
             opt.param_groups[0]["lr"] = lr * min(1, (step + 1) / 100) * min(1, (1 - part) / .7)
         i = rng.integers(0, len(data.x), o.batch)  # half renders, half reconstructions

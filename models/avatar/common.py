@@ -86,6 +86,18 @@ class Clock:
         return (self.now() - self.start) / self.total
 
 
+def parts(clock, world):
+    """The fraction of the budget that has passed, before each step, as all processes agree; ends when all of it has."""
+    mean = torch.zeros(1)
+    while True:
+        mean[0] = clock.part()
+        all_sum([mean], world)
+        part = float(mean[0]) / world
+        if part >= 1:
+            return
+        yield part
+
+
 def orthogonal(g, steps=5):
     """Newton-Schulz iteration: the nearest semi-orthogonal matrix to g, roughly. [m,n] or [b,m,n]."""
     x = g.bfloat16()

@@ -176,13 +176,8 @@ def train(rank, world, o):
         if world > 1:
             torch.distributed.broadcast(p.data, 0)
     taught = collections.deque(maxlen=o.buffer)
-    clock, t0, stop, mean = common.Clock(o.minutes, time.process_time), time.time(), torch.zeros(1), np.zeros(4)
-    while True:
-        stop[0] = clock.part()
-        common.all_sum([stop], world)
-        part = float(stop[0]) / world
-        if part >= 1:
-            break
+    clock, t0, mean = common.Clock(o.minutes, time.process_time), time.time(), np.zeros(4)
+    for part in common.parts(clock, world):
         part = start + part * (1 - start)
         for opt, lr in zip(opts, base):
             opt.param_groups[0]["lr"] = lr * min(1, (step + 1) / 50) * min(1, (1 - part) / .7) + 1e-7

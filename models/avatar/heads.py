@@ -134,14 +134,8 @@ def train(rank, world, o):
         for g in opt.param_groups:
             g["base"] = g["lr"]
     rng, clock, step, t0 = np.random.default_rng(rank), common.Clock(o.minutes), 0, time.time()
-    stop = torch.zeros(1)
     index = {kd: (*pairs(*kd),) for kd in KINDS}
-    while True:
-        stop[0] = clock.part()
-        common.all_sum([stop], world)
-        part = float(stop[0]) / world
-        if part >= 1:
-            break
+    for part in common.parts(clock, world):
         for opt in opts:
             for g in opt.param_groups:
                 g["lr"] = g["base"] * min(1, (step + 1) / 50) * (.5 + .5 * math.cos(math.pi * part)) + 1e-7

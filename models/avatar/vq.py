@@ -149,13 +149,7 @@ def train(rank, world, o):
     if o.resume:
         size.fill_(float(o.batch * world * (144 if o.half else 576) / CODES))
         total.copy_(model.codebook.weight * size[:, None])
-    stop = torch.zeros(1)
-    while True:
-        stop[0] = clock.part()
-        common.all_sum([stop], world)
-        part = float(stop[0]) / world
-        if part >= 1:
-            break
+    for part in common.parts(clock, world):
         lr = o.lr * min(1, (step + 1) / 100) * min(1, (1 - part) / .7)
         for g in opt.param_groups:
             g["lr"] = max(lr, 1e-6)

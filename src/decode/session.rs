@@ -104,26 +104,9 @@ impl<'m, B: Backend> Session<'m, B> {
     fn plan(&mut self, round: &Round) -> Step {
         let (branches, rows) = (self.branches(), round.block.len() + round.temporary.len());
         let mut step = Step { images: vec![self.image], ..Step::default() };
-        for &(position, token) in &round.puts {
-            self.rounds[position] = 0;
-            step.puts.push(Put { image: 0, position: position as u32, token });
-            // The token of a row beside the cache has its place behind the grid.
-            let slot = round.temporary.iter().position(|&at| at == position);
-            let place = slot.map(|slot| (self.model.grid().len() + slot) as u32);
-            step.puts.extend(place.map(|position| Put { image: 0, position, token }));
-        }
+        self.plan_puts(round, &mut step);
         self.plan_drafts(&round.drafts, &mut step);
-        for (sequence, table) in self.tables.iter().enumerate() {
-            step.layout.sequences.push(PageTable { frontier: round.frontier.clone(), ..table.clone() });
-            let grid = round.block.iter().map(|&position| Slot::Grid(position as u32));
-            let scratch = round.temporary.iter().enumerate().map(|(slot, &at)| Slot::Scratch {
-                slot: slot as u32,
-                at: at as u32,
-                ancestors: 1 << slot,
-            });
-            let slots = grid.chain(scratch);
-            step.layout.rows.extend(slots.map(|slot| RowPlace { sequence: sequence as u32, slot }));
-        }
+        self.plan_rows(round, &mut step);
         let row = |position: usize| {
             let in_block = round.block.binary_search(&position).ok();
             let beside = || round.temporary.iter().position(|&at| at == position).map(|row| round.block.len() + row);
@@ -155,6 +138,31 @@ impl<'m, B: Backend> Session<'m, B> {
             self.kept = position;
         }
         step
+    }
+
+    fn plan_puts(&mut self, round: &Round, step: &mut Step) {
+        for &(position, token) in &round.puts {
+            self.rounds[position] = 0;
+            // The token of a row beside the cache has its place behind the grid.
+            let slot = round.temporary.iter().position(|&at| at == position);
+            let place = slot.map_or(position, |slot| self.model.grid().len() + slot);
+            step.puts.push(Put { image: 0, position: place as u32, token });
+        }
+    }
+
+    /// The rows of each branch: the block, then those beside the cache.
+    fn plan_rows(&self, round: &Round, step: &mut Step) {
+        for (sequence, table) in self.tables.iter().enumerate() {
+            step.layout.sequences.push(PageTable { frontier: round.frontier.clone(), ..table.clone() });
+            let grid = round.block.iter().map(|&position| Slot::Grid(position as u32));
+            let scratch = round.temporary.iter().enumerate().map(|(slot, &at)| Slot::Scratch {
+                slot: slot as u32,
+                at: at as u32,
+                ancestors: 1 << slot,
+            });
+            let slots = grid.chain(scratch);
+            step.layout.rows.extend(slots.map(|slot| RowPlace { sequence: sequence as u32, slot }));
+        }
     }
 
     /// Copies of the branches' row `row` of `rows` to the kept rows.
