@@ -8,6 +8,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use tempfile::TempDir;
+
 /// Refuses sources with the word "broken" as nvcc would, and "compiles" others; a line of `calls` for each.
 const NVCC: &str = r#"#!/bin/sh
 if [ "$1" = --version ]; then echo "nvcc of a test"; exit 0; fi
@@ -24,29 +26,30 @@ fi
 echo fatbin > "$out"
 "#;
 
-/// A crate with two kernels and a header, and the build script of this one.
+/// No nvcc where the environment says, so that only an installed one is left.
+const NOWHERE: [(&str, &str); 4] = [("WEFT_NVCC", ""), ("CUDA_HOME", ""), ("CUDA_PATH", ""), ("PATH", "")];
+
+/// A crate with two kernels and a header, and the build script of this one. It lies outside of the real target directory:
+/// the script would find the nvcc that is installed there.
 struct Project {
-    home: PathBuf,
+    home: TempDir,
     script: PathBuf,
 }
 
 impl Project {
-    fn new(name: &str) -> Project {
-        let home = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("build-script-{name}"));
-        let _ = fs::remove_dir_all(&home);
-        let folders = ["kernels", "include", "target/debug/build/weft-0/out"];
-        folders.iter().for_each(|folder| fs::create_dir_all(home.join(folder)).unwrap());
-        let project = Project { script: home.join("script"), home };
+    fn new() -> Project {
+        let home = tempfile::tempdir().unwrap();
+        let project = Project { script: home.path().join("script"), home };
+        fs::create_dir_all(project.path("target/debug/build/weft-0/out")).unwrap();
         for (file, text) in [
             ("kernels/first.cu", "first"),
             ("kernels/second.cu", "second"),
             ("kernels/shared.cuh", "shared"),
             ("include/kernel_abi.h", "structs"),
-            ("nvcc", NVCC),
         ] {
             project.write(file, text);
         }
-        fs::set_permissions(project.home.join("nvcc"), fs::Permissions::from_mode(0o755)).unwrap();
+        project.install("nvcc");
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("build.rs");
         let mut rustc = Command::new("rustc");
         rustc.args(["--edition", "2024", "--crate-name", "script", "-o"]).arg(&project.script).arg(source);
@@ -54,17 +57,27 @@ impl Project {
         project
     }
 
+    fn path(&self, file: &str) -> PathBuf {
+        self.home.path().join(file)
+    }
+
     fn write(&self, file: &str, text: &str) {
-        fs::write(self.home.join(file), text).unwrap();
+        fs::create_dir_all(self.path(file).parent().unwrap()).unwrap();
+        fs::write(self.path(file), text).unwrap();
+    }
+
+    fn install(&self, nvcc: &str) {
+        self.write(nvcc, NVCC);
+        fs::set_permissions(self.path(nvcc), fs::Permissions::from_mode(0o755)).unwrap();
     }
 
     /// Runs the script; what it printed, and the sources that were compiled.
     fn build(&self, environment: &[(&str, &str)]) -> (Output, Vec<String>) {
-        let calls = self.home.join("calls");
+        let calls = self.path("calls");
         let _ = fs::remove_file(&calls);
         let mut script = Command::new(&self.script);
-        script.current_dir(&self.home).env("OUT_DIR", self.home.join("target/debug/build/weft-0/out"));
-        script.env("CALLS", &calls).env("NUM_JOBS", "2").env("WEFT_NVCC", self.home.join("nvcc"));
+        script.current_dir(&self.home).env("OUT_DIR", self.path("target/debug/build/weft-0/out"));
+        script.env("CALLS", &calls).env("NUM_JOBS", "2").env("WEFT_NVCC", self.path("nvcc"));
         script.env_remove("WEFT_CUDA_ARCHS").envs(environment.iter().copied());
         let output = script.output().unwrap();
         let mut compiled: Vec<String> =
@@ -74,7 +87,7 @@ impl Project {
     }
 
     fn cached(&self) -> usize {
-        fs::read_dir(self.home.join("target/weft-kernels")).map_or(0, |entries| entries.count())
+        fs::read_dir(self.path("target/weft-kernels")).map_or(0, |entries| entries.count())
     }
 }
 
@@ -84,12 +97,12 @@ fn text(bytes: &[u8]) -> String {
 
 #[test]
 fn only_what_changed_is_compiled() {
-    let project = Project::new("changes");
+    let project = Project::new();
     let (output, compiled) = project.build(&[]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert_eq!(compiled, ["kernels/first.cu", "kernels/second.cu"]);
     assert!(text(&output.stdout).contains("cargo:rustc-cfg=weft_cuda"));
-    let list = fs::read_to_string(project.home.join("target/debug/build/weft-0/out/kernels.rs")).unwrap();
+    let list = fs::read_to_string(project.path("target/debug/build/weft-0/out/kernels.rs")).unwrap();
     assert!(list.contains("pub static FIRST: Fatbin") && list.contains("&[&FIRST, &SECOND]"), "{list}");
 
     assert_eq!(project.build(&[]).1, [""; 0]);
@@ -103,7 +116,7 @@ fn only_what_changed_is_compiled() {
 
 #[test]
 fn a_kernel_that_does_not_compile_fails_the_build_with_the_message_of_nvcc() {
-    let project = Project::new("broken");
+    let project = Project::new();
     project.write("kernels/second.cu", "broken");
     let (output, _) = project.build(&[]);
     assert!(!output.status.success());
@@ -125,19 +138,31 @@ fn without_nvcc_there_is_a_warning_and_no_backend() {
     if Path::new("/usr/local/cuda/bin/nvcc").exists() {
         return;
     }
-    let project = Project::new("none");
-    let nothing = [("WEFT_NVCC", ""), ("CUDA_HOME", ""), ("CUDA_PATH", ""), ("PATH", "")];
-    let (output, compiled) = project.build(&nothing);
-    assert!(output.status.success() && compiled.is_empty());
+    let project = Project::new();
+    let (output, compiled) = project.build(&NOWHERE);
     let said = text(&output.stdout);
+    assert!(output.status.success() && compiled.is_empty(), "{said}");
     assert_eq!(said.matches("cargo:warning=").count(), 1, "{said}");
     assert!(said.contains("cargo:warning=no nvcc found") && said.contains("cargo xtask toolkit"), "{said}");
     assert!(!said.contains("rustc-cfg=weft_cuda"), "{said}");
 }
 
 #[test]
+fn the_nvcc_that_is_installed_below_a_target_directory_is_found() {
+    // A target directory inside of another's, too: tests build such.
+    for installed in ["target/debug", "target"] {
+        let project = Project::new();
+        project.install(&format!("{installed}/cuda-13.0/nvidia/cu13/bin/nvcc"));
+        let (output, compiled) = project.build(&NOWHERE);
+        let said = text(&output.stdout);
+        assert!(output.status.success() && said.contains("rustc-cfg=weft_cuda"), "{said}");
+        assert_eq!(compiled.len(), 2, "{said}");
+    }
+}
+
+#[test]
 fn what_is_no_nvcc_or_no_architecture_is_refused() {
-    let project = Project::new("wrong");
+    let project = Project::new();
     let (output, _) = project.build(&[("WEFT_NVCC", "/nowhere/nvcc")]);
     assert!(!output.status.success() && text(&output.stderr).contains("WEFT_NVCC: /nowhere/nvcc does not run"));
     let (output, _) = project.build(&[("WEFT_CUDA_ARCHS", "ampere")]);
