@@ -38,17 +38,23 @@ __device__ __forceinline__ void embed_row(const WeftStep &step, const float *__r
   }
 }
 
-// Row m of x predicts the position after it: of the prompt's only the last does, of a draft tree's none is kept.
+// Row m of x predicts the position after it: of the prompt's only the last does, of a draft tree's those are kept that
+// `positions` counts behind the grid.
 template <int N>
 __device__ __forceinline__ void keep_state(const WeftStep &step, const float *__restrict__ x, uint32_t positions,
                                            float *__restrict__ states, uint32_t cols) {
   if (blockIdx.x >= step.counts->rows) return;
   const WeftRow row = step.rows[blockIdx.x];
+  const WeftSequence sequence = step.sequences[row.sequence];
+  const uint32_t grid = sequence.width * sequence.height;
   uint32_t next = row.slot + 1;
-  if (row.kind == WEFT_SLOT_SCRATCH) return;
   if (row.kind == WEFT_SLOT_PREFIX) {
-    if (next != step.sequences[row.sequence].prefix_len) return;
+    if (next != sequence.prefix_len) return;
     next = 0;
+  } else if (row.kind == WEFT_SLOT_SCRATCH) {
+    next = grid + row.slot;
+  } else if (next >= grid) {
+    return;
   }
   if (next >= positions) return;
   copy_row<N>(x + (size_t)blockIdx.x * cols, states + (size_t)(row.sequence * positions + next) * cols, cols);

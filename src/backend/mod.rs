@@ -26,8 +26,8 @@ mod step;
 
 pub use quantise::{Fp8, Int4, KvFormat, KvScales, WeightFormat};
 pub use step::{
-    CHILDREN, Copy, Draw, Drawn, GROUP, Image, Layout, NONE, PageTable, Phase, PoolBound, Put, RowPlace, Rule, Slot,
-    Source, Step, Test,
+    CHILDREN, Chosen, Copy, Draw, Drawn, GROUP, Image, Layout, NONE, PageTable, Phase, PoolBound, Put, RowPlace, Rule,
+    Slot, Source, Step, Test,
 };
 
 use half::bf16;
@@ -264,8 +264,8 @@ pub trait Backend: Send + Sync {
     fn kv_bytes(&self, layers: usize, pages: usize, shape: AttentionShape, format: KvFormat) -> u64;
     /// Room for steps up to `capacity`.
     fn step(&self, capacity: Capacity) -> Result<Self::Step, Error>;
-    /// Canvases of `images` images with so many positions; `proposals` reserves what [`Rule::AutoCorrect`] keeps:
-    /// a distribution `[vocab]` per position.
+    /// Canvases of `images` images with so many positions; `proposals` reserves what [`Rule::Draft`], [`Rule::AutoCorrect`]
+    /// and [`Rule::Children`] keep: a distribution `[vocab]` per position.
     fn canvas(&self, images: usize, positions: usize, vocab: usize, proposals: bool) -> Result<Self::Canvas, Error>;
     /// A vector for each token, `[vocab, dim]`, and for each token so many others, nearest first: sorted by Euclidean
     /// distance, then index.
@@ -350,7 +350,8 @@ pub trait Backend: Send + Sync {
     );
     /// Keeps row m of `x` as the state that predicts the position after it: row
     /// `sequence * positions + position + 1` of `states` (position 0 after the last of the prefix); past the last
-    /// position there is none, nor after a scratch slot.
+    /// position of the grid there is none. If `positions` counts the places of draft trees behind the grid, the state of the
+    /// node in scratch slot `s` is kept too, at that of its place: it predicts the node's children.
     fn keep_states(&self, step: &Self::Step, x: &Self::Tensor, positions: usize, states: &mut Self::Tensor);
     /// `out[i] = x[predictions[i]]` for the rows whose distributions the step wants.
     fn select(&self, step: &Self::Step, x: &Self::Tensor, out: &mut Self::Tensor);
@@ -379,6 +380,12 @@ pub trait Backend: Send + Sync {
     );
     /// What the verdicts of the last step drew, in their order, once all queued work is done.
     fn drawn(&self, step: &Self::Step, canvas: &Self::Canvas) -> Result<Vec<Drawn>, Error>;
+    /// What [`Rule::Likeliest`] chose in the last step, once all queued work is done: the children of each such draft, then
+    /// of each such verdict, in the order of their lists.
+    ///
+    /// Logarithms of two backends differ by at most `(2 * vocab + 64) * 2^-24 * max(1, |log p|)`: their exponentials are
+    /// added in another order.
+    fn chosen(&self, step: &Self::Step, canvas: &Self::Canvas) -> Result<Vec<Chosen>, Error>;
     /// The tokens of an image.
     fn tokens(&self, canvas: &Self::Canvas, image: usize) -> Result<Vec<u32>, Error>;
     /// Replaces the tokens of an image and forgets what its rules kept.

@@ -197,9 +197,18 @@ pub enum Rule {
     /// "verification as auto correction" (arXiv 2606.20543, Eq. 4-5).
     AutoCorrect,
     /// Children of a node of a draft tree: so many different tokens, sampled without replacement (the largest sums of
-    /// log p and noise, in this order), go to the place and those that follow it; p is kept at the first. Where p has fewer, the rest
-    /// are no children: copies of the first.
+    /// log p and noise, in this order), go to the place and those that follow it; p is kept at the first. Where p has fewer,
+    /// the rest are no children: copies of the first.
     Children {
+        /// How many, [`CHILDREN`] at most.
+        count: u32,
+    },
+    /// The same, but nothing is random: so many of the most probable tokens (of equals the lower one first), as in EAGLE-2
+    /// (arXiv 2406.16858). No law is kept: for [`Rule::Siblings`] that were chosen, not for [`Rule::AutoCorrect`]. The host
+    /// may ask which they are and how probable ([`Backend::chosen`](super::Backend::chosen)).
+    ///
+    /// Backends agree on the tokens bit for bit where they agree on the logits (and on what top-p cuts).
+    Likeliest {
         /// How many, [`CHILDREN`] at most.
         count: u32,
     },
@@ -208,16 +217,15 @@ pub enum Rule {
     /// token is drawn from what is left. With [`Test::Token`] its law is p exactly (recursive rejection sampling, as in
     /// SpecInfer, arXiv 2305.09781, and EAGLE, arXiv 2401.15077).
     ///
-    /// Nothing is written to the canvas, so all nodes of a tree are judged in one step, and the host walks from the root. Of
+    /// The children were put or drawn in an earlier phase or step. Nothing is written to the canvas, so all nodes of a tree are judged in one step, and the host walks from the root. Of
     /// the random numbers of a position only those of one node on its way count: nodes at one position may share them.
     Siblings {
         /// Place of the first; the others' follow.
         first: u32,
-        /// How many, [`CHILDREN`] at most.
+        /// How many, [`CHILDREN`] at most; none of a leaf, whose token is drawn from p.
         count: u32,
         /// Whether they were drawn by [`Rule::Children`], so that the law of each is q without those before it (EAGLE-1's
-        /// static tree); else they were chosen, and the law of each has it alone (the most probable ones of EAGLE-2,
-        /// arXiv 2406.16858).
+        /// static tree); else they were chosen, by [`Rule::Likeliest`] or by the host, and the law of each has it alone.
         drawn: bool,
     },
 }
@@ -277,6 +285,15 @@ pub struct Drawn {
     pub before: u32,
     /// The token now.
     pub after: u32,
+}
+
+/// A child that [`Rule::Likeliest`] chose.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Chosen {
+    /// The token.
+    pub token: u32,
+    /// The logarithm of its probability, in nats; -inf where p has no more tokens.
+    pub log_probability: f32,
 }
 
 /// Copies a row of the logits to another.

@@ -56,7 +56,7 @@ fn results<B: Backend>(b: &B, hidden: usize, steps: &[Step], fed: bool) -> Vec<V
     let mut table = |rows: usize| tensor(b, &noise.values(rows * hidden), hidden);
     let (tokens, rows, cols, bias) = (table(VOCAB), table(HEIGHT), table(WIDTH), table(2 * IMAGES));
     let mut logits = table(ROOM);
-    let mut states = table(2 * IMAGES * POSITIONS);
+    let (mut states, mut nodes) = (table(2 * IMAGES * POSITIONS), table(2 * IMAGES * (POSITIONS + 14)));
     let mut canvas = b.canvas(IMAGES, PLACES, VOCAB, false).unwrap();
     for image in 0..IMAGES {
         let tokens: Vec<u32> = (0..PLACES).map(|p| ((p * 7 + image * 11) % VOCAB) as u32).collect();
@@ -80,11 +80,14 @@ fn results<B: Backend>(b: &B, hidden: usize, steps: &[Step], fed: bool) -> Vec<V
                 b.embed(step, tables, &canvas, &mut embedded);
             }
             b.keep_states(step, &x, POSITIONS, &mut states);
+            // The last node has no room.
+            b.keep_states(step, &x, POSITIONS + 14, &mut nodes);
             b.select(step, &x, &mut selected);
             b.copy_rows(step, &mut logits);
         });
         assert_same(&rounded(&read(b, &operand)), &rounded(&read(b, &gathered)), "sources as operands");
-        all.extend([&embedded, &selected, &gathered, &states, &logits].map(|x| b.read(x).unwrap().into_owned()));
+        let outputs = [&embedded, &selected, &gathered, &states, &nodes, &logits];
+        all.extend(outputs.map(|x| b.read(x).unwrap().into_owned()));
     }
     all
 }
@@ -109,8 +112,8 @@ fn rows_are_gathered_embedded_kept_selected_and_copied() {
         let got = results(&*cuda, hidden, &steps, true);
         let want = results(&cpu, hidden, &steps, true);
         for (i, (got, want)) in got.iter().zip(&want).enumerate() {
-            let what = ["embedded", "selected", "gathered", "states", "logits"][i % 5];
-            assert_eq!(bits(got), bits(want), "{what} of step {} with {hidden} columns", i / 5);
+            let what = ["embedded", "selected", "gathered", "states", "states with nodes", "logits"][i % 6];
+            assert_eq!(bits(got), bits(want), "{what} of step {} with {hidden} columns", i / 6);
         }
     }
 }

@@ -4,9 +4,9 @@ use super::Tensor;
 use super::rows::logits;
 use super::verify::{Case, Codebook, Verdict};
 use crate::backend::step::check_chains;
-use crate::backend::{CHILDREN, Draw, Drawn, Error, Image, NONE, Phase, Rule, Step};
+use crate::backend::{CHILDREN, Chosen, Draw, Drawn, Error, Image, NONE, Phase, Rule, Step};
 use crate::rng::{Purpose, Stream};
-use crate::sampling::{gumbel_max, softmax};
+use crate::sampling::{gumbel_max, log_prob, softmax};
 use std::ops::Range;
 
 /// The tokens of images in the making, and what the rules keep of each position.
@@ -20,6 +20,10 @@ pub struct Canvas {
     /// The noise of each position's coupled draws, which repeat from round to round.
     noise: Vec<Option<(Stream, Box<[f32]>)>>,
     drawn: Vec<Drawn>,
+    /// By the last drafts and verdicts.
+    chosen: [Vec<Chosen>; 2],
+    /// By the draws under way.
+    fresh: Vec<Chosen>,
     /// Whether the last draw judged a token and kept it.
     kept: bool,
     scratch: [Vec<f32>; 3],
@@ -57,6 +61,8 @@ impl Canvas {
             proposals: vec![Proposal::None; images * positions],
             noise: vec![None; images * positions],
             drawn: Vec::new(),
+            chosen: Default::default(),
+            fresh: Vec::new(),
             kept: false,
             scratch: Default::default(),
         }
@@ -87,6 +93,14 @@ impl Canvas {
 
     pub(super) fn drawn(&self) -> Result<Vec<Drawn>, Error> {
         Ok(self.drawn.clone())
+    }
+
+    /// See [`Backend::chosen`](crate::backend::Backend::chosen).
+    pub(super) fn chosen(&self, step: &Step) -> Vec<Chosen> {
+        // What an earlier step chose is none of this one's.
+        let chooses = |draws: &[Draw]| draws.iter().any(|draw| matches!(draw.rule, Rule::Likeliest { .. }));
+        let phases = [&step.drafts, &step.verdicts].into_iter().zip(&self.chosen);
+        phases.filter(|(draws, _)| chooses(draws)).flat_map(|(_, chosen)| chosen).copied().collect()
     }
 
     /// Puts a token at an index over all images: the only one that its law has.
@@ -124,6 +138,7 @@ impl Canvas {
             }
             Rule::AutoCorrect => self.auto_correct(index, draw, judged, image, codebook, log_weights),
             Rule::Children { count } => self.children(index, count, draw, image.stream, log_weights),
+            Rule::Likeliest { count } => self.likeliest(index, count, log_weights),
             Rule::Siblings { first, count, drawn } => {
                 let family = index - draw.position as usize + first as usize;
                 return self.siblings(family..family + count as usize, drawn, draw, image, codebook, log_weights);
@@ -190,20 +205,40 @@ impl Canvas {
 
     /// Draws children into the places from `index`; returns the first.
     fn children(&mut self, index: usize, count: u32, draw: &Draw, stream: Stream, log_weights: &[f32]) -> u32 {
-        assert!((1..=CHILDREN).contains(&count), "{count} children");
         let mut q = vec![0.0; log_weights.len()].into_boxed_slice();
         softmax(log_weights, &mut q);
         self.proposals[index] = Proposal::Law(q);
         let mut scores = vec![0.0; log_weights.len()];
         stream.gumbel(Purpose::Draft, draw.round, draw.position as usize, &mut scores);
         scores.iter_mut().zip(log_weights).for_each(|(score, weight)| *score += weight);
-        let mut order: Vec<u32> =
-            (0..scores.len() as u32).filter(|&t| scores[t as usize] > f32::NEG_INFINITY).collect();
-        order.sort_by(|&a, &b| scores[b as usize].total_cmp(&scores[a as usize]).then(a.cmp(&b)));
+        let best = largest(&scores, count);
+        self.put_children(index, count, &best)
+    }
+
+    /// Puts the most probable tokens into the places from `index`; returns the first.
+    fn likeliest(&mut self, index: usize, count: u32, log_weights: &[f32]) -> u32 {
+        let best = largest(log_weights, count);
+        let most = log_prob(log_weights, best[0]);
         for child in 0..count as usize {
-            self.tokens[index + child] = *order.get(child).unwrap_or(&order[0]);
+            self.proposals[index + child] = Proposal::None;
+            let chosen = match best.get(child) {
+                Some(&token) => Chosen {
+                    token,
+                    log_probability: log_weights[token as usize] - log_weights[best[0] as usize] + most,
+                },
+                None => Chosen { token: best[0], log_probability: f32::NEG_INFINITY },
+            };
+            self.fresh.push(chosen);
         }
-        order[0]
+        self.put_children(index, count, &best)
+    }
+
+    /// Puts children into the places from `index`; returns the first.
+    fn put_children(&mut self, index: usize, count: u32, children: &[u32]) -> u32 {
+        for child in 0..count as usize {
+            self.tokens[index + child] = *children.get(child).unwrap_or(&children[0]);
+        }
+        children[0]
     }
 
     /// Judges the children in these places.
@@ -216,12 +251,15 @@ impl Canvas {
         codebook: Option<&Codebook>,
         log_weights: &[f32],
     ) -> Drawn {
-        assert!((1..=CHILDREN as usize).contains(&places.len()), "{} children", places.len());
+        assert!(places.len() <= CHILDREN as usize, "{} children", places.len());
         let (stream, position) = (image.stream, draw.position as usize);
         let mut p = vec![0.0; log_weights.len()];
         softmax(log_weights, &mut p);
-        let mut q: Vec<f32> =
-            if drawn { (0..p.len()).map(|t| self.proposals[places.start].of(t)).collect() } else { Vec::new() };
+        let mut q: Vec<f32> = if drawn && !places.is_empty() {
+            (0..p.len()).map(|t| self.proposals[places.start].of(t)).collect()
+        } else {
+            Vec::new()
+        };
         let mut log_weights = log_weights.to_vec();
         for (child, place) in places.enumerate() {
             let token = self.tokens[place];
@@ -256,6 +294,21 @@ impl Canvas {
         let empty = residual.iter().all(|weight| *weight == f32::NEG_INFINITY);
         self.gumbel(Purpose::Residual, draw, stream, if empty { log_weights } else { residual })
     }
+}
+
+/// The tokens of the `count` largest scores, largest first, of equals the lower token first; fewer if only so many have any.
+fn largest(scores: &[f32], count: u32) -> Vec<u32> {
+    assert!((1..=CHILDREN).contains(&count), "{count} children");
+    let mut tokens: Vec<u32> = (0..scores.len() as u32).filter(|&t| scores[t as usize] > f32::NEG_INFINITY).collect();
+    // Adding zero makes both zeros one.
+    let score = |token: u32| scores[token as usize] + 0.0;
+    let order = |a: &u32, b: &u32| score(*b).total_cmp(&score(*a)).then(a.cmp(b));
+    if tokens.len() > count as usize {
+        tokens.select_nth_unstable_by(count as usize, order);
+        tokens.truncate(count as usize);
+    }
+    tokens.sort_unstable_by(order);
+    tokens
 }
 
 /// Log-weights of max(0, p - q) without some tokens.
@@ -293,6 +346,7 @@ pub(super) fn draw(step: &Step, phase: Phase, x: &Tensor, canvas: &mut Canvas, c
         canvas.scratch[1] = weights;
         canvas.scratch[2] = second;
     }
+    canvas.chosen[phase as usize] = std::mem::take(&mut canvas.fresh);
     if phase == Phase::Verdicts {
         canvas.drawn = drawn;
         canvas.forget(draws);
@@ -310,6 +364,7 @@ fn process(draw: &Draw, which: usize, step: &Step, x: &Tensor, out: &mut Vec<f32
 
 #[cfg(test)]
 mod tests {
+    use super::super::memory::Aligned;
     use super::*;
     use crate::backend::{PoolBound, Test};
     use crate::decode::testing::assert_follows;
@@ -687,5 +742,45 @@ mod tests {
         for seed in 0..500 {
             assert!(family(8, true, Test::Token, None, seed) / 6 < 6);
         }
+    }
+
+    #[test]
+    fn the_likeliest_are_chosen_in_order() {
+        let draw = |rule, conditional| Draw { conditional: [conditional, NONE], ..at(4, rule, 0) };
+        let likeliest = |count, conditional| draw(Rule::Likeliest { count }, conditional);
+        let rows = [P, [0.25, 0.5, 0.0, 0.0, 0.25, 0.0]];
+        let data = Aligned::zeroed(12, "logits").unwrap();
+        let mut x = Tensor { data, rows: 2, cols: 6, max_rows: 2 };
+        x.data.as_mut_slice().copy_from_slice(&logs(&rows.concat()));
+        let mut canvas = Canvas::new(1, 16, 6);
+        let images = vec![image(1, Test::Token)];
+        let second = Draw { position: 10, ..likeliest(4, 1) };
+        let mut step = Step { images, drafts: vec![likeliest(3, 0), second], ..Step::default() };
+        super::draw(&step, Phase::Drafts, &x, &mut canvas, None);
+        assert_eq!(canvas.tokens[4..7], [1, 5, 3]);
+        // Of equals the lower; then there is nothing.
+        assert_eq!(canvas.tokens[10..14], [1, 0, 4, 1]);
+        step.verdicts = vec![likeliest(1, 1)];
+        super::draw(&step, Phase::Verdicts, &x, &mut canvas, None);
+        let chosen = canvas.chosen(&step);
+        let tokens: Vec<u32> = chosen.iter().map(|chosen| chosen.token).collect();
+        assert_eq!(tokens, [1, 5, 3, 1, 0, 4, 1, 1]);
+        for (chosen, p) in chosen.iter().zip([0.275f32, 0.225, 0.2, 0.5, 0.25, 0.25, 0.0, 0.5]) {
+            let gap = (chosen.log_probability - p.ln()).abs();
+            assert!(chosen.log_probability == p.ln() || gap < 1e-6, "{chosen:?}, not {p}");
+        }
+        // A step that chooses in one phase alone.
+        step.drafts.clear();
+        assert_eq!(canvas.chosen(&step).len(), 1);
+    }
+
+    #[test]
+    fn a_leaf_is_drawn_from_its_law() {
+        let rule = Rule::Siblings { first: 15, count: 0, drawn: true };
+        assert_follows(&P, |seed| {
+            let drawn = apply(&mut Canvas::new(1, 16, 6), at(2, rule, 0), seed, &P);
+            assert_eq!(drawn.before, NONE);
+            drawn.after
+        });
     }
 }

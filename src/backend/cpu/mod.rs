@@ -32,8 +32,8 @@ pub use verify::Codebook;
 pub use weight::Weight;
 
 use super::{
-    AttentionShape, Backend, Capacity, Drawn, Embedding, Epilogue, Error, Fp8, GroupNorm, Grouping, Int4, KvFormat,
-    PAGE, Phase, Rotary, Step, Storage, WeightFormat,
+    AttentionShape, Backend, Capacity, Chosen, Drawn, Embedding, Epilogue, Error, Fp8, GroupNorm, Grouping, Int4,
+    KvFormat, PAGE, Phase, Rotary, Step, Storage, WeightFormat,
 };
 use half::bf16;
 use isa::Level;
@@ -302,6 +302,10 @@ impl Backend for CpuBackend {
 
     fn drawn(&self, _: &Step, canvas: &Canvas) -> Result<Vec<Drawn>, Error> {
         canvas.drawn()
+    }
+
+    fn chosen(&self, step: &Step, canvas: &Canvas) -> Result<Vec<Chosen>, Error> {
+        Ok(canvas.chosen(step))
     }
 
     fn tokens(&self, canvas: &Canvas, image: usize) -> Result<Vec<u32>, Error> {

@@ -48,11 +48,16 @@ pub(super) fn embed(step: &Step, tables: Embedding<'_, Tensor>, canvas: &Canvas,
 pub(super) fn keep_states(step: &Step, x: &Tensor, positions: usize, states: &mut Tensor) {
     for (index, place) in step.layout.rows.iter().enumerate() {
         let (table, sequence) = table(step, index);
+        let grid = table.width * table.frontier.len();
         let next = match place.slot {
             Slot::Prefix(i) if i as usize + 1 == table.prefix_len => 0,
-            Slot::Grid(position) if (position as usize) + 1 < positions => position as usize + 1,
+            Slot::Grid(position) if (position as usize) + 1 < grid => position as usize + 1,
+            Slot::Scratch { slot, .. } => grid + slot as usize,
             _ => continue,
         };
+        if next >= positions {
+            continue;
+        }
         row_mut(states, sequence * positions + next).copy_from_slice(row(x, index));
     }
 }

@@ -352,7 +352,9 @@ fn draws(draws: &[Draw]) -> Vec<WeftDraw> {
             Rule::Coupled => WEFT_RULE_COUPLED,
             Rule::Draft => WEFT_RULE_DRAFT,
             Rule::AutoCorrect => WEFT_RULE_AUTO_CORRECT,
-            Rule::Children { .. } | Rule::Siblings { .. } => panic!("draft trees are not on the device yet"),
+            Rule::Children { .. } | Rule::Likeliest { .. } | Rule::Siblings { .. } => {
+                panic!("draft trees are not on the device yet")
+            }
         };
         WeftDraw { image, position, rule, links, round, conditional, unconditional }
     };

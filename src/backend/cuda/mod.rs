@@ -27,8 +27,8 @@ pub use tensor::Tensor;
 pub use timing::Stopwatch;
 
 use super::{
-    AttentionShape, Backend, Capacity, Drawn, Embedding, Epilogue, Error, GroupNorm, Grouping, KvFormat, Phase, Rotary,
-    Step, Storage,
+    AttentionShape, Backend, Capacity, Chosen, Drawn, Embedding, Epilogue, Error, GroupNorm, Grouping, KvFormat, Phase,
+    Rotary, Step, Storage,
 };
 use half::bf16;
 use kernels::{Args, Grid, Launcher, Workspace};
@@ -213,6 +213,10 @@ impl Backend for CudaBackend {
 
     fn drawn(&self, step: &DeviceStep, canvas: &Canvas) -> Result<Vec<Drawn>, Error> {
         self.op_drawn(step, canvas)
+    }
+
+    fn chosen(&self, step: &DeviceStep, canvas: &Canvas) -> Result<Vec<Chosen>, Error> {
+        self.op_chosen(step, canvas)
     }
 
     fn tokens(&self, canvas: &Canvas, image: usize) -> Result<Vec<u32>, Error> {

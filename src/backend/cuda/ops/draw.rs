@@ -11,7 +11,7 @@ use super::super::memory::Buffer;
 use super::super::step::{Bound, Count};
 use super::super::{CudaBackend, DeviceStep, Tensor};
 use crate::backend::codebook::nearest;
-use crate::backend::{Drawn, Error, Phase};
+use crate::backend::{Chosen, Drawn, Error, Phase};
 
 /// Entries of the vocabulary that a block of a shared draw looks at, about.
 const SHARE: usize = 8192;
@@ -206,6 +206,11 @@ impl CudaBackend {
     pub(in crate::backend::cuda) fn op_drawn(&self, step: &DeviceStep, canvas: &Canvas) -> Result<Vec<Drawn>, Error> {
         let drawn = canvas.drawn.download(step.host().verdicts.len())?;
         Ok(drawn.into_iter().map(|[before, after]| Drawn { before, after }).collect())
+    }
+
+    /// See [`Backend::chosen`](crate::backend::Backend::chosen).
+    pub(in crate::backend::cuda) fn op_chosen(&self, _: &DeviceStep, _: &Canvas) -> Result<Vec<Chosen>, Error> {
+        Ok(Vec::new())
     }
 
     /// See [`Backend::tokens`](crate::backend::Backend::tokens).
