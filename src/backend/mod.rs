@@ -215,8 +215,9 @@ pub struct Capacity {
     pub groups: usize,
 }
 
-/// The ops of the network and of decoding. Implementations own their memory; nothing allocates on the hot path.
-pub trait Backend: Send + Sync {
+/// The ops of the network and of decoding. Implementations own their memory; nothing allocates on the hot path. A clone is
+/// the same machine: models that work together have one each.
+pub trait Backend: Clone + Send + Sync {
     /// `[rows, cols]` f32 activations with room for a fixed number of rows. An op's output takes the number of rows
     /// of its input.
     type Tensor: Send + Sync;

@@ -25,7 +25,8 @@ pub struct Config {
     pub image_vocab_size: usize,
     pub grid: GridConfig,
     pub text_encoder: TextConfig,
-    pub spatial_heads: HeadsConfig,
+    /// Absent: it has none, and decoders that draft with them do not run.
+    pub spatial_heads: Option<HeadsConfig>,
     pub vq: VqConfig,
     pub classifier: Option<ClassifierConfig>,
     pub generation: GenerationConfig,
@@ -115,6 +116,11 @@ impl Config {
         Grid { height: self.grid.height, width: self.grid.width }
     }
 
+    /// How many spatial heads look to the right, and how many down.
+    pub fn heads(&self) -> (usize, usize) {
+        self.spatial_heads.map_or((0, 0), |heads| (heads.horizontal, heads.vertical))
+    }
+
     /// Shape of every attention layer.
     pub fn attention(&self) -> AttentionShape {
         AttentionShape { heads: self.num_attention_heads, kv_heads: self.num_key_value_heads, head_dim: self.head_dim }
@@ -164,7 +170,7 @@ impl Config {
     }
 
     fn check_sizes(&self) -> Result<(), String> {
-        let (text, heads, vq) = (&self.text_encoder, &self.spatial_heads, &self.vq);
+        let (text, vq) = (&self.text_encoder, &self.vq);
         let bounded = [
             ("hidden_size", self.hidden_size, 65_536),
             ("num_hidden_layers", self.num_hidden_layers, 1024),
@@ -181,17 +187,21 @@ impl Config {
             ("text_encoder.num_attention_heads", text.num_attention_heads, 1024),
             ("text_encoder.intermediate_size", text.intermediate_size, 1 << 20),
             ("text_encoder.max_positions", text.max_positions, 65_536),
-            ("spatial_heads.horizontal", heads.horizontal, 64),
-            ("spatial_heads.vertical", heads.vertical, 64),
-            ("spatial_heads.intermediate_size", heads.intermediate_size, 1 << 20),
             ("vq.latent_channels", vq.latent_channels, 4096),
             ("vq.group_norm_groups", vq.group_norm_groups, 4096),
             ("vq.image_size", vq.image_size, 65_536),
             ("vq.channels", vq.channels.len(), 8),
         ];
         let lists = vq.channels.iter().map(|&n| ("vq.channels", n, 65_536));
+        let heads = self.spatial_heads.iter().flat_map(|heads| {
+            [
+                ("spatial_heads.horizontal", heads.horizontal, 64),
+                ("spatial_heads.vertical", heads.vertical, 64),
+                ("spatial_heads.intermediate_size", heads.intermediate_size, 1 << 20),
+            ]
+        });
         let blocks = vq.res_blocks.iter().chain(&vq.encoder_res_blocks).map(|&n| ("vq.res_blocks", n, 1024));
-        for (name, value, limit) in bounded.into_iter().chain(lists).chain(blocks) {
+        for (name, value, limit) in bounded.into_iter().chain(heads).chain(lists).chain(blocks) {
             if value == 0 || value > limit {
                 return Err(format!("{name} is {value}, it must lie in 1..={limit}"));
             }

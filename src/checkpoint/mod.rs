@@ -94,6 +94,26 @@ impl Files {
         }
     }
 
+    /// Where the models are that some decoders need besides this one: the folder that `WEFT_EXTRA` names, else `extra` in
+    /// this model's own. Of the embedded model that is `extra` beside the executable, else the one of the source tree.
+    pub fn extra(&self) -> Files {
+        let beside = || Some(std::env::current_exe().ok()?.parent()?.join("extra")).filter(|path| path.is_dir());
+        let source = || concat!(env!("CARGO_MANIFEST_DIR"), "/models/avatar/extra").into();
+        let own = || match self {
+            Files::Directory(path) => path.join("extra"),
+            Files::Embedded(_) => beside().unwrap_or_else(source),
+        };
+        Files::Directory(std::env::var_os("WEFT_EXTRA").map_or_else(own, PathBuf::from))
+    }
+
+    /// The files of a model in a folder of this one.
+    pub fn folder(&self, name: &str) -> Files {
+        match self {
+            Files::Directory(path) => Files::Directory(path.join(name)),
+            Files::Embedded(_) => Files::Embedded(&[]),
+        }
+    }
+
     /// Is there a file of this name?
     pub fn contains(&self, name: &str) -> bool {
         match self {

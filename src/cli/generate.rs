@@ -193,6 +193,9 @@ fn json<B: Backend>(
         "tokens": tokens.len(),
         "tokens_per_pass": tokens.len() as f64 / stats.nfe as f64,
         "acceptance": stats.acceptance(),
+        "rows": stats.rows,
+        "draft_passes": stats.draft.passes,
+        "draft_rows": stats.draft.rows,
         "seconds": (output.decode_time + output.pixel_time).as_secs_f64(),
     });
     if args.tokens {

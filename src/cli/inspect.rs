@@ -54,8 +54,8 @@ pub fn run(args: &Args) -> Result<(), Failure> {
         grid.height * config.vq.downscale,
         grid.width * config.vq.downscale
     )?;
-    let heads = config.spatial_heads;
-    writeln!(out, "drafts      {} horizontal and {} vertical heads", heads.horizontal, heads.vertical)?;
+    let (horizontal, vertical) = config.heads();
+    writeln!(out, "drafts      {horizontal} horizontal and {vertical} vertical heads")?;
     writeln!(
         out,
         "prompt      {} words known, {} at most",

@@ -183,6 +183,11 @@ impl Method {
         self.description().exact
     }
 
+    /// Does it draft with the model's spatial heads?
+    pub fn needs_heads(&self) -> bool {
+        matches!(self, Self::Ssd(_) | Self::Wavefront(_) | Self::Exact(_))
+    }
+
     fn description(&self) -> &'static Description {
         let of_kind = |description: &&Description| discriminant(&description.method) == discriminant(self);
         DECODERS.iter().find(of_kind).expect("every kind has its row")

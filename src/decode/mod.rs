@@ -119,6 +119,10 @@ pub trait Target {
     fn round(&mut self, round: &Round) -> Result<Vec<Drawn>, Error>;
     /// The canvas.
     fn tokens(&mut self) -> Result<Vec<u32>, Error>;
+    /// What its drafter has cost so far, if that is a model of its own.
+    fn draft_cost(&self) -> DraftCost {
+        DraftCost::default()
+    }
 }
 
 /// The order in which the positions of an image are drafted, fed and verified. Position 0 is drawn before the first
@@ -156,6 +160,17 @@ pub struct Stats {
     pub drafted: usize,
     /// Those that it left unchanged.
     pub accepted: usize,
+    /// What a drafter cost that is a model of its own.
+    pub draft: DraftCost,
+}
+
+/// Passes of a drafter that is a model of its own; those of the target are counted apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DraftCost {
+    /// Forward passes, branches batched.
+    pub passes: usize,
+    /// Rows fed to it, summed over passes, per branch.
+    pub rows: usize,
 }
 
 impl Stats {
@@ -192,6 +207,7 @@ pub fn run<T: Target + ?Sized>(
         progress(schedule.done());
     }
     progress(positions);
+    stats.draft = target.draft_cost();
     Ok(Outcome { tokens: target.tokens()?, stats, first })
 }
 

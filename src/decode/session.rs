@@ -52,7 +52,7 @@ struct State<B: Backend> {
     drafted: B::Tensor,
     draft_logits: B::Tensor,
     transformer: transformer::Scratch<B>,
-    heads: spatial_heads::Scratch<B>,
+    heads: Option<spatial_heads::Scratch<B>>,
 }
 
 impl<'m, B: Backend> Session<'m, B> {
@@ -79,7 +79,7 @@ impl<'m, B: Backend> Session<'m, B> {
             pages,
             frontiers: branches * grid.height,
             sources: 2 * branches * grid.len(),
-            groups: config.spatial_heads.horizontal + config.spatial_heads.vertical,
+            groups: config.heads().0 + config.heads().1,
         };
         let bias: Vec<f32> = conditions.iter().flat_map(|condition| &condition.bias).copied().collect();
         Ok(Self {
@@ -347,7 +347,7 @@ impl<B: Backend> State<B> {
             drafted: backend.tensor(capacity.sources, hidden)?,
             draft_logits: backend.tensor(capacity.sources, vocab)?,
             transformer: model.transformer.scratch(backend, capacity.rows)?,
-            heads: model.heads.scratch(backend, capacity.sources)?,
+            heads: model.heads.as_ref().map(|heads| heads.scratch(backend, capacity.sources)).transpose()?,
         };
         backend.upload(bias, &mut state.bias);
         Ok(state)
@@ -357,9 +357,10 @@ impl<B: Backend> State<B> {
     fn draft(&mut self, model: &Avatar<B>, step: &B::Step) {
         let _span = info_span!("draft").entered();
         let backend = &model.backend;
+        let (heads, scratch) = model.heads.as_ref().zip(self.heads.as_mut()).expect("drafts are asked of heads");
         backend.gather_sources(step, &self.states, model.token_table(), &self.canvas, &mut self.source);
-        model.heads.predict(backend, step, &self.source, &mut self.heads, &mut self.drafted);
-        model.transformer.logits(backend, &self.drafted, &mut self.heads.normed, &mut self.draft_logits);
+        heads.predict(backend, step, &self.source, scratch, &mut self.drafted);
+        model.transformer.logits(backend, &self.drafted, &mut scratch.normed, &mut self.draft_logits);
         backend.draw(step, Phase::Drafts, &self.draft_logits, &mut self.canvas, None);
     }
 
@@ -380,10 +381,9 @@ impl<B: Backend> State<B> {
 
 impl<B: Backend> Target for Session<'_, B> {
     fn scene(&self) -> Scene {
-        let heads = self.model.config.spatial_heads;
         Scene {
             grid: self.model.grid(),
-            heads: (heads.horizontal, heads.vertical),
+            heads: self.model.config.heads(),
             vocab: self.model.config.image_vocab_size,
             stream: self.image.stream,
         }

@@ -19,6 +19,8 @@ pub struct Generator<B: Backend> {
     /// The model.
     pub model: Avatar<B>,
     unconditional: Condition,
+    /// Where the models are that some decoders need besides.
+    extra: Files,
     codebooks: Mutex<Vec<Known<B>>>,
 }
 
@@ -67,7 +69,7 @@ impl<B: Backend> Generator<B> {
     pub fn load_in(formats: Formats, backend: B, files: &Files) -> Result<Self, Error> {
         let model = Avatar::load(backend, files, formats)?;
         let unconditional = model.condition(&model.unconditional())?;
-        Ok(Self { model, unconditional, codebooks: Mutex::new(Vec::new()) })
+        Ok(Self { model, unconditional, extra: files.extra(), codebooks: Mutex::new(Vec::new()) })
     }
 
     /// The model's own defaults.
@@ -84,6 +86,12 @@ impl<B: Backend> Generator<B> {
     /// Makes a picture. `progress` is told how many tokens are done.
     pub fn generate(&self, request: &Request, progress: &mut Progress<'_>) -> Result<Output, Error> {
         let _span = tracing::info_span!("generate").entered();
+        if request.method.needs_heads() && self.model.heads.is_none() {
+            return Err(Error::Request(format!(
+                "{} drafts with spatial heads, this model has none",
+                request.method.name()
+            )));
+        }
         let image =
             Image { stream: Stream { seed: request.seed, image: 0 }, sampling: request.sampling, test: Test::Token };
         let mut session = self.session(&request.prompt, image, request.method.acceptance())?;
@@ -124,6 +132,18 @@ impl<B: Backend> Generator<B> {
         let condition = self.model.condition(&self.prompt(prompt)?)?;
         let codebook = self.codebook(acceptance)?;
         Ok(Session::new(&self.model, condition, self.unconditional.clone(), image, acceptance, codebook)?)
+    }
+
+    /// The folder of the extra models in which a decoder needs the file `name`.
+    pub fn extra(&self, decoder: &str, folder: &str, name: &str) -> Result<Files, Error> {
+        let files = self.extra.folder(folder);
+        if files.contains(name) {
+            return Ok(files);
+        }
+        let place = files.describe();
+        Err(Error::Request(format!(
+            "{decoder} needs {name}, which is not in {place}; WEFT_EXTRA names the folder of the extra models"
+        )))
     }
 
     /// What an acceptance rule looks at: groups at the transformer's embeddings, pools at the tokenizer's codes.

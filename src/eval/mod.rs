@@ -5,6 +5,7 @@ pub mod plot;
 
 use crate::backend::Backend;
 use crate::checkpoint::{Error as CheckpointError, Files};
+use crate::decode::Stats;
 use crate::decode::methods::Method;
 use crate::engine::{Error, Generator, Output, Picture, Request};
 use crate::nn::classifier::Classifier;
@@ -54,6 +55,15 @@ pub struct Report {
     pub images: usize,
     /// Passes per picture.
     pub nfe: Estimate,
+    /// Rows fed to the target per picture, in each branch.
+    #[serde(default)]
+    pub rows: Option<Estimate>,
+    /// Passes per picture of a drafter that is a model of its own.
+    #[serde(default)]
+    pub draft_passes: Option<Estimate>,
+    /// Rows fed to it per picture, in each branch.
+    #[serde(default)]
+    pub draft_rows: Option<Estimate>,
     /// Plain AR's passes over these, when it was measured in the same run.
     pub passes_ratio: Option<f64>,
     /// Seconds per picture, one picture at a time on all threads, without pixels.
@@ -76,8 +86,7 @@ pub struct Report {
 }
 
 struct Sample {
-    nfe: f64,
-    acceptance: f64,
+    stats: Stats,
     first: Vec<Option<bool>>,
     accuracy: Option<f64>,
     nll: f64,
@@ -143,11 +152,14 @@ impl<B: Backend> Judge<B> {
             knobs: method.to_string(),
             exact: method.is_exact(),
             images,
-            nfe: over(|sample| Some(sample.nfe)),
+            nfe: over(|sample| Some(sample.stats.nfe as f64)),
+            rows: Some(over(|sample| Some(sample.stats.rows as f64))),
+            draft_passes: Some(over(|sample| Some(sample.stats.draft.passes as f64))),
+            draft_rows: Some(over(|sample| Some(sample.stats.draft.rows as f64))),
             passes_ratio: None,
             seconds,
             time_ratio: None,
-            acceptance: over(|sample| Some(sample.acceptance)),
+            acceptance: over(|sample| Some(sample.stats.acceptance())),
             acceptance_by_position: by_position(&samples),
             attribute_accuracy: over(|sample| sample.accuracy),
             nll: over(|sample| Some(sample.nll)),
@@ -167,8 +179,7 @@ impl<B: Backend> Judge<B> {
         let (named, right) = (case.attributes.len(), right.count());
         let nll = generator.bits_per_token(&request.prompt, request.sampling, &output.outcome.tokens)?;
         Ok(Sample {
-            nfe: output.outcome.stats.nfe as f64,
-            acceptance: output.outcome.stats.acceptance(),
+            stats: output.outcome.stats,
             first: output.outcome.first,
             accuracy: (named > 0).then(|| right as f64 / named as f64),
             nll,

@@ -28,8 +28,8 @@ pub struct Avatar<B: Backend> {
     pub config: Config,
     /// The decoder.
     pub transformer: Transformer<B>,
-    /// The draft heads.
-    pub heads: SpatialHeads<B>,
+    /// The draft heads, if it has any.
+    pub heads: Option<SpatialHeads<B>>,
     /// The image tokenizer.
     pub vq: Vq<B>,
     tokenizer: Tokenizer,
@@ -84,7 +84,7 @@ impl<B: Backend> Avatar<B> {
         let text_width = config.text_encoder.hidden_size;
         let text = TextEncoder::load(&loader, &config.text_encoder, config.rms_norm_eps)?;
         let transformer = Transformer::load(&loader, &config, formats.kv)?;
-        let heads = SpatialHeads::load(&loader, &config)?;
+        let heads = config.spatial_heads.map(|heads| SpatialHeads::load(&loader, &config, heads)).transpose()?;
         let text_proj = loader.linear("model.text_proj", hidden, text_width)?;
         let cond_proj = loader.linear("model.cond_proj", hidden, text_width)?;
         let boi = loader.host("model.boi.weight", &[hidden])?;

@@ -7,7 +7,7 @@
 
 use super::Loader;
 use crate::backend::{Backend, Epilogue, Error as BackendError, Grouping};
-use crate::checkpoint::{Config, Error};
+use crate::checkpoint::{Config, Error, HeadsConfig};
 
 /// Where a head looks, relative to the position whose state it reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,9 +38,8 @@ pub struct Scratch<B: Backend> {
 
 impl<B: Backend> SpatialHeads<B> {
     /// Loads `heads.*`.
-    pub fn load(loader: &Loader<'_, B>, config: &Config) -> Result<Self, Error> {
-        let (hidden, inner) = (config.hidden_size, config.spatial_heads.intermediate_size);
-        let heads = config.spatial_heads;
+    pub fn load(loader: &Loader<'_, B>, config: &Config, heads: HeadsConfig) -> Result<Self, Error> {
+        let (hidden, inner) = (config.hidden_size, heads.intermediate_size);
         let all = [("horizontal", heads.horizontal), ("vertical", heads.vertical)];
         let all = || all.into_iter().flat_map(|(direction, count)| (1..=count).map(move |offset| (direction, offset)));
         let names = |part: &str| all().map(|(d, offset)| format!("heads.{d}.{offset}.{part}")).collect::<Vec<_>>();

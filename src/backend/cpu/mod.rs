@@ -41,11 +41,13 @@ use matmul::with_kernel;
 use memory::Aligned;
 use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Runs the network on this machine's processor, with as many threads as the caller's rayon pool has.
+#[derive(Clone)]
 pub struct CpuBackend {
     level: Level,
-    rotary: rotary::Tables,
+    rotary: Arc<rotary::Tables>,
 }
 
 /// `[rows, cols]` f32.
@@ -97,7 +99,7 @@ impl CpuBackend {
 
     /// With this instruction set; `None` if the machine lacks it.
     pub fn with_isa(isa: Isa) -> Option<Self> {
-        Level::new(isa).map(|level| Self { level, rotary: rotary::Tables::default() })
+        Level::new(isa).map(|level| Self { level, rotary: Arc::default() })
     }
 
     /// Calls `f` with each part of a stacked weight, of how many, and the rows that use it.

@@ -37,6 +37,7 @@ use std::sync::Arc;
 use tensor::Rows;
 
 /// Runs the network on a CUDA device.
+#[derive(Clone)]
 pub struct CudaBackend {
     device: Arc<Device>,
     launcher: Arc<Launcher>,
