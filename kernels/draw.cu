@@ -135,6 +135,7 @@ extern "C" __global__ void __launch_bounds__(512, 1)
     return Numbers{{image.seed_low, image.seed_high}, draw.position, image.stream, purpose | round << 8};
   };
   uint32_t after;
+  bool failed = false;
   if (draw.rule == WEFT_RULE_COUPLED) {
     const uint32_t blocks = shared_by_blocks ? gridDim.x : 1;
     const uint32_t share = (law.vocabulary.quads() + blocks - 1) / blocks;
@@ -158,9 +159,11 @@ extern "C" __global__ void __launch_bounds__(512, 1)
       return;
     }
     after = result.kept ? token : result.corrected;
+    failed = correct && !result.kept;
   }
   if (threadIdx.x == 0) {
-    if (verdicts) drawn[blockIdx.y] = {tokens[place], after};
+    const uint32_t before = tokens[place];
+    if (verdicts) drawn[blockIdx.y] = {failed && before == after ? WEFT_NONE : before, after};
     tokens[place] = after;
   }
 }

@@ -24,3 +24,26 @@ extern "C" __global__ void add(float *x, const float *y, WeftRows rows, uint32_t
 extern "C" __global__ void add_ragged(float *x, const float *y, WeftRows rows, uint32_t cols) {
   add_vectors<1>(x, y, rows, cols);
 }
+
+template <int N>
+__device__ __forceinline__ void silu_vectors(const float *x, float *out, WeftRows rows, uint32_t cols) {
+  const size_t count = (size_t)weft_rows(rows) * cols / N;
+  const Floats<N> *from = reinterpret_cast<const Floats<N> *>(x);
+  Floats<N> *to = reinterpret_cast<Floats<N> *>(out);
+  for (size_t at = (size_t)blockIdx.x * blockDim.x + threadIdx.x; at < count; at += (size_t)gridDim.x * blockDim.x) {
+    Floats<N> values = from[at];
+#pragma unroll
+    for (int j = 0; j < N; ++j) values.v[j] = values.v[j] / (1.0f + expf(-values.v[j]));
+    to[at] = values;
+  }
+}
+
+// out = silu(x); columns are a multiple of 4. Within 4 ulp: expf is within 1, the sum and the quotient are rounded.
+extern "C" __global__ void silu(const float *x, float *out, WeftRows rows, uint32_t cols) {
+  silu_vectors<4>(x, out, rows, cols);
+}
+
+// The same for any number of columns.
+extern "C" __global__ void silu_ragged(const float *x, float *out, WeftRows rows, uint32_t cols) {
+  silu_vectors<1>(x, out, rows, cols);
+}

@@ -204,7 +204,8 @@ __device__ __forceinline__ void resolve_chains(const WeftDraw *draws, uint32_t c
     uint32_t after = __ldcg(&judged[at].fresh);
     if (alive && __ldcg(&judged[at].kept)) after = before;
     else if (alive) after = __ldcg(&judged[at].corrected);
-    drawn[at] = {before, after};
+    const bool same = alive && !__ldcg(&judged[at].kept) && before == after;  // failed, and replaced by the same
+    drawn[at] = {same ? WEFT_NONE : before, after};
     tokens[place] = after;
   }
 }

@@ -337,6 +337,8 @@ pub trait Backend: Clone + Send + Sync {
     fn attention(&self, qkv: &Self::Tensor, step: &Self::Step, layer: usize, kv: &Self::KvPool, out: &mut Self::Tensor);
     /// Copies all layers of page `from` to page `to`.
     fn copy_page(&self, kv: &mut Self::KvPool, from: u32, to: u32);
+    /// `out[m] = silu(x[m])`.
+    fn silu(&self, x: &Self::Tensor, out: &mut Self::Tensor);
     /// `x[m] += y[m]`.
     fn add(&self, x: &mut Self::Tensor, y: &Self::Tensor);
 

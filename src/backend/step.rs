@@ -78,7 +78,8 @@ pub enum Test {
         bound: PoolBound,
     },
     /// MuLo-SD (arXiv 2601.05149), relaxed: t passes if p(t) and the mass of its nearest others in the codebook reach
-    /// `least`. Nothing random, and q plays no part. A token that fails is replaced by one of p.
+    /// `least`. Nothing random, and q plays no part. A token that fails is replaced by one of p; [`Drawn::before`] is
+    /// [`NONE`] when that is the same.
     Threshold {
         /// Nearest others that are looked at.
         neighbours: u32,
@@ -281,7 +282,8 @@ pub(super) fn check_chains(draws: &[Draw]) {
 /// What a drawn token replaced; of [`Rule::Siblings`], which child passed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Drawn {
-    /// The token before; of siblings the number of the one that passed, [`NONE`] if none did.
+    /// The token before, [`NONE`] if it failed its test and was replaced by the same; of siblings the number of the one that
+    /// passed, [`NONE`] if none did.
     pub before: u32,
     /// The token now.
     pub after: u32,

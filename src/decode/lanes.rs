@@ -8,6 +8,7 @@
 use super::window::{Guess, Guesser, Lists, Window};
 use super::{Ask, Round, Scene, Schedule};
 use crate::backend::Drawn;
+use std::ops::Range;
 
 /// Shape of the lanes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,20 +40,29 @@ pub struct Lanes {
     scene: Scene,
     guesser: Guesser,
     lanes: Vec<Lane>,
+    /// One past the last row that is to be drawn.
+    end: usize,
     asks: Vec<Ask>,
 }
 
 impl Lanes {
     /// Over an image.
     pub fn new(scene: Scene, shape: Shape) -> Self {
+        Self::over(scene, shape, 0..scene.grid.height)
+    }
+
+    /// Over some rows; those before them are fed, or will be with the first round.
+    pub fn over(scene: Scene, shape: Shape, rows: Range<usize>) -> Self {
         let width = scene.grid.width;
-        let lane =
-            |row: usize| Lane { window: Window::new(row * width, (row + 1) * width), fed: 0, probing: false, asks: 0 };
-        let mut lanes: Vec<Lane> = (0..scene.grid.height).map(lane).collect();
-        lanes[0].window = Window::new(1, width);
+        let lane = |row: usize| {
+            let given = if row < rows.start { width } else { 0 };
+            let window = Window::new((row * width + given).max(1), (row + 1) * width);
+            Lane { window, fed: given, probing: false, asks: 0 }
+        };
+        let lanes: Vec<Lane> = (0..scene.grid.height).map(lane).collect();
         // With a stand-in at the last column, the row below must begin before that column is drawn.
         let shape = Shape { context: shape.context.clamp(1, width - 1), ..shape };
-        Self { shape, scene, guesser: Guesser::new(scene, shape.guess), lanes, asks: Vec::new() }
+        Self { shape, scene, guesser: Guesser::new(scene, shape.guess), lanes, end: rows.end, asks: Vec::new() }
     }
 
     /// Columns of a row that are final.
@@ -69,7 +79,7 @@ impl Lanes {
         };
         // The last column holds the stand-in until the row below begins, which it does in this pass at `begins` columns.
         let begins = if self.shape.adaptive { width - 1 } else { self.shape.context };
-        let stand_in = row + 1 < self.lanes.len() && self.columns(row + 1) == 0 && self.columns(row) < begins;
+        let stand_in = row + 1 < self.end && self.columns(row + 1) == 0 && self.columns(row) < begins;
         row * width + above.min(if stand_in { width - 1 } else { width })
     }
 
@@ -126,12 +136,12 @@ impl Schedule for Lanes {
     }
 
     fn next(&mut self) -> Option<Round> {
-        if self.lanes.iter().all(|lane| lane.window.is_done()) {
+        if self.lanes[..self.end].iter().all(|lane| lane.window.is_done()) {
             return None;
         }
         let mut round = Round::default();
         self.lanes.iter_mut().for_each(|lane| lane.asks = 0);
-        for row in 0..self.lanes.len() {
+        for row in 0..self.end {
             self.advance(row, &mut round);
         }
         // A complete row and the one below it both feed its last token.

@@ -4,8 +4,9 @@ use super::acceptance::{Acceptance, Coupling, Group, Relaxation};
 use super::drafter::{Preference, SpatialDrafter};
 use super::knobs::{Knobs, choice};
 use super::window::Guess;
-use super::{Scene, Schedule, ar, jacobi, lanes, pipeline, pjd, ssd, zipar};
+use super::{Scene, Schedule, ar, coarse, jacobi, lanes, mulo, pipeline, pjd, ssd, zipar};
 use crate::backend::Test;
+use crate::models::low::Up;
 use std::fmt;
 use std::mem::discriminant;
 use std::str::FromStr;
@@ -27,6 +28,8 @@ pub enum Method {
     Pjd(pjd::Knobs),
     /// Spatially Speculative Decoding as published.
     Ssd(ssd::Knobs),
+    /// Multi-scale local speculative decoding.
+    MuloSd(mulo::Knobs),
     /// The slanted wavefront with a cap on rounds.
     Wavefront(pipeline::Knobs),
     /// The slanted wavefront without one: the model's own law, and plain AR's tokens, bit for bit.
@@ -72,7 +75,7 @@ const WINDOW: jacobi::Knobs = jacobi::Knobs { window: 16, guess: Guess::Random }
 const DRAFTER: SpatialDrafter = SpatialDrafter { preference: Preference::Both };
 
 /// Every decoder.
-pub const DECODERS: [Description; 9] = [
+pub const DECODERS: [Description; 10] = [
     Description {
         name: "ar",
         exact: true,
@@ -130,6 +133,14 @@ pub const DECODERS: [Description; 9] = [
         sweep: &["ssd:rounds=0", "ssd:rounds=1"],
     },
     Description {
+        name: "mulo-sd",
+        exact: false,
+        training: "low model",
+        source: "arXiv 2601.05149",
+        method: Method::MULO_SD,
+        sweep: &["mulo-sd:tau=0.05", "mulo-sd:tau=0.2", "mulo-sd:up=pixel", "mulo-sd:rows=2"],
+    },
+    Description {
         name: "wavefront",
         exact: false,
         training: "spatial heads",
@@ -150,6 +161,17 @@ pub const DECODERS: [Description; 9] = [
 impl Method {
     /// The published schedule for a 24x24 grid.
     pub const SSD: Self = Self::Ssd(ssd::Knobs { rounds: 2, rows_per_block: 1, refinements: 0 });
+    /// What a small sweep chose (docs/decoders.md).
+    pub const MULO_SD: Self = Self::MuloSd(mulo::Knobs {
+        rows: 12,
+        draft: coarse::Knobs { up: Up::Latent, ahead: 3 },
+        pool: 16,
+        tau: 0.1,
+        radius: 1,
+        resample: mulo::Resample::Parallel,
+        window: 3,
+        refresh: false,
+    });
     /// The shape that the exploration in `docs/wavefront.md` chose.
     pub const WAVEFRONT: Self = Self::Wavefront(pipeline::Knobs {
         lag: 1.5,
@@ -188,6 +210,11 @@ impl Method {
         matches!(self, Self::Ssd(_) | Self::Wavefront(_) | Self::Exact(_))
     }
 
+    /// How a low-resolution model drafts for it, if one does.
+    pub fn coarse(&self) -> Option<coarse::Knobs> {
+        if let Self::MuloSd(knobs) = self { Some(knobs.draft) } else { None }
+    }
+
     fn description(&self) -> &'static Description {
         let of_kind = |description: &&Description| discriminant(&description.method) == discriminant(self);
         DECODERS.iter().find(of_kind).expect("every kind has its row")
@@ -203,6 +230,7 @@ impl Method {
             Self::Zipar(knobs) => knobs.list(),
             Self::Pjd(knobs) => knobs.list(),
             Self::Ssd(knobs) => knobs.list(),
+            Self::MuloSd(knobs) => knobs.list(),
             Self::Wavefront(knobs) | Self::Exact(knobs) => knobs.list(),
         }
     }
@@ -218,6 +246,7 @@ impl Method {
             Self::Zipar(knobs) => knobs.set(knob, value),
             Self::Pjd(knobs) => knobs.set(knob, value),
             Self::Ssd(knobs) => knobs.set(knob, value),
+            Self::MuloSd(knobs) => knobs.set(knob, value),
             Self::Wavefront(knobs) | Self::Exact(knobs) => knobs.set(knob, value),
         };
         if known? { Ok(changed) } else { Err(format!("{} has no knob {knob:?}", self.name())) }
@@ -231,6 +260,7 @@ impl Method {
             Self::Scd(scd) => scd.coupling.acceptance(),
             Self::Gsd(gsd) => Acceptance::Judged(gsd.group.test()),
             Self::Zipar(knobs) => knobs.acceptance(),
+            Self::MuloSd(knobs) => knobs.acceptance(),
             Self::Wavefront(knobs) | Self::Exact(knobs) => knobs.acceptance(),
         }
     }
@@ -246,6 +276,7 @@ impl Method {
             Self::Zipar(knobs) => Box::new(lanes::Lanes::new(scene, knobs.shape())),
             Self::Pjd(knobs) => Box::new(lanes::Lanes::new(scene, knobs.shape())),
             Self::Ssd(knobs) => Box::new(ssd::Ssd::new(grid, heads, knobs)),
+            Self::MuloSd(knobs) => Box::new(mulo::MuLo::new(scene, *knobs)),
             Self::Wavefront(knobs) | Self::Exact(knobs) => Box::new(pipeline::Wave::new(grid, heads, *knobs)),
         }
     }
@@ -326,6 +357,7 @@ mod tests {
             "zipar:window=3:adaptive=1",
             "pjd:threshold=9:drafts=4:init=left",
             "ssd:rounds=4:rows=2:refinements=1",
+            "mulo-sd:rows=3:up=pixel:ahead=0:pool=9:tau=0.25:radius=2:resample=serial:window=5:refresh=1",
         ] {
             let method: Method = text.parse().unwrap();
             let printed = method.to_string();
@@ -347,6 +379,7 @@ mod tests {
             ("ssd:rows", "knob=value"),
             ("sjd:init=middle", "init=middle: must be random or left or above"),
             ("gsd:g=5000", "must be at most"),
+            ("mulo-sd:up=sideways", "up=sideways: must be pixel or latent"),
             ("zipar:adaptive=2", "adaptive=2: must be 0 or 1"),
         ] {
             let message = text.parse::<Method>().unwrap_err();

@@ -8,11 +8,14 @@
 
 pub mod acceptance;
 pub mod ar;
+pub mod coarse;
 pub mod drafter;
+pub mod islands;
 pub mod jacobi;
 pub mod knobs;
 pub mod lanes;
 pub mod methods;
+pub mod mulo;
 pub mod pipeline;
 pub mod pjd;
 pub mod session;
@@ -28,6 +31,7 @@ use crate::backend::{Drawn, Error};
 use crate::grid::Grid;
 use crate::nn::spatial_heads::Offset;
 use crate::rng::Stream;
+use std::ops::Range;
 
 /// Is told how many tokens are done.
 pub type Progress<'a> = dyn FnMut(usize) + 'a;
@@ -80,6 +84,9 @@ pub struct Round {
     /// Tokens that the schedule chose, before anything else: position and token. The law that they count as drawn from
     /// has them alone.
     pub puts: Vec<(usize, u32)>,
+    /// Rows of the grid whose first tokens, before anything else, are those of a low-resolution drafter, given the rows
+    /// before them ([`coarse`]).
+    pub sketch: Option<Range<usize>>,
     /// First tokens, before the pass. None of them is a source of another.
     pub drafts: Vec<Draft>,
     /// Positions fed, ascending: their keys and values are written, their successors predicted.
@@ -102,6 +109,8 @@ pub struct Scene {
     pub grid: Grid,
     /// How many horizontal and vertical offsets have heads.
     pub heads: (usize, usize),
+    /// Rows of the grid for each row of a low-resolution drafter.
+    pub scale: usize,
     /// Tokens of the vocabulary.
     pub vocab: usize,
     /// The image's random numbers.

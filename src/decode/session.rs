@@ -384,6 +384,7 @@ impl<B: Backend> Target for Session<'_, B> {
         Scene {
             grid: self.model.grid(),
             heads: self.model.config.heads(),
+            scale: 1,
             vocab: self.model.config.image_vocab_size,
             stream: self.image.stream,
         }
@@ -395,6 +396,7 @@ impl<B: Backend> Target for Session<'_, B> {
     }
 
     fn round(&mut self, round: &Round) -> Result<Vec<Drawn>, Error> {
+        assert!(round.sketch.is_none(), "this target has no low-resolution drafter");
         let _span = info_span!("step").entered();
         let plan = self.plan(round);
         self.execute(plan)?;

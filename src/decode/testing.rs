@@ -100,6 +100,17 @@ impl Toy {
         probability
     }
 
+    /// The first position before `end` whose key is not the one that feeding these tokens one by one would give it.
+    pub fn stale(&self, tokens: &[u32], end: usize) -> Option<usize> {
+        let mut plain = Toy::new(self.grid.height, self.grid.width, self.vocab, self.acceptance, 0);
+        let mut frontier = vec![0; self.grid.height];
+        (0..end).find(|&position| {
+            frontier[self.grid.row(position)] += 1;
+            plain.feed(position, tokens[position], &frontier);
+            plain.keys[position] != self.keys[position]
+        })
+    }
+
     /// The index of a grid in [`Toy::law`].
     pub fn code(&self, tokens: &[u32]) -> usize {
         tokens.iter().rev().fold(0, |code, &token| code * self.vocab + token as usize)
@@ -177,7 +188,7 @@ impl Toy {
 
 impl Target for Toy {
     fn scene(&self) -> Scene {
-        Scene { grid: self.grid, heads: self.heads(), vocab: self.vocab, stream: self.stream }
+        Scene { grid: self.grid, heads: self.heads(), scale: 1, vocab: self.vocab, stream: self.stream }
     }
 
     fn begin(&mut self) -> Result<Drawn, Error> {
@@ -187,6 +198,13 @@ impl Target for Toy {
     }
 
     fn round(&mut self, round: &Round) -> Result<Vec<Drawn>, Error> {
+        let sketched =
+            round.sketch.clone().map_or(0..0, |rows| rows.start * self.grid.width..rows.end * self.grid.width);
+        for position in sketched.filter(|&position| position > 0) {
+            // As good a draft as any that depends on the image so far.
+            let above: u32 = (0..self.grid.width.min(position)).map(|back| self.canvas.at(position - 1 - back)).sum();
+            self.canvas.put(position, (above + position as u32 + self.stream.seed as u32) % self.vocab as u32);
+        }
         for &(position, token) in &round.puts {
             self.canvas.put(position, token);
             self.rounds[position] = 0;
@@ -270,7 +288,7 @@ mod law {
     use crate::decode::pipeline::{Knobs, Wave};
     use crate::decode::ssd::{self, Ssd};
     use crate::decode::window::Guess;
-    use crate::decode::{Acceptance::*, drafter, lanes, zipar};
+    use crate::decode::{Acceptance::*, drafter, lanes, mulo, zipar};
 
     const SEEDS: u64 = 40_000;
 
@@ -340,6 +358,23 @@ mod law {
         assert!(follows(&law(), &counts(TOKEN, None, coupled_wave(None, Coupling::Maximal))));
     }
 
+    /// With a threshold that nothing passes every token is drawn again, in raster order and in its context.
+    #[test]
+    fn a_mulo_that_rejects_everything_has_the_law_of_the_model() {
+        let law = law();
+        let nothing = Judged(Test::Threshold { neighbours: 0, least: 1.5 });
+        for (rows, radius, refresh) in [(1, 0, false), (2, 3, false), (2, 0, true)] {
+            let knobs = mulo::testing::knobs(rows, radius, mulo::Resample::Serial, refresh);
+            let counts =
+                counts(nothing, None, move |toy| Box::new(mulo::MuLo::new(toy.scene(), knobs)) as Box<dyn Schedule>);
+            assert!(follows(&law, &counts), "{rows} rows, radius {radius}, refresh {refresh}");
+        }
+        // What passes does not have the law, and the test is sharp enough to see it.
+        let knobs = mulo::testing::knobs(2, 0, mulo::Resample::Serial, false);
+        let some = Judged(Test::Threshold { neighbours: 0, least: 0.3 });
+        assert!(!follows(&law, &counts(some, None, move |toy| Box::new(mulo::MuLo::new(toy.scene(), knobs)))));
+    }
+
     #[test]
     fn mutants_of_the_rules_are_caught() {
         let law = law();
@@ -374,6 +409,11 @@ mod law {
             let knobs = ssd::Knobs { rounds, ..ssd::Knobs::default() };
             move |toy: &Toy| -> Box<dyn Schedule> { Box::new(Ssd::new(toy.grid(), toy.heads(), &knobs)) }
         };
+        let scales = |least, radius| {
+            let knobs = mulo::testing::knobs(1, radius, mulo::Resample::Parallel, false);
+            let test = Judged(Test::Threshold { neighbours: 0, least });
+            distance(test, &move |toy: &Toy| -> Box<dyn Schedule> { Box::new(mulo::MuLo::new(toy.scene(), knobs)) })
+        };
         let measured = [
             ("ar", distance(Coupled, &|toy| Box::new(Ar::new(toy.grid())))),
             ("gsd:g=2", distance(gsd(2), &jacobi(3, Guess::Random, true))),
@@ -381,6 +421,10 @@ mod law {
             ("zipar:window=1", distance(Coupled, &lanes(1, 1, false))),
             ("zipar:window=1:adaptive=1", distance(TOKEN, &lanes(1, 1, true))),
             ("pjd:threshold=1:drafts=2", distance(TOKEN, &lanes(1, 3, false))),
+            ("mulo-sd:rows=1:pool=0:tau=0.1:radius=0", scales(0.1, 0)),
+            ("mulo-sd:rows=1:pool=0:tau=0.3:radius=0", scales(0.3, 0)),
+            ("mulo-sd:rows=1:pool=0:tau=0.3:radius=1", scales(0.3, 1)),
+            ("mulo-sd:rows=1:pool=0:tau=0.6:radius=1", scales(0.6, 1)),
             ("ssd:rounds=1", distance(TOKEN, &paper(1))),
             ("ssd", distance(TOKEN, &paper(2))),
             ("wavefront:lag=1:slope=0.5:rounds=1", distance(Coupled, &wave(Some(1)))),

@@ -4,10 +4,12 @@ use super::{Error, Picture};
 use crate::backend::{Backend, Image, Test};
 use crate::checkpoint::Files;
 use crate::decode;
+use crate::decode::coarse::Coarse;
 use crate::decode::methods::Method;
 use crate::decode::session::Session;
 use crate::decode::{Acceptance, Outcome, Progress, Target};
 use crate::models::avatar::{Avatar, Condition, Prompt};
+use crate::models::low::Low;
 use crate::nn::Formats;
 use crate::rng::Stream;
 use crate::sampling::{Sampling, log_prob};
@@ -22,6 +24,8 @@ pub struct Generator<B: Backend> {
     /// Where the models are that some decoders need besides.
     extra: Files,
     codebooks: Mutex<Vec<Known<B>>>,
+    low: Mutex<Option<Arc<Low<B>>>>,
+    formats: Formats,
 }
 
 /// A codebook that an acceptance rule has looked at.
@@ -69,7 +73,14 @@ impl<B: Backend> Generator<B> {
     pub fn load_in(formats: Formats, backend: B, files: &Files) -> Result<Self, Error> {
         let model = Avatar::load(backend, files, formats)?;
         let unconditional = model.condition(&model.unconditional())?;
-        Ok(Self { model, unconditional, extra: files.extra(), codebooks: Mutex::new(Vec::new()) })
+        Ok(Self {
+            model,
+            unconditional,
+            extra: files.extra(),
+            codebooks: Mutex::new(Vec::new()),
+            low: Mutex::new(None),
+            formats,
+        })
     }
 
     /// The model's own defaults.
@@ -95,9 +106,22 @@ impl<B: Backend> Generator<B> {
         let image =
             Image { stream: Stream { seed: request.seed, image: 0 }, sampling: request.sampling, test: Test::Token };
         let mut session = self.session(&request.prompt, image, request.method.acceptance())?;
-        let mut schedule = request.method.schedule(session.scene());
+        let low = request.method.coarse().map(|knobs| Ok::<_, Error>((knobs, self.low(request.method.name())?)));
+        let low = low.transpose()?;
         let start = Instant::now();
-        let outcome = decode::run(&mut session, &mut *schedule, progress)?;
+        let mut run = |target: &mut dyn Target| {
+            let mut schedule = request.method.schedule(target.scene());
+            decode::run(target, &mut *schedule, progress)
+        };
+        let outcome = match &low {
+            None => run(&mut session)?,
+            Some((knobs, low)) => {
+                let condition = low.model.condition(&low.model.prompt(&request.prompt)?)?;
+                let other = low.unconditional.clone();
+                let drafter = Session::new(&low.model, condition, other, image, Acceptance::Coupled, None)?;
+                run(&mut Coarse::new(&self.model, session, low, drafter, *knobs))?
+            }
+        };
         let decode_time = start.elapsed();
         let start = Instant::now();
         let picture = self.picture(&outcome.tokens)?;
@@ -144,6 +168,18 @@ impl<B: Backend> Generator<B> {
         Err(Error::Request(format!(
             "{decoder} needs {name}, which is not in {place}; WEFT_EXTRA names the folder of the extra models"
         )))
+    }
+
+    /// The low-resolution model, loaded when it is first needed.
+    fn low(&self, decoder: &str) -> Result<Arc<Low<B>>, Error> {
+        let mut low = self.low.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(low) = &*low {
+            return Ok(low.clone());
+        }
+        let files = self.extra(decoder, "low", "model.safetensors")?;
+        let beside = self.extra(decoder, ".", "upsampler.safetensors")?;
+        let loaded = Arc::new(Low::load(&self.model, &files, &beside, self.formats)?);
+        Ok(low.insert(loaded).clone())
     }
 
     /// What an acceptance rule looks at: groups at the transformer's embeddings, pools at the tokenizer's codes.

@@ -2,3 +2,4 @@
 
 pub mod avatar;
 pub mod embedded;
+pub mod low;

@@ -2,9 +2,11 @@
 
 pub mod classifier;
 pub mod conv;
+pub mod resize;
 pub mod spatial_heads;
 pub mod text_encoder;
 pub mod transformer;
+pub mod up_sampler;
 pub mod vq;
 
 use crate::backend::{Backend, KvFormat, Storage, WeightFormat};

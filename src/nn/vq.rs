@@ -52,8 +52,7 @@ impl<B: Backend> Vq<B> {
 
     /// RGB pixels `[height * f, width * f, 3]` of a grid of tokens, each below the codebook's size.
     pub fn decode(&self, backend: &B, tokens: &[u32], grid: Grid) -> Result<Vec<u8>, BackendError> {
-        let code = |token: &u32| &self.codebook[*token as usize * self.latent..][..self.latent];
-        let latents: Vec<f32> = tokens.iter().flat_map(code).copied().collect();
+        let latents = self.entries(tokens);
         let mut x = self.decoder.conv_in.forward(backend, &image(backend, &latents, (grid.height, grid.width))?)?;
         for (level, blocks) in self.decoder.levels.iter().enumerate() {
             if level > 0 {
@@ -75,7 +74,18 @@ impl<B: Backend> Vq<B> {
             x = blocks.iter().try_fold(x, |x, block| block.forward(backend, x))?;
         }
         let out = self.encoder.finish(backend, &x)?;
-        Ok(backend.read(&out.data)?.chunks_exact(self.latent).map(|latent| self.nearest(latent)).collect())
+        Ok(self.quantise(&backend.read(&out.data)?))
+    }
+
+    /// The entries of tokens, `[tokens, dim]`.
+    pub fn entries(&self, tokens: &[u32]) -> Vec<f32> {
+        let entry = |token: &u32| &self.codebook[*token as usize * self.latent..][..self.latent];
+        tokens.iter().flat_map(entry).copied().collect()
+    }
+
+    /// The tokens whose entries are nearest to latents `[tokens, dim]`.
+    pub fn quantise(&self, latents: &[f32]) -> Vec<u32> {
+        latents.chunks_exact(self.latent).map(|latent| self.nearest(latent)).collect()
     }
 
     fn nearest(&self, latent: &[f32]) -> u32 {

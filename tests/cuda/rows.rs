@@ -142,3 +142,21 @@ fn tensors_are_added() {
         assert_eq!(bits(&sum(&*cuda, rows, cols)), bits(&sum(&cpu, rows, cols)), "{rows} x {cols}");
     }
 }
+
+/// Both are within 4 ulp of the true value, and no number is too large or too small.
+#[test]
+fn tensors_are_activated() {
+    let (cuda, cpu) = (backend(), cpu());
+    fn activated<B: Backend>(b: &B, x: &[f32], cols: usize) -> Vec<f32> {
+        let mut out = b.tensor(x.len() / cols, cols).unwrap();
+        b.silu(&tensor(b, x, cols), &mut out);
+        b.read(&out).unwrap().into_owned()
+    }
+    for (rows, cols) in [(1, 1), (3, 192), (5, 7), (300, 64)] {
+        let mut x: Vec<f32> = Noise(6).values(rows * cols).iter().map(|x| 30.0 * x).collect();
+        x[0] = -200.0;
+        for (got, want) in activated(&*cuda, &x, cols).iter().zip(activated(&cpu, &x, cols)) {
+            assert!((got - want).abs() <= 8.0 * f32::EPSILON * want.abs() + f32::MIN_POSITIVE, "{got}, not {want}");
+        }
+    }
+}

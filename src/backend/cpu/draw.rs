@@ -145,7 +145,8 @@ impl Canvas {
             }
         };
         self.tokens[index] = after;
-        Drawn { before, after }
+        let failed = draw.rule == Rule::AutoCorrect && judged && !self.kept;
+        Drawn { before: if failed && before == after { NONE } else { before }, after }
     }
 
     /// Frees the noise of positions before those that are drawn now: should they come back, it is drawn again.

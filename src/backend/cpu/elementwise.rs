@@ -1,12 +1,22 @@
 //! Ops without a reduction.
 
 use super::isa::per_isa;
+use super::lanes;
 
 per_isa! {
     /// `x += y`.
     pub(super) fn add(x: &mut [f32], y: &[f32]) {
         for (x, y) in x.iter_mut().zip(y) {
             *x += y;
+        }
+    }
+}
+
+per_isa! {
+    /// `out = silu(x)`.
+    pub(super) fn silu(x: &[f32], out: &mut [f32]) {
+        for (out, x) in out.iter_mut().zip(x) {
+            *out = lanes::silu(*x);
         }
     }
 }

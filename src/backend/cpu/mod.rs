@@ -269,6 +269,10 @@ impl Backend for CpuBackend {
         kv.copy_page(from, to);
     }
 
+    fn silu(&self, x: &Tensor, out: &mut Tensor) {
+        elementwise::silu(self.level, x.get(), out.reshape(x.rows, x.cols));
+    }
+
     fn add(&self, x: &mut Tensor, y: &Tensor) {
         assert_eq!((x.rows, x.cols), (y.rows, y.cols), "adding tensors of different sizes");
         elementwise::add(self.level, x.get_mut(), y.get());

@@ -176,6 +176,10 @@ impl Backend for CudaBackend {
         self.op_copy_page(kv, from, to);
     }
 
+    fn silu(&self, x: &Tensor, out: &mut Tensor) {
+        self.op_silu(x, out);
+    }
+
     fn add(&self, x: &mut Tensor, y: &Tensor) {
         self.op_add(x, y);
     }

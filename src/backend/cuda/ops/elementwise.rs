@@ -1,11 +1,21 @@
 //! Ops without a reduction.
 
-use super::super::kernels::{self, Grid, args};
+use super::super::kernels::{self, args};
 use super::super::{CudaBackend, Tensor};
 
-const THREADS: usize = 256;
-
 impl CudaBackend {
+    /// See [`Backend::silu`](crate::backend::Backend::silu).
+    pub(in crate::backend::cuda) fn op_silu(&self, x: &Tensor, out: &mut Tensor) {
+        out.take_rows(x.rows.clone(), x.cols);
+        let (name, vectors) = match x.cols % 4 {
+            0 => ("silu", x.rows.most() * x.cols / 4),
+            _ => ("silu_ragged", x.rows.most() * x.cols),
+        };
+        let args = args![*x.floats(), *out.floats(), x.rows.arg(), x.cols as u32];
+        // SAFETY: the kernel's parameters are these, and both tensors have so many rows and columns.
+        unsafe { self.launch(&kernels::ELEMENTWISE, name, self.grid_over(vectors), args) };
+    }
+
     /// See [`Backend::add`](crate::backend::Backend::add).
     pub(in crate::backend::cuda) fn op_add(&self, x: &mut Tensor, y: &Tensor) {
         assert_eq!((x.rows.most(), x.cols), (y.rows.most(), y.cols), "adding tensors of different sizes");
@@ -13,7 +23,7 @@ impl CudaBackend {
             0 => ("add", x.rows.most() * x.cols / 4),
             _ => ("add_ragged", x.rows.most() * x.cols),
         };
-        let grid = Grid::of(vectors.div_ceil(THREADS).min(16 * self.device().multiprocessors()), THREADS);
+        let grid = self.grid_over(vectors);
         let args = args![*x.floats(), *y.floats(), x.rows.arg(), x.cols as u32];
         // SAFETY: the kernel's parameters are these, and both tensors have so many rows and columns.
         unsafe { self.launch(&kernels::ELEMENTWISE, name, grid, args) };
