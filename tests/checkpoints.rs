@@ -127,6 +127,39 @@ fn missing_files_are_named() {
     assert!(error.starts_with("cannot read") && error.contains("vq.safetensors"), "{error}");
 }
 
+/// Decodes with a drafter from a directory that `change` was made to; the error's text.
+fn drafter_error_after(change: impl Fn(&Path)) -> String {
+    let folder = model();
+    let extra = folder.path().join("extra");
+    std::fs::create_dir(&extra).unwrap();
+    let drafter = extra.join("eagle.safetensors");
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/avatar/extra/eagle.safetensors");
+    std::fs::copy(shipped, &drafter).unwrap();
+    change(&drafter);
+    let generator = Generator::load(CpuBackend::new(), &Files::Directory(folder.path().to_owned())).unwrap();
+    generator.eagle("eagle1").map(drop).expect_err("a broken drafter must not load").to_string()
+}
+
+#[test]
+fn a_broken_drafter_is_refused_when_it_is_needed() {
+    let rewritten = |change: &dyn Fn(&mut Vec<u8>)| {
+        drafter_error_after(|path| {
+            let mut bytes = std::fs::read(path).unwrap();
+            change(&mut bytes);
+            std::fs::write(path, bytes).unwrap();
+        })
+    };
+    let missing = drafter_error_after(|path| std::fs::remove_file(path).unwrap());
+    assert!(missing.starts_with("eagle1 needs eagle.safetensors, which is not in "), "{missing}");
+    let truncated = rewritten(&|bytes| bytes.truncate(1_000_000));
+    assert!(truncated.starts_with("eagle.safetensors is not valid"), "{truncated}");
+    let reshaped = rewritten(&|bytes| {
+        header(bytes, |tensors| tensors["eagle.fc.weight"]["shape"] = serde_json::json!([384, 192]))
+    });
+    let expected = "eagle.safetensors: tensor eagle.fc.weight has shape [384, 192], the config asks for [192, 384]";
+    assert_eq!(reshaped, expected);
+}
+
 /// A checkpoint in shards loads as the same model; a shard name must not lead out of the directory.
 #[test]
 fn shards_are_followed_and_confined() {

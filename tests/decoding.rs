@@ -67,7 +67,19 @@ fn agree_with_ar_when_greedy(prompts: &[&str]) {
             generator.generate(&request, &mut |_| ()).unwrap().outcome
         };
         let plain = run("ar");
-        for method in ["sjd", "scd", "scd:coupling=gumbel", "gsd:g=1:distance=inf", "exact", "exact:coupling=maximal"] {
+        for method in [
+            "sjd",
+            "scd",
+            "scd:coupling=gumbel",
+            "gsd:g=1:distance=inf",
+            "eagle1",
+            "eagle1:tree=paper",
+            "eagle2",
+            "lantern:k=0",
+            "lantern++:k=0",
+            "exact",
+            "exact:coupling=maximal",
+        ] {
             let outcome = run(method);
             assert_eq!(outcome.tokens, plain.tokens, "{method}: {prompt}");
             assert!(outcome.stats.nfe < plain.stats.nfe, "{method}: {prompt}");

@@ -5,7 +5,8 @@ use half::bf16;
 use safetensors::SafeTensors;
 use weft::backend::cpu::CpuBackend;
 use weft::backend::{Backend, Epilogue, Grouping, Image, Test};
-use weft::decode::session::Session;
+use weft::decode::session::{Aids, Session};
+use weft::decode::tree::{Growth, Node, State};
 use weft::decode::{Acceptance, Target};
 use weft::engine::Generator;
 use weft::models::embedded;
@@ -14,12 +15,18 @@ use weft::rng::Stream;
 use weft::sampling::Sampling;
 
 const FIXTURE: &[u8] = include_bytes!("data/avatar_oracle.safetensors");
+/// By `models/avatar/eagle.py`.
+const EAGLE: &[u8] = include_bytes!("data/eagle_oracle.safetensors");
 
 struct Oracle(SafeTensors<'static>);
 
 impl Oracle {
     fn load() -> Self {
-        Self(SafeTensors::deserialize(FIXTURE).expect("the fixture is valid"))
+        Self::of(FIXTURE)
+    }
+
+    fn of(fixture: &'static [u8]) -> Self {
+        Self(SafeTensors::deserialize(fixture).expect("the fixture is valid"))
     }
 
     fn floats(&self, name: &str) -> Vec<f32> {
@@ -109,6 +116,44 @@ fn spatial_heads_agree() {
         let ours = session.draft_log_weights(offset, &oracle.integers("head_sources")).unwrap();
         let apart = distance(&ours, theirs);
         assert!(apart < CLOSE, "{offset:?}: {apart}");
+    }
+}
+
+/// The drafter's guesses after the target's own states, then along a chain of its own, whose nodes have others beside them.
+#[test]
+fn the_eagle_drafter_agrees_in_both_branches() {
+    let (oracle, eagle, generator) = (Oracle::load(), Oracle::of(EAGLE), generator());
+    let (tokens, grid) = (oracle.tokens(), generator.model.grid());
+    let at = eagle.integers("positions");
+    let last = *at.last().unwrap();
+    for (prompt, name) in [(oracle.prompt(), "cond"), (String::new(), "uncond")] {
+        let sampling = Sampling { cfg: 1.0, temperature: 1.0, top_k: 0, top_p: 1.0 };
+        let image = Image { stream: Stream { seed: 0, image: 0 }, sampling, test: Test::Token };
+        let aids = Aids { eagle: Some(generator.eagle("eagle1").unwrap()), ..Aids::default() };
+        let mut session = generator.aided(&prompt, image, Acceptance::Judged(Test::Token), aids).unwrap();
+        session.prompt_log_weights().unwrap();
+        let block: Vec<usize> = (0..grid.len() - 1).collect();
+        session.log_weights(&tokens, &block, &vec![grid.width as u32; grid.height]).unwrap();
+        let trunk = Growth { trunk: (0..=last).map(|at| (at, State::Of(at))).collect(), ..Growth::default() };
+        let ours = rows(&session.guessed_log_weights(&trunk).unwrap(), 512, &at);
+        let apart = distance(&ours, &eagle.floats(&format!("trunk_{name}")));
+        assert!(apart < CLOSE, "trunk, {name}: {apart}");
+        let mut chain = Vec::new();
+        for depth in 1..=3 {
+            // Its slots are 1, 3, 5; a node of the same level and other token has the slot before each.
+            let (slot, at) = (2 * depth - 1, last + depth);
+            let state = if depth == 1 { State::Of(at) } else { State::After(slot - 2) };
+            let node = |slot: usize, above: u128| Node { slot, at, ancestors: above | 1 << slot };
+            let above = (1..depth).map(|depth| 1u128 << (2 * depth - 1)).sum();
+            let growth = Growth {
+                puts: vec![(grid.len() + slot - 1, 7), (grid.len() + slot, tokens[at])],
+                nodes: vec![(node(slot - 1, above), state), (node(slot, above), state)],
+                ..Growth::default()
+            };
+            chain.extend_from_slice(&session.guessed_log_weights(&growth).unwrap()[512..]);
+        }
+        let apart = distance(&chain, &eagle.floats(&format!("chain_{name}")));
+        assert!(apart < CLOSE, "chain, {name}: {apart}");
     }
 }
 

@@ -4,6 +4,7 @@
     python eagle.py --work target/avatar --minutes 12             trains, writes WORK/eagle.pt (--resume goes on from it)
     python eagle.py --work target/avatar --test                   agreement with the target by depth of the chain
     python eagle.py --work target/avatar --export FILE            bf16 safetensors
+    python eagle.py --work target/avatar --fixture tests/data     logits for the tests, in fp32 from the bf16 weights
 
 At raster position p the layer sees fc [h_p ; x_p]: h_p is the target's h_pre that predicted token p and x_p the target's
 input of that token (embedding + row + column + condition). It attends to the positions before it with the target's
@@ -270,6 +271,27 @@ def write(o):
     pathlib.Path(o.export).chmod(0o644)
 
 
+@torch.no_grad()
+def fixture(o):
+    """The picture of export.py's fixture: logits of the drafter that has seen the target's states of positions 0..30, and of
+    a chain of guesses that goes on with the picture's tokens; for the caption and for none."""
+    from safetensors.torch import load_file, save_file
+    model, draft = export.rounded(T.load(o.work, o.model)), export.rounded(load(o.work, o.out).folded())
+    model.fast = False
+    known = load_file(o.fixture / "avatar_oracle.safetensors")
+    tokens, (cos, sin) = known["tokens"][None], positions(model)
+    at, depth, out = torch.tensor([0, 23, 24, 30]), 4, {}
+    for name, ids in (("cond", known["prompt_ids"][None]), ("uncond", torch.tensor([[1]]))):
+        h, encoded = model.hidden(ids, tokens[:, :-1])
+        m = model.model
+        x = m.embed_tokens(tokens) + m.row_embed(model.row) + m.col_embed(model.col) + m.cond_proj(encoded[:, :1])
+        chains = draft.unroll(h[:, :-1], x[:, :-1], cos[:-1], sin[:-1], depth)
+        out[f"trunk_{name}"] = model.logits(chains[0][0, at])
+        out[f"chain_{name}"] = model.logits(torch.stack([chains[d][0, 30 + d] for d in range(1, depth)]))
+    save_file({"positions": at, **out}, o.fixture / "eagle_oracle.safetensors")
+    (o.fixture / "eagle_oracle.safetensors").chmod(0o644)
+
+
 if __name__ == "__main__":
     p = argparse.ArgumentParser()
     p.add_argument("--work", type=pathlib.Path, default="target/avatar")
@@ -291,11 +313,12 @@ if __name__ == "__main__":
     p.add_argument("--collect", action="store_true")
     p.add_argument("--test", action="store_true")
     p.add_argument("--export", default="")
+    p.add_argument("--fixture", type=pathlib.Path)
     p.add_argument("--procs", type=int, default=1)
     o = p.parse_args()
-    if o.test or o.export:
+    if o.test or o.export or o.fixture:
         torch.set_num_threads(o.procs)
-        test(o) if o.test else write(o)
+        test(o) if o.test else fixture(o) if o.fixture else write(o)
     else:
         o.batch = 64 if o.collect else o.batch
         common.launch(collect if o.collect else train, o.procs, o)

@@ -15,6 +15,7 @@ done_with self_tokens.npy || python "$here/heads.py" --work "$work" --collect --
 done_with eagle.pt || python "$here/eagle.py" --work "$work" --minutes 11
 python "$here/eagle.py" --work "$work" --test
 python "$here/eagle.py" --work "$work" --export "$out/eagle.safetensors"
+python "$here/eagle.py" --work "$work" --fixture "$here/../../tests/data"
 
 # Low-resolution model and latent up-sampler
 done_with low/prepared || { python "$here/low.py" --work "$work" --prepare && touch "$work/low/prepared"; }

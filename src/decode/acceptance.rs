@@ -77,6 +77,46 @@ impl Knobs for Group {
     }
 }
 
+/// The neighbourhoods of LANTERN, see [`Test::Pooled`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pool {
+    /// Nearest others in the codebook that are looked at (k).
+    pub neighbours: u32,
+    /// What they may add.
+    pub bound: PoolBound,
+}
+
+impl Pool {
+    /// The test.
+    pub fn test(self) -> Test {
+        let Self { neighbours, bound } = self;
+        Test::Pooled { neighbours, bound }
+    }
+}
+
+impl Knobs for Pool {
+    fn list(&self) -> Vec<(&'static str, String)> {
+        let bound = match self.bound {
+            PoolBound::Mass(mass) => ("delta", mass.to_string()),
+            PoolBound::Ratio(ratio) => ("lambda", ratio.to_string()),
+        };
+        vec![("k", self.neighbours.to_string()), bound]
+    }
+
+    fn set(&mut self, knob: &str, value: &str) -> Result<bool, String> {
+        match (knob, &mut self.bound) {
+            ("k", _) => self.neighbours = count(knob, value, 0)? as u32,
+            ("delta", PoolBound::Mass(mass)) => *mass = number(knob, value, 1.0)? as f32,
+            ("lambda", PoolBound::Ratio(ratio)) => match number(knob, value, f64::INFINITY)? {
+                bound if bound >= 1.0 => *ratio = bound as f32,
+                bound => return Err(format!("lambda={bound}: must be at least 1")),
+            },
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+}
+
 /// How loosely a token is judged; not at all by default.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Relaxation {

@@ -8,8 +8,9 @@
 use super::ar::Ar;
 use super::lanes::Lanes;
 use super::session::Session;
+use super::tree::Growth;
 use super::{DraftCost, Round, Scene, Schedule, Target, zipar};
-use crate::backend::{Backend, Drawn, Error};
+use crate::backend::{Backend, Chosen, Drawn, Error};
 use crate::models::avatar::Avatar;
 use crate::models::low::{Low, SCALE, Up};
 use std::ops::Range;
@@ -103,6 +104,10 @@ impl<B: Backend> Target for Coarse<'_, B> {
 
     fn begin(&mut self) -> Result<Drawn, Error> {
         self.target.begin()
+    }
+
+    fn grow(&mut self, growth: &Growth) -> Result<Vec<Chosen>, Error> {
+        self.target.grow(growth)
     }
 
     fn round(&mut self, round: &Round) -> Result<Vec<Drawn>, Error> {

@@ -1,11 +1,13 @@
 //! The named decoders: each a drafter, an acceptance rule and a schedule, with its defaults.
 
-use super::acceptance::{Acceptance, Coupling, Group, Relaxation};
+use super::acceptance::{Acceptance, Coupling, Group, Pool, Relaxation};
 use super::drafter::{Preference, SpatialDrafter};
 use super::knobs::{Knobs, choice};
 use super::window::Guess;
-use super::{Scene, Schedule, ar, coarse, jacobi, lanes, mulo, pipeline, pjd, ssd, zipar};
-use crate::backend::Test;
+use super::{
+    Scene, Schedule, ar, coarse, dynamic_tree, eagle, jacobi, lanes, mulo, pipeline, pjd, ssd, static_tree, zipar,
+};
+use crate::backend::{PoolBound, Test};
 use crate::models::low::Up;
 use std::fmt;
 use std::mem::discriminant;
@@ -30,6 +32,14 @@ pub enum Method {
     Ssd(ssd::Knobs),
     /// Multi-scale local speculative decoding.
     MuloSd(mulo::Knobs),
+    /// EAGLE, its static tree.
+    Eagle1(static_tree::Knobs),
+    /// EAGLE-2, its dynamic tree.
+    Eagle2(dynamic_tree::Knobs),
+    /// LANTERN: the dynamic tree, relaxed.
+    Lantern(Lantern<dynamic_tree::Knobs>),
+    /// LANTERN++: the static tree, relaxed.
+    LanternPlus(Lantern<static_tree::Knobs>),
     /// The slanted wavefront with a cap on rounds.
     Wavefront(pipeline::Knobs),
     /// The slanted wavefront without one: the model's own law, and plain AR's tokens, bit for bit.
@@ -54,6 +64,15 @@ pub struct Gsd {
     pub group: Group,
 }
 
+/// Settings of LANTERN on trees of one kind.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Lantern<T> {
+    /// The tree.
+    pub tree: T,
+    /// The neighbourhoods.
+    pub pool: Pool,
+}
+
 /// A row of `weft decoders`.
 #[derive(Clone, Copy, Debug)]
 pub struct Description {
@@ -74,8 +93,11 @@ pub struct Description {
 const WINDOW: jacobi::Knobs = jacobi::Knobs { window: 16, guess: Guess::Random };
 const DRAFTER: SpatialDrafter = SpatialDrafter { preference: Preference::Both };
 
+const STATIC: static_tree::Knobs = static_tree::Knobs { plan: static_tree::Plan::Tuned, nodes: 60, depth: 8 };
+const DYNAMIC: dynamic_tree::Knobs = dynamic_tree::Knobs { nodes: 60, depth: 6, top: 10 };
+
 /// Every decoder.
-pub const DECODERS: [Description; 10] = [
+pub const DECODERS: [Description; 14] = [
     Description {
         name: "ar",
         exact: true,
@@ -139,6 +161,41 @@ pub const DECODERS: [Description; 10] = [
         source: "arXiv 2601.05149",
         method: Method::MULO_SD,
         sweep: &["mulo-sd:tau=0.05", "mulo-sd:tau=0.2", "mulo-sd:up=pixel", "mulo-sd:rows=2"],
+    },
+    Description {
+        name: "eagle1",
+        exact: true,
+        training: "EAGLE drafter",
+        source: "arXiv 2401.15077",
+        method: Method::Eagle1(STATIC),
+        sweep: &["eagle1:tree=paper"],
+    },
+    Description {
+        name: "eagle2",
+        exact: true,
+        training: "EAGLE drafter",
+        source: "arXiv 2406.16858",
+        method: Method::Eagle2(DYNAMIC),
+        sweep: &["eagle2:nodes=25:depth=5"],
+    },
+    Description {
+        name: "lantern",
+        exact: false,
+        training: "EAGLE drafter",
+        source: "arXiv 2410.03355",
+        method: Method::Lantern(Lantern { tree: DYNAMIC, pool: Pool { neighbours: 32, bound: PoolBound::Mass(0.1) } }),
+        sweep: &["lantern:delta=0.05", "lantern:delta=0.2", "lantern:delta=0.4"],
+    },
+    Description {
+        name: "lantern++",
+        exact: false,
+        training: "EAGLE drafter",
+        source: "arXiv 2502.06352",
+        method: Method::LanternPlus(Lantern {
+            tree: STATIC,
+            pool: Pool { neighbours: 10, bound: PoolBound::Ratio(5.0) },
+        }),
+        sweep: &["lantern++:k=5:lambda=10", "lantern++:k=10:lambda=2"],
     },
     Description {
         name: "wavefront",
@@ -215,6 +272,11 @@ impl Method {
         if let Self::MuloSd(knobs) = self { Some(knobs.draft) } else { None }
     }
 
+    /// Does it draft with an EAGLE drafter?
+    pub fn needs_eagle(&self) -> bool {
+        matches!(self, Self::Eagle1(_) | Self::Eagle2(_) | Self::Lantern(_) | Self::LanternPlus(_))
+    }
+
     fn description(&self) -> &'static Description {
         let of_kind = |description: &&Description| discriminant(&description.method) == discriminant(self);
         DECODERS.iter().find(of_kind).expect("every kind has its row")
@@ -231,6 +293,10 @@ impl Method {
             Self::Pjd(knobs) => knobs.list(),
             Self::Ssd(knobs) => knobs.list(),
             Self::MuloSd(knobs) => knobs.list(),
+            Self::Eagle1(knobs) => knobs.list(),
+            Self::Eagle2(knobs) => knobs.list(),
+            Self::Lantern(knobs) => knobs.list(),
+            Self::LanternPlus(knobs) => knobs.list(),
             Self::Wavefront(knobs) | Self::Exact(knobs) => knobs.list(),
         }
     }
@@ -247,6 +313,10 @@ impl Method {
             Self::Pjd(knobs) => knobs.set(knob, value),
             Self::Ssd(knobs) => knobs.set(knob, value),
             Self::MuloSd(knobs) => knobs.set(knob, value),
+            Self::Eagle1(knobs) => knobs.set(knob, value),
+            Self::Eagle2(knobs) => knobs.set(knob, value),
+            Self::Lantern(knobs) => knobs.set(knob, value),
+            Self::LanternPlus(knobs) => knobs.set(knob, value),
             Self::Wavefront(knobs) | Self::Exact(knobs) => knobs.set(knob, value),
         };
         if known? { Ok(changed) } else { Err(format!("{} has no knob {knob:?}", self.name())) }
@@ -256,11 +326,16 @@ impl Method {
     pub fn acceptance(&self) -> Acceptance {
         match self {
             Self::Ar => Acceptance::Coupled,
-            Self::Sjd(_) | Self::Pjd(_) | Self::Ssd(_) => Acceptance::Judged(Test::Token),
+            Self::Sjd(_) | Self::Pjd(_) | Self::Ssd(_) | Self::Eagle1(_) | Self::Eagle2(_) => {
+                Acceptance::Judged(Test::Token)
+            }
             Self::Scd(scd) => scd.coupling.acceptance(),
             Self::Gsd(gsd) => Acceptance::Judged(gsd.group.test()),
             Self::Zipar(knobs) => knobs.acceptance(),
             Self::MuloSd(knobs) => knobs.acceptance(),
+            Self::Lantern(Lantern { pool, .. }) | Self::LanternPlus(Lantern { pool, .. }) => {
+                Acceptance::Judged(pool.test())
+            }
             Self::Wavefront(knobs) | Self::Exact(knobs) => knobs.acceptance(),
         }
     }
@@ -268,6 +343,8 @@ impl Method {
     /// The schedule for an image.
     pub fn schedule(&self, scene: Scene) -> Box<dyn Schedule + Send> {
         let Scene { grid, heads, .. } = scene;
+        let fixed = |knobs| Box::new(eagle::Eagle::new(grid, static_tree::StaticTree::new(knobs)));
+        let dynamic = |knobs| Box::new(eagle::Eagle::new(grid, dynamic_tree::DynamicTree::new(grid, knobs)));
         match self {
             Self::Ar => Box::new(ar::Ar::new(grid)),
             Self::Sjd(window) => Box::new(jacobi::Jacobi::new(scene, *window, true)),
@@ -275,6 +352,8 @@ impl Method {
             Self::Gsd(gsd) => Box::new(jacobi::Jacobi::new(scene, gsd.window, true)),
             Self::Zipar(knobs) => Box::new(lanes::Lanes::new(scene, knobs.shape())),
             Self::Pjd(knobs) => Box::new(lanes::Lanes::new(scene, knobs.shape())),
+            Self::Eagle1(knobs) | Self::LanternPlus(Lantern { tree: knobs, .. }) => fixed(knobs),
+            Self::Eagle2(knobs) | Self::Lantern(Lantern { tree: knobs, .. }) => dynamic(*knobs),
             Self::Ssd(knobs) => Box::new(ssd::Ssd::new(grid, heads, knobs)),
             Self::MuloSd(knobs) => Box::new(mulo::MuLo::new(scene, *knobs)),
             Self::Wavefront(knobs) | Self::Exact(knobs) => Box::new(pipeline::Wave::new(grid, heads, *knobs)),
@@ -295,6 +374,18 @@ impl Knobs for Scd {
             return Ok(true);
         }
         self.window.set(knob, value)
+    }
+}
+
+impl<T: Knobs> Knobs for Lantern<T> {
+    fn list(&self) -> Vec<(&'static str, String)> {
+        let mut list = self.tree.list();
+        list.extend(self.pool.list());
+        list
+    }
+
+    fn set(&mut self, knob: &str, value: &str) -> Result<bool, String> {
+        Ok(self.tree.set(knob, value)? || self.pool.set(knob, value)?)
     }
 }
 
@@ -358,6 +449,10 @@ mod tests {
             "pjd:threshold=9:drafts=4:init=left",
             "ssd:rounds=4:rows=2:refinements=1",
             "mulo-sd:rows=3:up=pixel:ahead=0:pool=9:tau=0.25:radius=2:resample=serial:window=5:refresh=1",
+            "eagle1:tree=paper:nodes=9:depth=3",
+            "eagle2:nodes=9:depth=3:top=4",
+            "lantern:top=4:k=7:delta=0.25",
+            "lantern++:tree=paper:k=7:lambda=2.5",
         ] {
             let method: Method = text.parse().unwrap();
             let printed = method.to_string();
@@ -381,6 +476,11 @@ mod tests {
             ("gsd:g=5000", "must be at most"),
             ("mulo-sd:up=sideways", "up=sideways: must be pixel or latent"),
             ("zipar:adaptive=2", "adaptive=2: must be 0 or 1"),
+            ("eagle1:nodes=500", "must be at most 128"),
+            ("eagle1:top=4", "eagle1 has no knob \"top\""),
+            ("eagle2:top=30", "top=30: must leave nodes and top * (depth - 1) at most 128"),
+            ("lantern:lambda=2", "lantern has no knob \"lambda\""),
+            ("lantern++:lambda=0.5", "must be at least 1"),
         ] {
             let message = text.parse::<Method>().unwrap_err();
             assert!(message.contains(error), "{message}");

@@ -1,7 +1,7 @@
 //! Decoding: how the tokens of an image are found with few forward passes.
 //!
 //! A method ([`methods`]) is composed of a drafter ([`drafter`]), an acceptance rule ([`Acceptance`]) and a schedule
-//! ([`ar`], [`ssd`], [`jacobi`], [`lanes`], [`pipeline`]): a state machine that says what the next [`Round`] feeds and asks, and learns what was drawn.
+//! ([`ar`], [`ssd`], [`jacobi`], [`lanes`], [`pipeline`], [`eagle`]): a state machine that says what the next [`Round`] feeds and asks, and learns what was drawn.
 //! [`run`] is the loop of them all. A schedule sees the model through [`Target`] alone, so it can be tested on a toy
 //! model whose law is enumerated; tokens and distributions stay on the target's device, a schedule sees two integers
 //! for every token that it asks for.
@@ -10,6 +10,9 @@ pub mod acceptance;
 pub mod ar;
 pub mod coarse;
 pub mod drafter;
+mod drafting;
+pub mod dynamic_tree;
+pub mod eagle;
 pub mod islands;
 pub mod jacobi;
 pub mod knobs;
@@ -20,18 +23,21 @@ pub mod pipeline;
 pub mod pjd;
 pub mod session;
 pub mod ssd;
+pub mod static_tree;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod tree;
 pub mod window;
 pub mod zipar;
 
 pub use acceptance::Acceptance;
 
-use crate::backend::{Drawn, Error};
+use crate::backend::{Chosen, Drawn, Error, NONE};
 use crate::grid::Grid;
 use crate::nn::spatial_heads::Offset;
 use crate::rng::Stream;
 use std::ops::Range;
+use tree::{Family, Growth, Node};
 
 /// Is told how many tokens are done.
 pub type Progress<'a> = dyn FnMut(usize) + 'a;
@@ -81,8 +87,8 @@ impl Ask {
 /// One round: tokens are placed, heads draft, one pass feeds a block, tokens are drawn from what it predicts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Round {
-    /// Tokens that the schedule chose, before anything else: position and token. The law that they count as drawn from
-    /// has them alone.
+    /// Tokens that the schedule chose, before anything else: position (of a node the grid's length and its slot) and token.
+    /// The law that they count as drawn from has them alone.
     pub puts: Vec<(usize, u32)>,
     /// Rows of the grid whose first tokens, before anything else, are those of a low-resolution drafter, given the rows
     /// before them ([`coarse`]).
@@ -94,10 +100,14 @@ pub struct Round {
     /// Positions fed beside the cache: they see of their own row only what the rows below it see, nothing sees them, and
     /// their successors are predicted unless the block has them too. For tokens that stand in for others.
     pub temporary: Vec<usize>,
+    /// Nodes of a draft tree, fed beside the cache.
+    pub nodes: Vec<Node>,
     /// Columns of each grid row that are visible to the rows below it.
     pub frontier: Vec<u32>,
     /// Tokens to draw after the pass.
     pub asks: Vec<Ask>,
+    /// Children to judge, each family by what its parent predicts. Nothing is written to the canvas.
+    pub families: Vec<Family>,
     /// The position whose distribution, predicted by this pass, is kept for asks of later rounds.
     pub keep: Option<usize>,
 }
@@ -124,7 +134,9 @@ pub trait Target {
     fn scene(&self) -> Scene;
     /// Feeds the prompt, draws the token of position 0 and keeps its distribution. One pass.
     fn begin(&mut self) -> Result<Drawn, Error>;
-    /// Runs a round; what became of the tokens it asks for, in its order. One pass.
+    /// Runs a pass of the drafter; what it chose ([`tree::Choice::Likeliest`]), in order.
+    fn grow(&mut self, growth: &Growth) -> Result<Vec<Chosen>, Error>;
+    /// Runs a round; what became of the tokens it asks for, then of its families, in its order. One pass.
     fn round(&mut self, round: &Round) -> Result<Vec<Drawn>, Error>;
     /// The canvas.
     fn tokens(&mut self) -> Result<Vec<u32>, Error>;
@@ -139,6 +151,12 @@ pub trait Target {
 pub trait Schedule {
     /// The token of position 0.
     fn begin(&mut self, _first: u32) {}
+    /// The next pass of the drafter before the next round, if there is one more.
+    fn grow(&mut self) -> Option<Growth> {
+        None
+    }
+    /// What that chose.
+    fn grown(&mut self, _chosen: &[Chosen]) {}
     /// The next round; `None` when every token is final.
     fn next(&mut self) -> Option<Round>;
     /// What became of the tokens that the last round asked for, in its order.
@@ -198,18 +216,28 @@ pub fn run<T: Target + ?Sized>(
     let positions = target.scene().grid.len();
     let (mut stats, mut first) = (Stats { nfe: 1, ..Stats::default() }, vec![None; positions]);
     schedule.begin(target.begin()?.after);
-    while let Some(round) = schedule.next() {
+    while let Some(round) = next(target, schedule)? {
         stats.nfe += 1;
-        stats.rows += round.block.len() + round.temporary.len();
+        stats.rows += round.block.len() + round.temporary.len() + round.nodes.len();
         let drawn = target.round(&round)?;
+        let mut judge = |position: usize, passed| {
+            if first[position].is_none() {
+                first[position] = Some(passed);
+                stats.drafted += 1;
+                stats.accepted += usize::from(passed);
+            }
+        };
         let mut kept = false;
         for (ask, drawn) in round.asks.iter().zip(&drawn) {
             let judged = ask.verify && (kept || !ask.follows);
             kept = judged && drawn.before == drawn.after;
-            if judged && first[ask.position].is_none() {
-                first[ask.position] = Some(kept);
-                stats.drafted += 1;
-                stats.accepted += usize::from(kept);
+            if judged {
+                judge(ask.position, kept);
+            }
+        }
+        for (family, drawn) in tree::path(&round.families, &drawn[round.asks.len()..]) {
+            if family.count > 0 {
+                judge(family.position, drawn.before != NONE);
             }
         }
         schedule.learn(&drawn);
@@ -218,6 +246,14 @@ pub fn run<T: Target + ?Sized>(
     progress(positions);
     stats.draft = target.draft_cost();
     Ok(Outcome { tokens: target.tokens()?, stats, first })
+}
+
+/// The next round, once its draft tree is grown.
+fn next<T: Target + ?Sized>(target: &mut T, schedule: &mut dyn Schedule) -> Result<Option<Round>, Error> {
+    while let Some(growth) = schedule.grow() {
+        schedule.grown(&target.grow(&growth)?);
+    }
+    Ok(schedule.next())
 }
 
 /// The frontier when the first `fed` positions of a grid have their keys in place.

@@ -4,14 +4,18 @@
 //! Spans for profilers: `prefill`, `step`, and inside `draft`, `pass`, `verify`. A backend that records a step goes
 //! through the inner ones when it records, not when it replays.
 
-use super::{Acceptance, Draft, Round, Scene, Source, Target};
+use super::drafting::{Drafting, Shared};
+use super::dynamic_tree::PROPOSED;
+use super::tree::{Choice, Family, Growth};
+use super::{Acceptance, Draft, DraftCost, Round, Scene, Source, Target};
 use crate::backend::{
-    Backend, Capacity, Copy, Draw, Drawn, Error, Image, NONE, PageTable, Phase, Put, RowPlace, Rule, SCRATCH, Slot,
-    Step, Test,
+    Backend, Capacity, Chosen, Copy, Draw, Drawn, Error, Image, NONE, PageTable, Phase, Put, RowPlace, Rule, SCRATCH,
+    Slot, Step, Test,
 };
 use crate::grid::Grid;
 use crate::kv::Allocator;
 use crate::models::avatar::{Avatar, Condition};
+use crate::nn::eagle::Eagle;
 use crate::nn::spatial_heads::{self, Offset};
 use crate::nn::transformer;
 use std::sync::Arc;
@@ -32,18 +36,36 @@ pub struct Session<'m, B: Backend> {
     capacity: Capacity,
     step: B::Step,
     state: State<B>,
+    drafting: Option<Drafting<B>>,
+}
+
+/// What some decoders need besides the model.
+pub struct Aids<B: Backend> {
+    /// For acceptance rules that look at one.
+    pub codebook: Option<Arc<B::Codebook>>,
+    /// For draft trees.
+    pub eagle: Option<Arc<Eagle<B>>>,
+}
+
+impl<B: Backend> Default for Aids<B> {
+    fn default() -> Self {
+        Self { codebook: None, eagle: None }
+    }
 }
 
 /// What lives on the device.
 struct State<B: Backend> {
     kv: B::KvPool,
     canvas: B::Canvas,
-    /// What the acceptance rule looks at, if it does.
+    /// Tokens of the canvas: of the grid, then of what is beside it.
+    places: usize,
     codebook: Option<Arc<B::Codebook>>,
     /// Added to every token's input, `[branch, hidden]`.
     bias: B::Tensor,
-    /// Hidden states before the final norm, `[branch][position][hidden]`: the one that predicted the position.
+    /// Hidden states before the final norm, `[branch][stride][hidden]`: the one that predicted each position; behind the
+    /// grid the one that each node of a draft tree predicts from.
     states: B::Tensor,
+    stride: usize,
     hidden: B::Tensor,
     selected: B::Tensor,
     /// Of the predictions; the last rows, one per branch, are the kept ones.
@@ -63,16 +85,17 @@ impl<'m, B: Backend> Session<'m, B> {
         unconditional: Condition,
         image: Image,
         acceptance: Acceptance,
-        codebook: Option<Arc<B::Codebook>>,
+        aids: Aids<B>,
     ) -> Result<Self, Error> {
         let (config, grid, backend) = (&model.config, model.grid(), &model.backend);
+        let slots = Slots::new(grid, aids.eagle.is_some());
         let test = if let Acceptance::Judged(test) = acceptance { test } else { Test::Token };
         let mut conditions = vec![condition, unconditional];
         conditions.truncate(image.sampling.branches());
         let lengths: Vec<usize> = conditions.iter().map(|c| c.prefix.len() / config.hidden_size).collect();
-        let (tables, pages) = tables(&lengths, grid);
+        let (tables, pages) = tables(&lengths, grid, slots.rows);
         let branches = conditions.len();
-        let rows = lengths.iter().sum::<usize>().max(branches * (grid.len() + scratch(grid)));
+        let rows = lengths.iter().sum::<usize>().max(branches * (grid.len() + slots.rows));
         let capacity = Capacity {
             rows,
             sequences: branches,
@@ -82,6 +105,8 @@ impl<'m, B: Backend> Session<'m, B> {
             groups: config.heads().0 + config.heads().1,
         };
         let bias: Vec<f32> = conditions.iter().flat_map(|condition| &condition.bias).copied().collect();
+        let beside = |eagle| Drafting::new(model, eagle, &tables, (capacity, slots.rows), &bias);
+        let drafting = aids.eagle.map(beside).transpose()?;
         Ok(Self {
             model,
             image: Image { test, ..image },
@@ -91,7 +116,8 @@ impl<'m, B: Backend> Session<'m, B> {
             kept: 0,
             capacity,
             step: backend.step(capacity)?,
-            state: State::new(model, acceptance, codebook, capacity, &bias)?,
+            state: State::new(model, acceptance, aids.codebook, (capacity, slots), &bias)?,
+            drafting,
             prompts: conditions.into_iter().map(|condition| condition.prefix).collect(),
         })
     }
@@ -102,7 +128,8 @@ impl<'m, B: Backend> Session<'m, B> {
 
     /// The step of a round.
     fn plan(&mut self, round: &Round) -> Step {
-        let (branches, rows) = (self.branches(), round.block.len() + round.temporary.len());
+        let (branches, beside) = (self.branches(), round.block.len() + round.temporary.len());
+        let rows = beside + round.nodes.len();
         let mut step = Step { images: vec![self.image], ..Step::default() };
         self.plan_puts(round, &mut step);
         self.plan_drafts(&round.drafts, &mut step);
@@ -114,7 +141,11 @@ impl<'m, B: Backend> Session<'m, B> {
         };
         let predicted = |position: usize| position.checked_sub(1).and_then(row);
         let wanted = round.asks.iter().map(|ask| ask.position).chain(round.keep);
-        let wanted: Vec<usize> = wanted.filter_map(predicted).collect();
+        let parent = |family: &Family| match family.parent {
+            None => round.block.len() - 1,
+            Some(slot) => beside + round.nodes.iter().position(|node| node.slot == slot).expect("a parent is fed"),
+        };
+        let wanted: Vec<usize> = wanted.filter_map(predicted).chain(round.families.iter().map(parent)).collect();
         step.predictions =
             (0..branches).flat_map(|branch| wanted.iter().map(move |row| (branch * rows + row) as u32)).collect();
         let mut next = 0;
@@ -137,12 +168,26 @@ impl<'m, B: Backend> Session<'m, B> {
             step.copies = self.copies(next, wanted.len());
             self.kept = position;
         }
+        let families = wanted.len() - round.families.len();
+        for (index, family) in round.families.iter().enumerate() {
+            let rows = [Some((families + index, wanted.len())), None];
+            step.verdicts.push(draw(family.position, (self.siblings(family), 0), branches, rows));
+        }
         step
+    }
+
+    fn siblings(&self, family: &Family) -> Rule {
+        // A family without children names no place.
+        let slot = if family.count == 0 { 0 } else { family.first };
+        let first = (self.model.grid().len() + slot) as u32;
+        Rule::Siblings { first, count: family.count as u32, drawn: family.choice == Choice::Drawn }
     }
 
     fn plan_puts(&mut self, round: &Round, step: &mut Step) {
         for &(position, token) in &round.puts {
-            self.rounds[position] = 0;
+            if let Some(rounds) = self.rounds.get_mut(position) {
+                *rounds = 0;
+            }
             // The token of a row beside the cache has its place behind the grid.
             let slot = round.temporary.iter().position(|&at| at == position);
             let place = slot.map_or(position, |slot| self.model.grid().len() + slot);
@@ -150,7 +195,7 @@ impl<'m, B: Backend> Session<'m, B> {
         }
     }
 
-    /// The rows of each branch: the block, then those beside the cache.
+    /// The rows of each branch: the block, then those beside the cache, then nodes.
     fn plan_rows(&self, round: &Round, step: &mut Step) {
         for (sequence, table) in self.tables.iter().enumerate() {
             step.layout.sequences.push(PageTable { frontier: round.frontier.clone(), ..table.clone() });
@@ -160,7 +205,12 @@ impl<'m, B: Backend> Session<'m, B> {
                 at: at as u32,
                 ancestors: 1 << slot,
             });
-            let slots = grid.chain(scratch);
+            let nodes = round.nodes.iter().map(|node| Slot::Scratch {
+                slot: node.slot as u32,
+                at: node.at as u32,
+                ancestors: node.ancestors,
+            });
+            let slots = grid.chain(scratch).chain(nodes);
             step.layout.rows.extend(slots.map(|slot| RowPlace { sequence: sequence as u32, slot }));
         }
     }
@@ -194,7 +244,7 @@ impl<'m, B: Backend> Session<'m, B> {
 
     /// Sources sorted by head, then branch; drafts that refer to them.
     fn plan_drafts(&mut self, drafts: &[Draft], step: &mut Step) {
-        let (branches, length) = (self.branches(), self.model.grid().len());
+        let (branches, length) = (self.branches(), self.state.stride);
         let Scene { heads: (horizontal, vertical), .. } = self.scene();
         let all =
             |draft: usize| drafts[draft].sources.iter().flatten().enumerate().map(move |(which, &s)| (draft, which, s));
@@ -297,9 +347,8 @@ impl<'m, B: Backend> Session<'m, B> {
     /// of each grid row visible below it; the processed log-weights of the block's successors, `[block, vocab]`, on
     /// the host.
     pub fn log_weights(&mut self, tokens: &[u32], block: &[usize], frontier: &[u32]) -> Result<Vec<f32>, Error> {
-        let grid = self.model.grid();
         let mut padded = tokens.to_vec();
-        padded.resize(grid.len() + scratch(grid), 0);
+        padded.resize(self.state.places, 0);
         self.model.backend.set_tokens(&mut self.state.canvas, 0, &padded)?;
         let round = Round { block: block.to_vec(), frontier: frontier.to_vec(), ..Round::default() };
         let mut plan = self.plan(&round);
@@ -321,6 +370,15 @@ impl<'m, B: Backend> Session<'m, B> {
         let logits = self.model.backend.read(&self.state.draft_logits)?;
         Ok(self.process(&logits))
     }
+
+    /// The processed log-weights that the drafter gives the successors of all that a pass of it is fed, `[rows, vocab]`, on
+    /// the host.
+    pub fn guessed_log_weights(&mut self, growth: &Growth) -> Result<Vec<f32>, Error> {
+        self.grow(growth)?;
+        let drafting = self.drafting.as_ref().expect("a session with a drafter");
+        let logits = drafting.logits(self.model)?;
+        Ok(self.process(&logits))
+    }
 }
 
 impl<B: Backend> State<B> {
@@ -328,18 +386,21 @@ impl<B: Backend> State<B> {
         model: &Avatar<B>,
         acceptance: Acceptance,
         codebook: Option<Arc<B::Codebook>>,
-        capacity: Capacity,
+        (capacity, slots): (Capacity, Slots),
         bias: &[f32],
     ) -> Result<Self, Error> {
         let (config, grid, backend) = (&model.config, model.grid(), &model.backend);
         let (hidden, vocab, branches) = (config.hidden_size, config.image_vocab_size, capacity.sequences);
         let proposals = acceptance != Acceptance::Coupled;
+        let (places, stride) = (grid.len() + slots.places, grid.len() + slots.states);
         let mut state = Self {
             kv: model.transformer.kv_pool(backend, capacity.pages)?,
-            canvas: backend.canvas(1, grid.len() + scratch(grid), vocab, proposals)?,
+            canvas: backend.canvas(1, places, vocab, proposals)?,
+            places,
+            stride,
             codebook,
             bias: backend.tensor(branches, hidden)?,
-            states: backend.tensor(branches * grid.len(), hidden)?,
+            states: backend.tensor(branches * stride, hidden)?,
             hidden: backend.tensor(capacity.rows, hidden)?,
             selected: backend.tensor(capacity.rows, hidden)?,
             logits: backend.tensor(capacity.rows + branches, vocab)?,
@@ -369,7 +430,7 @@ impl<B: Backend> State<B> {
         let backend = &model.backend;
         let span = info_span!("pass").entered();
         model.transformer.forward(backend, &mut self.hidden, step, &mut self.kv, &mut self.transformer);
-        backend.keep_states(step, &self.hidden, model.grid().len(), &mut self.states);
+        backend.keep_states(step, &self.hidden, self.stride, &mut self.states);
         backend.select(step, &self.hidden, &mut self.selected);
         model.transformer.logits(backend, &self.selected, &mut self.transformer.normed, &mut self.logits);
         backend.copy_rows(step, &mut self.logits);
@@ -395,6 +456,14 @@ impl<B: Backend> Target for Session<'_, B> {
         Ok(self.model.backend.drawn(&self.step, &self.state.canvas)?[0])
     }
 
+    fn grow(&mut self, growth: &Growth) -> Result<Vec<Chosen>, Error> {
+        let _span = info_span!("grow").entered();
+        let Self { model, image, state, drafting, .. } = self;
+        let State { stride, states, canvas, .. } = state;
+        let shared = Shared { model, image: *image, stride: *stride, states, canvas };
+        drafting.as_mut().expect("trees are asked of a session with a drafter").grow(growth, shared)
+    }
+
     fn round(&mut self, round: &Round) -> Result<Vec<Drawn>, Error> {
         assert!(round.sketch.is_none(), "this target has no low-resolution drafter");
         let _span = info_span!("step").entered();
@@ -407,6 +476,10 @@ impl<B: Backend> Target for Session<'_, B> {
         let mut tokens = self.model.backend.tokens(&self.state.canvas, 0)?;
         tokens.truncate(self.model.grid().len());
         Ok(tokens)
+    }
+
+    fn draft_cost(&self) -> DraftCost {
+        self.drafting.as_ref().map(|drafting| drafting.cost).unwrap_or_default()
     }
 }
 
@@ -428,20 +501,37 @@ fn head_index(offset: Offset, horizontal: usize) -> usize {
     }
 }
 
-/// Slots beside the cache: one for every row that may begin in a pass.
-fn scratch(grid: Grid) -> usize {
-    grid.height.min(SCRATCH)
+/// What there is beside the grid.
+#[derive(Clone, Copy)]
+struct Slots {
+    /// Slots of the cache.
+    rows: usize,
+    /// Places of the canvas.
+    places: usize,
+    /// Kept states.
+    states: usize,
+}
+
+impl Slots {
+    fn new(grid: Grid, trees: bool) -> Self {
+        // One for every row that may begin in a pass.
+        let rows = grid.height.min(SCRATCH);
+        match trees {
+            true => Self { rows: SCRATCH, places: SCRATCH + PROPOSED, states: SCRATCH },
+            false => Self { rows, places: rows, states: 0 },
+        }
+    }
 }
 
 /// The pages of each branch's sequence, and how many there are.
-fn tables(lengths: &[usize], grid: Grid) -> (Vec<PageTable>, usize) {
-    let parts = |tokens: usize| [tokens, grid.len(), scratch(grid)].map(Allocator::pages_for).iter().sum::<usize>();
+fn tables(lengths: &[usize], grid: Grid, slots: usize) -> (Vec<PageTable>, usize) {
+    let parts = |tokens: usize| [tokens, grid.len(), slots].map(Allocator::pages_for).iter().sum::<usize>();
     let pages = lengths.iter().map(|&tokens| parts(tokens)).sum();
     let mut allocator = Allocator::new(pages);
     let table = |&tokens: &usize| {
         let prompt = allocator.prompt(tokens)?;
         let sequence = allocator.sequence(&prompt, grid)?;
-        Ok(PageTable { scratch: allocator.scratch(scratch(grid))?, ..sequence.page_table(grid) })
+        Ok(PageTable { scratch: allocator.scratch(slots)?, ..sequence.page_table(grid) })
     };
     let tables: Result<Vec<PageTable>, crate::kv::OutOfPages> = lengths.iter().map(table).collect();
     (tables.expect("the pool was sized for them"), pages)

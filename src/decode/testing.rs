@@ -1,8 +1,9 @@
 //! A toy model with an enumerable law, and the statistics that judge decoders on it.
 
+use super::tree::{Choice, Family, Growth, Node, State};
 use super::{Acceptance, Ask, Draft, Outcome, Round, Scene, Schedule, Target};
-use crate::backend::cpu::Canvas;
-use crate::backend::{Draw, Drawn, Error, Image, NONE, Rule, Test};
+use crate::backend::cpu::{Canvas, Codebook};
+use crate::backend::{Chosen, Draw, Drawn, Error, Image, NONE, Rule, SCRATCH, Test};
 use crate::grid::Grid;
 use crate::nn::spatial_heads::Offset;
 use crate::rng::{Purpose, Stream};
@@ -13,9 +14,14 @@ use crate::sampling::{Sampling, gumbel_max, log_prob};
 pub struct Toy {
     grid: Grid,
     vocab: usize,
+    /// Of the positions; one further, those of a tree's nodes.
     keys: Vec<u64>,
     /// The last distribution of each position.
     passed: Vec<Vec<f32>>,
+    /// What a drafter sees of each position, and of the nodes of a tree.
+    states: Vec<u64>,
+    /// For tests that look at neighbours.
+    codebook: Option<Codebook>,
     acceptance: Acceptance,
     stream: Stream,
     canvas: Canvas,
@@ -36,19 +42,26 @@ pub enum Mutant {
     NoResidual,
     /// A token that was kept counts as drawn from the law that it was drawn from first.
     StaleLaw,
+    /// Every tree of an image is drawn with the same noise.
+    SameTree,
+    /// A tree's node does not see its parent.
+    Orphan,
 }
 
 impl Toy {
     pub fn new(height: usize, width: usize, vocab: usize, acceptance: Acceptance, seed: u64) -> Self {
         let grid = Grid { height, width };
+        let places = grid.len() + SCRATCH + 16;
         Self {
             grid,
             vocab,
-            keys: vec![0; grid.len()],
-            passed: vec![Vec::new(); grid.len() + 1],
+            keys: vec![0; places + 1],
+            passed: vec![Vec::new(); places + 1],
+            states: vec![0; places + 1],
+            codebook: None,
             acceptance,
             stream: Stream { seed, image: 0 },
-            canvas: Canvas::new(1, grid.len(), vocab),
+            canvas: Canvas::new(1, places, vocab),
             rounds: vec![0; grid.len()],
             kept: 0,
             mutant: None,
@@ -119,6 +132,7 @@ impl Toy {
     fn feed(&mut self, position: usize, token: u32, frontier: &[u32]) {
         self.keys[position] = self.key(position, token, frontier);
         self.passed[position + 1] = self.weights(self.keys[position]);
+        self.states[position + 1] = self.keys[position];
     }
 
     /// What a token predicts that is fed beside the cache: of its own row it sees what the rows below see.
@@ -154,8 +168,7 @@ impl Toy {
         let follows = follows && rule == Rule::AutoCorrect;
         let (conditional, unconditional) = ([0, NONE], [NONE; 2]);
         let draw = Draw { image: 0, position: position as u32, rule, follows, round, conditional, unconditional };
-        let sampling = Sampling { cfg: 1.0, temperature: 1.0, top_k: 0, top_p: 1.0 };
-        let image = Image { stream: self.stream, sampling, test };
+        let image = self.image(test);
         let (at, scale) = match self.mutant {
             Some(Mutant::SharedNoise) => (0, 1.0),
             Some(Mutant::Sharpened) => (position, 0.9),
@@ -165,6 +178,39 @@ impl Toy {
         self.stream.gumbel(Purpose::Token, 0, at, &mut noise);
         noise.iter_mut().for_each(|x| *x *= scale);
         self.canvas.put(position, gumbel_max(log_weights, &noise))
+    }
+
+    fn image(&self, test: Test) -> Image {
+        let sampling = Sampling { cfg: 1.0, temperature: 1.0, top_k: 0, top_p: 1.0 };
+        Image { stream: self.stream, sampling, test }
+    }
+
+    /// What a node predicts: it sees the grid up to its position as far as the frontiers let, and its ancestors.
+    fn feed_node(&mut self, node: Node, frontier: &[u32]) {
+        let beside = self.grid.len() + 1;
+        let above = (0..=self.grid.row(node.at)).flat_map(|r| (0..frontier[r] as usize).map(move |c| (r, c)));
+        let visible = above.map(|(r, c)| self.grid.index(r, c)).filter(|&p| p < node.at);
+        let mut seen = node.ancestors & !(1 << node.slot);
+        if matches!(self.mutant, Some(Mutant::Orphan)) && seen != 0 {
+            seen &= !(1 << seen.ilog2());
+        }
+        let ancestors = (0..SCRATCH).filter(|&slot| seen >> slot & 1 == 1);
+        let own = mix(node.at as u64, u64::from(self.canvas.at(self.grid.len() + node.slot)));
+        let key = visible.chain(ancestors.map(|slot| beside + slot)).fold(own, |hash, p| mix(hash, self.keys[p]));
+        self.keys[beside + node.slot] = key;
+        self.passed[beside + node.slot] = self.weights(key);
+        self.states[beside + node.slot] = key;
+    }
+
+    fn judge_family(&mut self, family: &Family, log_weights: &[f32]) -> Drawn {
+        let Acceptance::Judged(test) = self.acceptance else { panic!("trees are judged") };
+        let (first, count) = ((self.grid.len() + family.first) as u32, family.count as u32);
+        let rule = Rule::Siblings { first, count, drawn: family.choice == Choice::Drawn };
+        let (conditional, unconditional) = ([0, NONE], [NONE; 2]);
+        let position = family.position as u32;
+        let draw = Draw { image: 0, position, rule, follows: false, round: 0, conditional, unconditional };
+        let image = self.image(test);
+        self.canvas.apply(&draw, &image, self.codebook.as_ref(), log_weights)
     }
 
     fn judge(&mut self, draw: &Draw, image: &Image, log_weights: &[f32]) -> Drawn {
@@ -207,7 +253,9 @@ impl Target for Toy {
         }
         for &(position, token) in &round.puts {
             self.canvas.put(position, token);
-            self.rounds[position] = 0;
+            if let Some(rounds) = self.rounds.get_mut(position) {
+                *rounds = 0;
+            }
         }
         for draft in &round.drafts {
             let log_weights = self.head(draft);
@@ -216,6 +264,9 @@ impl Target for Toy {
         for &position in &round.block {
             let token = self.canvas.at(position);
             self.feed(position, token, &round.frontier);
+        }
+        for &node in &round.nodes {
+            self.feed_node(node, &round.frontier);
         }
         for &position in round.temporary.iter().filter(|position| !round.block.contains(position)) {
             self.feed_beside(position, &round.frontier);
@@ -228,8 +279,47 @@ impl Target for Toy {
             let log_weights = self.passed[ask.position].clone();
             drawn.push(self.draw(*ask, &log_weights));
         }
+        for family in &round.families {
+            let predicted = family.parent.map_or(family.position, |slot| self.grid.len() + 1 + slot);
+            let log_weights = self.passed[predicted].clone();
+            drawn.push(self.judge_family(family, &log_weights));
+        }
         self.kept = round.keep.unwrap_or(self.kept);
         Ok(drawn)
+    }
+
+    fn grow(&mut self, growth: &Growth) -> Result<Vec<Chosen>, Error> {
+        for &(place, token) in &growth.puts {
+            self.canvas.put(place, token);
+        }
+        let length = self.grid.len();
+        let trunk = growth.trunk.iter().map(|&(position, state)| (position, position + 1, state));
+        let nodes = growth.nodes.iter().map(|&(node, state)| (length + node.slot, length + 1 + node.slot, state));
+        // What a row's state and token say of the next token: something, of no use to the law.
+        for (place, next, state) in trunk.chain(nodes) {
+            let state = match state {
+                State::Of(position) => self.states[position],
+                State::After(slot) => self.states[length + 1 + slot],
+            };
+            self.states[next] = mix(state, u64::from(self.canvas.at(place)));
+        }
+        let mut chosen = Vec::new();
+        for brood in &growth.broods {
+            let trunk = || growth.trunk.last().expect("it is fed").0 + 1;
+            let log_weights = self.weights(self.states[brood.parent.map_or_else(trunk, |slot| length + 1 + slot)]);
+            let count = brood.count as u32;
+            let rule = match brood.choice {
+                Choice::Drawn => Rule::Children { count },
+                Choice::Likeliest => Rule::Likeliest { count },
+            };
+            let (conditional, unconditional) = ([0, NONE], [NONE; 2]);
+            let position = (length + brood.first) as u32;
+            let round = if matches!(self.mutant, Some(Mutant::SameTree)) { 0 } else { growth.round };
+            let draw = Draw { image: 0, position, rule, follows: false, round, conditional, unconditional };
+            self.canvas.apply(&draw, &self.image(Test::Token), None, &log_weights);
+            chosen.extend(self.canvas.take_chosen());
+        }
+        Ok(chosen)
     }
 
     fn tokens(&mut self) -> Result<Vec<u32>, Error> {
@@ -282,13 +372,16 @@ pub fn assert_follows(p: &[f32], mut draw: impl FnMut(u64) -> u32) {
 
 mod law {
     use super::*;
+    use crate::backend::PoolBound;
     use crate::decode::acceptance::Coupling;
     use crate::decode::ar::Ar;
+    use crate::decode::eagle::Eagle;
     use crate::decode::jacobi::{self, Jacobi};
     use crate::decode::pipeline::{Knobs, Wave};
     use crate::decode::ssd::{self, Ssd};
+    use crate::decode::static_tree::Plan;
     use crate::decode::window::Guess;
-    use crate::decode::{Acceptance::*, drafter, lanes, mulo, zipar};
+    use crate::decode::{Acceptance::*, drafter, dynamic_tree, lanes, mulo, static_tree, zipar};
 
     const SEEDS: u64 = 40_000;
 
@@ -306,6 +399,9 @@ mod law {
         let mut counts = vec![0; 256];
         for seed in 0..SEEDS {
             let mut toy = Toy { mutant, ..Toy::new(2, 2, 4, acceptance, seed) };
+            if let Judged(Test::Pooled { neighbours: 1.., .. }) = acceptance {
+                toy.codebook = Some(Codebook::new(&[0.0, 1.0, 3.0, 3.5], 1, 3));
+            }
             let tokens = toy.decode(&mut *schedule(&toy)).tokens;
             counts[toy.code(&tokens)] += 1;
         }
@@ -375,6 +471,56 @@ mod law {
         assert!(!follows(&law, &counts(some, None, move |toy| Box::new(mulo::MuLo::new(toy.scene(), knobs)))));
     }
 
+    fn static_tree(plan: static_tree::Plan, nodes: usize) -> impl Fn(&Toy) -> Box<dyn Schedule> {
+        let knobs = static_tree::Knobs { plan, nodes, depth: 3 };
+        move |toy| Box::new(Eagle::new(toy.grid(), static_tree::StaticTree::new(&knobs)))
+    }
+
+    fn dynamic_tree(nodes: usize, depth: usize, top: usize) -> impl Fn(&Toy) -> Box<dyn Schedule> {
+        let knobs = dynamic_tree::Knobs { nodes, depth, top };
+        move |toy| Box::new(Eagle::new(toy.grid(), dynamic_tree::DynamicTree::new(toy.grid(), knobs)))
+    }
+
+    #[test]
+    fn trees_have_the_law_of_the_model() {
+        let law = law();
+        assert!(follows(&law, &counts(TOKEN, None, static_tree(Plan::Tuned, 9))), "eagle1");
+        assert!(follows(&law, &counts(TOKEN, None, static_tree(Plan::Paper, 0))), "eagle1, every token a child");
+        assert!(follows(&law, &counts(TOKEN, None, dynamic_tree(6, 3, 2))), "eagle2");
+        assert!(follows(&law, &counts(TOKEN, None, dynamic_tree(20, 2, 4))), "eagle2, every token a child");
+    }
+
+    #[test]
+    fn mutants_of_trees_are_caught() {
+        let law = law();
+        let mutant = |mutant, schedule: &dyn Fn(&Toy) -> Box<dyn Schedule>| {
+            follows(&law, &counts(TOKEN, Some(mutant), schedule))
+        };
+        assert!(!mutant(Mutant::SameTree, &static_tree(Plan::Tuned, 3)), "noise of another tree");
+        assert!(!mutant(Mutant::Orphan, &static_tree(Plan::Tuned, 9)), "a parent unseen, eagle1");
+        assert!(!mutant(Mutant::Orphan, &dynamic_tree(6, 3, 2)), "a parent unseen, eagle2");
+    }
+
+    #[test]
+    fn trees_save_passes_and_lantern_without_neighbours_is_eagle() {
+        let none = |bound| Judged(Test::Pooled { neighbours: 0, bound });
+        for seed in 0..50 {
+            let run = |acceptance, schedule: &dyn Fn(&Toy) -> Box<dyn Schedule>| {
+                let mut toy = Toy::new(5, 7, 6, acceptance, seed);
+                let mut schedule = schedule(&toy);
+                let outcome = toy.decode(&mut *schedule);
+                assert_eq!(schedule.done(), 35);
+                outcome
+            };
+            let (fixed, dynamic) = (static_tree(Plan::Paper, 0), dynamic_tree(12, 4, 4));
+            let (eagle1, eagle2) = (run(TOKEN, &fixed), run(TOKEN, &dynamic));
+            assert_eq!(run(none(PoolBound::Ratio(3.0)), &fixed), eagle1);
+            assert_eq!(run(none(PoolBound::Mass(0.5)), &dynamic), eagle2);
+            assert!(eagle1.stats.nfe < 30 && eagle2.stats.nfe < 30, "{:?} {:?}", eagle1.stats, eagle2.stats);
+            assert_eq!(eagle1.first.iter().filter(|first| first.is_some()).count(), eagle1.stats.drafted);
+        }
+    }
+
     #[test]
     fn mutants_of_the_rules_are_caught() {
         let law = law();
@@ -405,6 +551,7 @@ mod law {
             move |toy: &Toy| -> Box<dyn Schedule> { Box::new(lanes::Lanes::new(toy.scene(), shape)) }
         };
         let gsd = |size| Judged(Test::Grouped { size, delta: f32::INFINITY, distance: f32::INFINITY });
+        let pooled = |neighbours, bound| Judged(Test::Pooled { neighbours, bound });
         let paper = |rounds| {
             let knobs = ssd::Knobs { rounds, ..ssd::Knobs::default() };
             move |toy: &Toy| -> Box<dyn Schedule> { Box::new(Ssd::new(toy.grid(), toy.heads(), &knobs)) }
@@ -427,13 +574,19 @@ mod law {
             ("mulo-sd:rows=1:pool=0:tau=0.6:radius=1", scales(0.6, 1)),
             ("ssd:rounds=1", distance(TOKEN, &paper(1))),
             ("ssd", distance(TOKEN, &paper(2))),
+            ("eagle1", distance(TOKEN, &static_tree(Plan::Tuned, 9))),
+            ("eagle2", distance(TOKEN, &dynamic_tree(6, 3, 2))),
+            ("lantern:k=1:delta=0.1", distance(pooled(1, PoolBound::Mass(0.1)), &dynamic_tree(6, 3, 2))),
+            ("lantern:k=3:delta=0.4", distance(pooled(3, PoolBound::Mass(0.4)), &dynamic_tree(6, 3, 2))),
+            ("lantern++:k=1:lambda=2", distance(pooled(1, PoolBound::Ratio(2.0)), &static_tree(Plan::Tuned, 9))),
+            ("lantern++:k=3:lambda=5", distance(pooled(3, PoolBound::Ratio(5.0)), &static_tree(Plan::Tuned, 9))),
             ("wavefront:lag=1:slope=0.5:rounds=1", distance(Coupled, &wave(Some(1)))),
         ];
         // The table of docs/decoders.md.
         for (name, distance) in measured {
             println!("| `{name}` | {distance:.3} |");
             // Two rounds are enough for rows of two tokens.
-            assert_eq!(distance < 0.03, ["ar", "ssd"].contains(&name), "{name}: {distance}");
+            assert_eq!(distance < 0.03, ["ar", "ssd", "eagle1", "eagle2"].contains(&name), "{name}: {distance}");
         }
     }
 

@@ -6,11 +6,12 @@ use crate::checkpoint::Files;
 use crate::decode;
 use crate::decode::coarse::Coarse;
 use crate::decode::methods::Method;
-use crate::decode::session::Session;
+use crate::decode::session::{Aids, Session};
 use crate::decode::{Acceptance, Outcome, Progress, Target};
 use crate::models::avatar::{Avatar, Condition, Prompt};
 use crate::models::low::Low;
 use crate::nn::Formats;
+use crate::nn::eagle::Eagle;
 use crate::rng::Stream;
 use crate::sampling::{Sampling, log_prob};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,6 +26,7 @@ pub struct Generator<B: Backend> {
     extra: Files,
     codebooks: Mutex<Vec<Known<B>>>,
     low: Mutex<Option<Arc<Low<B>>>>,
+    eagle: Mutex<Option<Arc<Eagle<B>>>>,
     formats: Formats,
 }
 
@@ -79,6 +81,7 @@ impl<B: Backend> Generator<B> {
             extra: files.extra(),
             codebooks: Mutex::new(Vec::new()),
             low: Mutex::new(None),
+            eagle: Mutex::new(None),
             formats,
         })
     }
@@ -105,7 +108,12 @@ impl<B: Backend> Generator<B> {
         }
         let image =
             Image { stream: Stream { seed: request.seed, image: 0 }, sampling: request.sampling, test: Test::Token };
-        let mut session = self.session(&request.prompt, image, request.method.acceptance())?;
+        let acceptance = request.method.acceptance();
+        let mut aids = Aids { codebook: self.codebook(acceptance)?, ..Aids::default() };
+        if request.method.needs_eagle() {
+            aids.eagle = Some(self.eagle(request.method.name())?);
+        }
+        let mut session = self.aided(&request.prompt, image, acceptance, aids)?;
         let low = request.method.coarse().map(|knobs| Ok::<_, Error>((knobs, self.low(request.method.name())?)));
         let low = low.transpose()?;
         let start = Instant::now();
@@ -118,7 +126,7 @@ impl<B: Backend> Generator<B> {
             Some((knobs, low)) => {
                 let condition = low.model.condition(&low.model.prompt(&request.prompt)?)?;
                 let other = low.unconditional.clone();
-                let drafter = Session::new(&low.model, condition, other, image, Acceptance::Coupled, None)?;
+                let drafter = Session::new(&low.model, condition, other, image, Acceptance::Coupled, Aids::default())?;
                 run(&mut Coarse::new(&self.model, session, low, drafter, *knobs))?
             }
         };
@@ -152,10 +160,31 @@ impl<B: Backend> Generator<B> {
 
     /// A session for one image of a prompt.
     pub fn session(&self, prompt: &str, image: Image, acceptance: Acceptance) -> Result<Session<'_, B>, Error> {
+        let aids = Aids { codebook: self.codebook(acceptance)?, ..Aids::default() };
+        self.aided(prompt, image, acceptance, aids)
+    }
+
+    /// The same with what a decoder needs besides the model.
+    pub fn aided(
+        &self,
+        prompt: &str,
+        image: Image,
+        acceptance: Acceptance,
+        aids: Aids<B>,
+    ) -> Result<Session<'_, B>, Error> {
         image.sampling.validate().map_err(Error::Request)?;
         let condition = self.model.condition(&self.prompt(prompt)?)?;
-        let codebook = self.codebook(acceptance)?;
-        Ok(Session::new(&self.model, condition, self.unconditional.clone(), image, acceptance, codebook)?)
+        Ok(Session::new(&self.model, condition, self.unconditional.clone(), image, acceptance, aids)?)
+    }
+
+    /// The EAGLE drafter, which `decoder` needs; it is loaded once.
+    pub fn eagle(&self, decoder: &str) -> Result<Arc<Eagle<B>>, Error> {
+        let mut eagle = self.eagle.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(eagle) = &*eagle {
+            return Ok(eagle.clone());
+        }
+        let files = self.extra(decoder, "", "eagle.safetensors")?;
+        Ok(eagle.insert(Arc::new(self.model.load_eagle(&files)?)).clone())
     }
 
     /// The folder of the extra models in which a decoder needs the file `name`.

@@ -10,6 +10,7 @@ use crate::backend::{Backend, Embedding, Epilogue, Error as BackendError, Groupi
 use crate::checkpoint::{Config, Error, Files};
 use crate::grid::Grid;
 use crate::nn::classifier::Classifier;
+use crate::nn::eagle::Eagle;
 use crate::nn::spatial_heads::SpatialHeads;
 use crate::nn::text_encoder::TextEncoder;
 use crate::nn::transformer::Transformer;
@@ -125,6 +126,16 @@ impl<B: Backend> Avatar<B> {
         let classifier = Classifier::load(&loader, config)?;
         tensors.finish()?;
         Ok(Some(classifier))
+    }
+
+    /// Loads the EAGLE drafter of this model.
+    pub fn load_eagle(&self, files: &Files) -> Result<Eagle<B>, Error> {
+        let tensors = files.tensors("eagle")?;
+        let loader = Loader { backend: &self.backend, tensors: &tensors, storage: Storage::default() };
+        let places = (&self.row_embed, &self.col_embed);
+        let eagle = Eagle::load(&loader, &self.config, places, self.transformer.kv_format())?;
+        tensors.finish()?;
+        Ok(eagle)
     }
 
     /// The token grid.

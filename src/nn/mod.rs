@@ -2,6 +2,7 @@
 
 pub mod classifier;
 pub mod conv;
+pub mod eagle;
 pub mod resize;
 pub mod spatial_heads;
 pub mod text_encoder;

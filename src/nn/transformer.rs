@@ -6,7 +6,8 @@ use crate::backend::{
 };
 use crate::checkpoint::{Config, Error};
 
-struct Layer<B: Backend> {
+/// One layer of a decoder.
+pub(super) struct Layer<B: Backend> {
     input_norm: B::Vector,
     /// `[queries, keys, values]` stacked.
     qkv: B::Weight,
@@ -16,6 +17,8 @@ struct Layer<B: Backend> {
     gate: B::Weight,
     up: B::Weight,
     down: B::Weight,
+    rotary: Rotary,
+    eps: f32,
 }
 
 /// The decoder stack with its final norm and image head.
@@ -26,7 +29,6 @@ pub struct Transformer<B: Backend> {
     shape: AttentionShape,
     weights: WeightFormat,
     kv: KvFormat,
-    rotary: Rotary,
     eps: f32,
     hidden: usize,
     intermediate: usize,
@@ -44,7 +46,8 @@ pub struct Scratch<B: Backend> {
 impl<B: Backend> Transformer<B> {
     /// Loads `model.layers.*`, `model.norm` and `lm_head`; keys and values will be of this format.
     pub fn load(loader: &Loader<'_, B>, config: &Config, kv: KvFormat) -> Result<Self, Error> {
-        let layers = (0..config.num_hidden_layers).map(|i| Layer::load(loader, config, i)).collect::<Result<_, _>>()?;
+        let layer = |index: usize| Layer::load(loader, config, &format!("model.layers.{index}"));
+        let layers = (0..config.num_hidden_layers).map(layer).collect::<Result<_, _>>()?;
         Ok(Self {
             layers,
             norm: loader.vector("model.norm.weight", config.hidden_size)?,
@@ -52,7 +55,6 @@ impl<B: Backend> Transformer<B> {
             shape: config.attention(),
             weights: loader.storage.format,
             kv,
-            rotary: Rotary { theta: config.rope_theta, axes: Axes::Two, pairing: Pairing::Halves },
             eps: config.rms_norm_eps,
             hidden: config.hidden_size,
             intermediate: config.intermediate_size,
@@ -68,12 +70,12 @@ impl<B: Backend> Transformer<B> {
 
     /// Scratch for passes of up to `rows` rows.
     pub fn scratch(&self, backend: &B, rows: usize) -> Result<Scratch<B>, BackendError> {
-        Ok(Scratch {
-            normed: backend.operand(rows, self.hidden)?,
-            qkv: backend.tensor(rows, self.shape.qkv())?,
-            mixed: backend.operand(rows, self.shape.query())?,
-            inner: backend.operand(rows, self.intermediate)?,
-        })
+        Scratch::new(backend, rows, self.hidden, self.shape, self.intermediate)
+    }
+
+    /// How keys and values are kept.
+    pub fn kv_format(&self) -> KvFormat {
+        self.kv
     }
 
     /// Storage for the keys and values of `pages` pages.
@@ -85,15 +87,7 @@ impl<B: Backend> Transformer<B> {
     /// the cache. What remains in `x` is the hidden state before the final norm.
     pub fn forward(&self, backend: &B, x: &mut B::Tensor, step: &B::Step, kv: &mut B::KvPool, s: &mut Scratch<B>) {
         for (index, layer) in self.layers.iter().enumerate() {
-            backend.rms_norm(x, &layer.input_norm, self.eps, &mut s.normed, Grouping::One);
-            backend.linear(&s.normed, &layer.qkv, &mut s.qkv, Epilogue::Store, Grouping::One);
-            let qk_norm = layer.qk_norm.as_ref().map(|(q, k)| (q, k, self.eps));
-            backend.rotate_and_store(&mut s.qkv, qk_norm, self.rotary, step, index, kv);
-            backend.attention(&s.qkv, step, index, kv, &mut s.mixed);
-            backend.linear(&s.mixed, &layer.o, x, Epilogue::Add, Grouping::One);
-            backend.rms_norm(x, &layer.post_attention_norm, self.eps, &mut s.normed, Grouping::One);
-            backend.swiglu(&s.normed, &layer.gate, &layer.up, &mut s.inner, Grouping::One);
-            backend.linear(&s.inner, &layer.down, x, Epilogue::Add, Grouping::One);
+            layer.forward(backend, x, step, (index, kv), s);
         }
     }
 
@@ -105,10 +99,29 @@ impl<B: Backend> Transformer<B> {
     }
 }
 
+impl<B: Backend> Scratch<B> {
+    /// For passes of up to `rows` rows of layers of these widths.
+    pub(super) fn new(
+        backend: &B,
+        rows: usize,
+        hidden: usize,
+        shape: AttentionShape,
+        intermediate: usize,
+    ) -> Result<Self, BackendError> {
+        Ok(Self {
+            normed: backend.operand(rows, hidden)?,
+            qkv: backend.tensor(rows, shape.qkv())?,
+            mixed: backend.operand(rows, shape.query())?,
+            inner: backend.operand(rows, intermediate)?,
+        })
+    }
+}
+
 impl<B: Backend> Layer<B> {
-    fn load(loader: &Loader<'_, B>, config: &Config, index: usize) -> Result<Self, Error> {
+    /// Loads `{prefix}.*`.
+    pub(super) fn load(loader: &Loader<'_, B>, config: &Config, prefix: &str) -> Result<Self, Error> {
         let (hidden, inner, shape) = (config.hidden_size, config.intermediate_size, config.attention());
-        let name = |part: &str| format!("model.layers.{index}.{part}");
+        let name = |part: &str| format!("{prefix}.{part}");
         let qkv = [("q", shape.query()), ("k", shape.key()), ("v", shape.key())];
         let qkv = qkv.map(|(part, n)| (name(&format!("self_attn.{part}_proj")), n));
         let head_norm = |part: &str| loader.vector(&name(part), shape.head_dim);
@@ -124,6 +137,29 @@ impl<B: Backend> Layer<B> {
             gate: loader.layer(&[(name("mlp.gate_proj"), inner)], hidden)?,
             up: loader.layer(&[(name("mlp.up_proj"), inner)], hidden)?,
             down: loader.layer(&[(name("mlp.down_proj"), hidden)], inner)?,
+            rotary: Rotary { theta: config.rope_theta, axes: Axes::Two, pairing: Pairing::Halves },
+            eps: config.rms_norm_eps,
         })
+    }
+
+    /// Runs the residual stream `x` `[rows of the step, hidden]` through the layer in place; keys and values go to this
+    /// layer of the cache.
+    pub(super) fn forward(
+        &self,
+        backend: &B,
+        x: &mut B::Tensor,
+        step: &B::Step,
+        (layer, kv): (usize, &mut B::KvPool),
+        s: &mut Scratch<B>,
+    ) {
+        backend.rms_norm(x, &self.input_norm, self.eps, &mut s.normed, Grouping::One);
+        backend.linear(&s.normed, &self.qkv, &mut s.qkv, Epilogue::Store, Grouping::One);
+        let qk_norm = self.qk_norm.as_ref().map(|(q, k)| (q, k, self.eps));
+        backend.rotate_and_store(&mut s.qkv, qk_norm, self.rotary, step, layer, kv);
+        backend.attention(&s.qkv, step, layer, kv, &mut s.mixed);
+        backend.linear(&s.mixed, &self.o, x, Epilogue::Add, Grouping::One);
+        backend.rms_norm(x, &self.post_attention_norm, self.eps, &mut s.normed, Grouping::One);
+        backend.swiglu(&s.normed, &self.gate, &self.up, &mut s.inner, Grouping::One);
+        backend.linear(&s.inner, &self.down, x, Epilogue::Add, Grouping::One);
     }
 }

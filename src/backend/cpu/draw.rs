@@ -103,6 +103,12 @@ impl Canvas {
         phases.filter(|(draws, _)| chooses(draws)).flat_map(|(_, chosen)| chosen).copied().collect()
     }
 
+    /// What the draws since the last time chose.
+    #[cfg(test)]
+    pub(crate) fn take_chosen(&mut self) -> Vec<Chosen> {
+        std::mem::take(&mut self.fresh)
+    }
+
     /// Puts a token at an index over all images: the only one that its law has.
     pub(crate) fn put(&mut self, index: usize, token: u32) -> Drawn {
         assert!((token as usize) < self.vocab, "token {token} of {}", self.vocab);
