@@ -23,6 +23,10 @@ enum WeftRule {
   WEFT_RULE_COUPLED = 0,       // argmax(log p + noise of the position)
   WEFT_RULE_DRAFT = 1,         // argmax(log q + noise of its own); q is kept
   WEFT_RULE_AUTO_CORRECT = 2,  // keep what passes the image's test, else replace it; p is kept as q
+  WEFT_RULE_CHILDREN = 3,      // `count` of the largest log q + noise, to the places from the draw's; q is kept at the first
+  WEFT_RULE_LIKELIEST = 4,     // `count` of the largest log p, to the places from the draw's
+  WEFT_RULE_SIBLINGS = 5,      // judge the tokens at the places from `first`, drawn as children
+  WEFT_RULE_CHOSEN = 6,        // the same, each with a law that has it alone
 };
 
 // When a token t that was drawn from q passes for one that was drawn from p (src/backend/step.rs).
@@ -51,7 +55,10 @@ typedef struct WeftCounts {
   uint32_t verdicts;
   uint32_t copies;
   uint32_t puts;
-  uint32_t chained;  // verdicts that have links
+  uint32_t draft_children;  // drafts of children of draft trees
+  uint32_t children;        // verdicts that are such
+  uint32_t siblings;        // verdicts of siblings of draft trees
+  uint32_t chained;         // verdicts that have links
 } WeftCounts;
 
 // A row (token) of the pass.
@@ -104,6 +111,8 @@ typedef struct WeftDraw {
   uint32_t position;
   uint32_t rule;              // WeftRule
   uint32_t links;             // WeftLinks
+  uint32_t first;             // place of the first sibling; of the likeliest, of the first in the list of what was chosen
+  uint32_t count;             // children or siblings
   uint32_t round;             // of the random numbers
   uint32_t conditional[2];    // the second is WEFT_NONE unless the mean of two distributions is drawn from
   uint32_t unconditional[2];  // WEFT_NONE without guidance
@@ -114,6 +123,12 @@ typedef struct WeftDrawn {
   uint32_t before;
   uint32_t after;
 } WeftDrawn;
+
+// A child that was chosen, and the logarithm of its probability; -inf where there are no more.
+typedef struct WeftChosen {
+  uint32_t token;
+  float log_probability;
+} WeftChosen;
 
 // What a verdict of a chain found: whether its token passes, what replaces it if it does not, and what replaces it if it is
 // not judged.

@@ -3,16 +3,7 @@
 // Without top-k and top-p a coupled draw is one pass over the log-weights, shared by several blocks; other draws are several
 // passes of one block. Chains of verdicts are judged in parallel, each as if those before it had kept their tokens, and
 // resolved by the block that is done last. The noise differs from the CPU's as philox.cuh says.
-#include "philox.cuh"
 #include "verify.cuh"
-
-// Offers weight + noise of a quad's tokens.
-__device__ __forceinline__ void offer_quad(Best &best, uint32_t quad, const Floats<4> &weights, const uint4 &words) {
-  best.offer(weights.v[0] + gumbel(words.x), quad * QUAD);
-  best.offer(weights.v[1] + gumbel(words.y), quad * QUAD + 1);
-  best.offer(weights.v[2] + gumbel(words.z), quad * QUAD + 2);
-  best.offer(weights.v[3] + gumbel(words.w), quad * QUAD + 3);
-}
 
 // argmax(weight + noise) over the quads from `begin` to `end`.
 __device__ __forceinline__ Best coupled(const Distribution &law, const Numbers &numbers, uint32_t begin, uint32_t end,
@@ -33,7 +24,7 @@ __device__ __forceinline__ WeftJudged judged(const Distribution &law, const Weft
   Verdict verdict = Verdict::Redraw;
   uint32_t without = 0;
   if (draw.rule == WEFT_RULE_AUTO_CORRECT)
-    verdict = judge(p, kept, token, uniform, image, codebook, without, shared);
+    verdict = judge(p, Kept{kept}, token, uniform, image, codebook, without, shared);
   __syncthreads();  // everyone has read q(token)
   const bool correct = verdict == Verdict::Correct, redraw = verdict == Verdict::Redraw || draw.links & WEFT_FOLLOWS;
   if (!correct) without = 0;
@@ -102,53 +93,32 @@ extern "C" __global__ void __launch_bounds__(512, 1)
   if (blockIdx.y >= (verdicts ? step.counts->verdicts : step.counts->drafts)) return;
   const WeftDraw *draws = verdicts ? step.verdicts : step.drafts;
   const WeftDraw draw = draws[blockIdx.y];
+  if (draw.rule > WEFT_RULE_AUTO_CORRECT) return;  // trees.cu
   const WeftImage image = step.images[draw.image];
   const uint32_t place = draw.image * positions + draw.position;
 
-  Distribution law;
-  law.vocabulary = {vocab};
-  law.cfg = image.cfg;
-  law.temperature = image.temperature;
-  law.greedy = image.temperature == 0.0f;
-  law.two = draw.conditional[1] != WEFT_NONE;
-  law.nucleus = false;
-  const auto row = [&](uint32_t index) { return index == WEFT_NONE ? nullptr : logits + (size_t)index * vocab; };
-  law.first = {row(draw.conditional[0]), row(draw.unconditional[0]), -INFINITY, 0.0f, 0.0f, 0, 0, 0};
-  law.second = {row(draw.conditional[1]), row(draw.unconditional[1]), -INFINITY, 0.0f, 0.0f, 0, 0, 0};
-
-  const bool top_k = !law.greedy && image.top_k > 0 && image.top_k < vocab;
-  const bool top_p = !law.greedy && image.top_p < 1.0f;
-  const bool shared_by_blocks = !law.greedy && !top_k && !top_p && draw.rule == WEFT_RULE_COUPLED;
+  Distribution law = distribution(draw, image, logits, vocab);
+  const Cuts cuts(law, image);
+  const bool shared_by_blocks = !law.greedy && !cuts.top_k && !cuts.top_p && draw.rule == WEFT_RULE_COUPLED;
   if (!shared_by_blocks && blockIdx.x > 0) return;
 
-  for (int i = 0; i < (law.two ? 2 : 1); ++i) {
-    Law one = i == 0 ? law.first : law.second;
-    if (law.greedy) law.keep_best(one, shared);
-    if (top_k) law.keep_top_k(one, image.top_k, shared);
-    if (top_p) law.keep_top_p(one, image.top_p, shared);
-    if (i == 0) law.first = one;
-    else law.second = one;
-  }
-  law.nucleus = top_p;
+  cuts.find(law, image, shared);
 
-  const auto numbers = [&](Purpose purpose, uint32_t round) {
-    return Numbers{{image.seed_low, image.seed_high}, draw.position, image.stream, purpose | round << 8};
-  };
   uint32_t after;
   bool failed = false;
   if (draw.rule == WEFT_RULE_COUPLED) {
     const uint32_t blocks = shared_by_blocks ? gridDim.x : 1;
     const uint32_t share = (law.vocabulary.quads() + blocks - 1) / blocks;
     const uint32_t begin = blockIdx.x * share, end = min(begin + share, law.vocabulary.quads());
-    Best best = coupled(law, numbers(PURPOSE_TOKEN, 0), begin, end, shared);
+    Best best = coupled(law, numbers_of(draw, image, PURPOSE_TOKEN, 0), begin, end, shared);
     if (shared_by_blocks &&
         !merge_blocks(best, partial + (size_t)place * gridDim.x, arrived + 1 + place, shared))
       return;
     after = best.token;
   } else {
     const bool correct = draw.rule == WEFT_RULE_AUTO_CORRECT;
-    const float uniform = unit(numbers(PURPOSE_ACCEPT, draw.round).block(0).x);
-    const Numbers noise = numbers(correct ? PURPOSE_RESIDUAL : PURPOSE_DRAFT, draw.round);
+    const float uniform = unit(numbers_of(draw, image, PURPOSE_ACCEPT, draw.round).block(0).x);
+    const Numbers noise = numbers_of(draw, image, correct ? PURPOSE_RESIDUAL : PURPOSE_DRAFT, draw.round);
     float *kept = proposals + (size_t)place * vocab;
     const uint32_t token = tokens[place];
     const WeftJudged result = judged(law, draw, image, codebook, token, uniform, noise, kept, shared);

@@ -8,6 +8,7 @@
 // another) by less than (vocab + 8) * 2^-24 of themselves, so a token is kept by one and cut by the other only if the mass
 // above it is that close to p.
 #pragma once
+#include "philox.cuh"
 #include "select.cuh"
 
 constexpr float MASS = 0x1p56f;  // fixed point of probabilities: 2^16 of them fit, each exact to 2^-56
@@ -208,3 +209,55 @@ struct Distribution {
     law.last = ~last.key;
   }
 };
+
+// The distribution of a draw, whose rows of logits have `vocab` columns, before its cuts are found.
+__device__ __forceinline__ Distribution distribution(const WeftDraw &draw, const WeftImage &image, const float *logits,
+                                                     uint32_t vocab) {
+  Distribution law;
+  law.vocabulary = {vocab};
+  law.cfg = image.cfg;
+  law.temperature = image.temperature;
+  law.greedy = image.temperature == 0.0f;
+  law.two = draw.conditional[1] != WEFT_NONE;
+  law.nucleus = false;
+  const auto row = [&](uint32_t index) { return index == WEFT_NONE ? nullptr : logits + (size_t)index * vocab; };
+  law.first = {row(draw.conditional[0]), row(draw.unconditional[0]), -INFINITY, 0.0f, 0.0f, 0, 0, 0};
+  law.second = {row(draw.conditional[1]), row(draw.unconditional[1]), -INFINITY, 0.0f, 0.0f, 0, 0, 0};
+  return law;
+}
+
+// Whether a distribution has cuts to be found.
+struct Cuts {
+  bool top_k, top_p;
+
+  __device__ __forceinline__ Cuts(const Distribution &law, const WeftImage &image)
+      : top_k(!law.greedy && image.top_k > 0 && image.top_k < law.vocabulary.size),
+        top_p(!law.greedy && image.top_p < 1.0f) {}
+
+  // Finds them, all threads of a block together.
+  __device__ __forceinline__ void find(Distribution &law, const WeftImage &image, Shared &shared) const {
+    for (int i = 0; i < (law.two ? 2 : 1); ++i) {
+      Law one = i == 0 ? law.first : law.second;
+      if (law.greedy) law.keep_best(one, shared);
+      if (top_k) law.keep_top_k(one, image.top_k, shared);
+      if (top_p) law.keep_top_p(one, image.top_p, shared);
+      if (i == 0) law.first = one;
+      else law.second = one;
+    }
+    law.nucleus = top_p;
+  }
+};
+
+// The numbers of a draw.
+__device__ __forceinline__ Numbers numbers_of(const WeftDraw &draw, const WeftImage &image, Purpose purpose,
+                                              uint32_t round) {
+  return {{image.seed_low, image.seed_high}, draw.position, image.stream, purpose | round << 8};
+}
+
+// Offers weight + noise of a quad's tokens.
+__device__ __forceinline__ void offer_quad(Best &best, uint32_t quad, const Floats<4> &weights, const uint4 &words) {
+  best.offer(weights.v[0] + gumbel(words.x), quad * QUAD);
+  best.offer(weights.v[1] + gumbel(words.y), quad * QUAD + 1);
+  best.offer(weights.v[2] + gumbel(words.z), quad * QUAD + 2);
+  best.offer(weights.v[3] + gumbel(words.w), quad * QUAD + 3);
+}

@@ -12,20 +12,31 @@ enum class Verdict : uint32_t {
   Redraw,   // it is replaced by one of p
 };
 
-// A distribution with its probabilities.
+// p: the probabilities of a distribution, ranked by its log-weights.
 struct Softmax {
   const Distribution &law;
   float top, total;
 
+  __device__ __forceinline__ Vocabulary vocabulary() const { return law.vocabulary; }
+  __device__ __forceinline__ Floats<4> weights(uint32_t quad) const { return law.weights(quad); }
+  __device__ __forceinline__ float weight(uint32_t token) const { return law.weight(token); }
   __device__ __forceinline__ float of_weight(float weight) const { return expf(weight - top) / total; }
   __device__ __forceinline__ float of(uint32_t token) const { return of_weight(law.weight(token)); }
+};
+
+// q: a law that was kept.
+struct Kept {
+  const float *law;
+
+  __device__ __forceinline__ float of(uint32_t token) const { return law[token]; }
 };
 
 // A sum in fixed point as a probability.
 __device__ __forceinline__ float unfixed(unsigned long long mass) { return __ull2float_rn(mass) * (1.0f / MASS); }
 
 // The prefix of `count` tokens whose mass does not exceed `bound`: how many they are, and their mass.
-__device__ __forceinline__ uint32_t prefix_within(const Softmax &p, const uint32_t *tokens, uint32_t count,
+template <typename P>
+__device__ __forceinline__ uint32_t prefix_within(const P &p, const uint32_t *tokens, uint32_t count,
                                                   unsigned long long bound, unsigned long long &mass, Shared &shared) {
   uint32_t inside = 0;
   mass = 0;
@@ -56,10 +67,11 @@ struct Rank {
 };
 
 // The first `count` of the tokens that have a rank, of which there are as many: those with weight, by weight.
-__device__ Rank first_ranks(const Distribution &law, uint32_t count, Shared &shared) {
+template <typename P>
+__device__ Rank first_ranks(const P &p, uint32_t count, Shared &shared) {
   const auto ranked = [&](auto visit) {
-    law.vocabulary.each([&](uint32_t quad) {
-      const Floats<4> x = law.weights(quad);
+    p.vocabulary().each([&](uint32_t quad) {
+      const Floats<4> x = p.weights(quad);
 #pragma unroll
       for (uint32_t j = 0; j < QUAD; ++j)
         if (x.v[j] > -INFINITY) visit(quad * QUAD + j, order(x.v[j]));
@@ -90,16 +102,16 @@ __device__ __forceinline__ float squared_distance(const WeftCodebook &codebook, 
 }
 
 // Masses, by p and by q, of the group of a token, without it.
-__device__ __forceinline__ void group_masses(const Softmax &p, const float *q, uint32_t token, const WeftImage &image,
+template <typename P, typename Q>
+__device__ __forceinline__ void group_masses(const P &p, const Q &q, uint32_t token, const WeftImage &image,
                                              const WeftCodebook &codebook, float &by_p, float &by_q, Shared &shared) {
-  const Distribution &law = p.law;
   by_p = by_q = 0.0f;
-  const float own = law.weight(token);
+  const float own = p.weight(token);
   if (own == -INFINITY || image.size == 1) return;
   // Its rank, and how many have one.
   unsigned long long counted = 0;
-  law.vocabulary.each([&](uint32_t quad) {
-    const Floats<4> x = law.weights(quad);
+  p.vocabulary().each([&](uint32_t quad) {
+    const Floats<4> x = p.weights(quad);
 #pragma unroll
     for (uint32_t j = 0; j < QUAD; ++j) {
       if (x.v[j] == -INFINITY) continue;
@@ -111,16 +123,16 @@ __device__ __forceinline__ void group_masses(const Softmax &p, const float *q, u
   counted = block_total(counted, shared);
   const uint32_t rank = (uint32_t)counted, ranks = (uint32_t)(counted >> 32), above = (image.size - 1) / 2;
   const uint32_t size = min(image.size, ranks), first = min(rank > above ? rank - above : 0u, ranks - size);
-  const Rank end = first_ranks(law, first + size, shared);
+  const Rank end = first_ranks(p, first + size, shared);
   Rank begin = {0xffffffffu, 0};
-  if (first > 0) begin = first_ranks(law, first, shared);
+  if (first > 0) begin = first_ranks(p, first, shared);
   // The others of the group whose probability is near, in any order.
   uint32_t *members = shared.low;
   const float probability = p.of_weight(own);
   if (threadIdx.x == 0) shared.flag = 0;
   __syncthreads();
-  law.vocabulary.each([&](uint32_t quad) {
-    const Floats<4> x = law.weights(quad);
+  p.vocabulary().each([&](uint32_t quad) {
+    const Floats<4> x = p.weights(quad);
 #pragma unroll
     for (uint32_t j = 0; j < QUAD; ++j) {
       const uint32_t other = quad * QUAD + j, key = order(x.v[j]);
@@ -135,7 +147,7 @@ __device__ __forceinline__ void group_masses(const Softmax &p, const float *q, u
   for (uint32_t at = threadIdx.x / 32; at < count; at += blockDim.x / 32) {
     const uint32_t other = members[at];
     if (image.distance < INFINITY && !(squared_distance(codebook, other, token) < image.distance)) continue;
-    if (threadIdx.x % 32 == 0) mine_p += fixed(p.of(other)), mine_q += fixed(q[other]);
+    if (threadIdx.x % 32 == 0) mine_p += fixed(p.of(other)), mine_q += fixed(q.of(other));
   }
   by_p = unfixed(block_total(mine_p, shared));
   by_q = unfixed(block_total(mine_q, shared));
@@ -143,11 +155,12 @@ __device__ __forceinline__ void group_masses(const Softmax &p, const float *q, u
 
 // Judges a token; q is the law that it was drawn from. Of what corrects it, the first `without` of its neighbours are no
 // part.
-__device__ __forceinline__ Verdict judge(const Softmax &p, const float *q, uint32_t token, float uniform,
+template <typename P, typename Q>
+__device__ __forceinline__ Verdict judge(const P &p, const Q &q, uint32_t token, float uniform,
                                          const WeftImage &image, const WeftCodebook &codebook, uint32_t &without,
                                          Shared &shared) {
   const uint32_t *nearest = codebook.neighbours + (size_t)token * codebook.each;
-  float passing = p.of(token), of = q[token];
+  float passing = p.of(token), of = q.of(token);
   without = 0;
   if (image.test == WEFT_TEST_GROUPED) {
     float by_p, by_q;

@@ -111,6 +111,7 @@ const MEANT: &[(&str, &[&str])] = &[
     ("conv3x3*", &["HMMA.16816.F32.BF16", "LDSM.16.M88.4", "LDG.E.128"]),
     // What moves rows moves sixteen bytes at a time.
     ("add", &["LDG.E.128", "STG.E.128"]),
+    ("children", &["LDG.E.128", "STG.E.128"]),
     ("copy_page", &["LDG.E.128", "STG.E.128"]),
     ("copy_rows", &["LDG.E.128", "STG.E.128"]),
     ("draw", &["LDG.E.128"]),
@@ -123,6 +124,7 @@ const MEANT: &[(&str, &[&str])] = &[
     ("layer_norm", &["LDG.E.128", "STG.E.128"]),
     ("rms_norm", &["LDG.E.128", "STG.E.128"]),
     ("select_rows", &["LDG.E.128", "STG.E.128"]),
+    ("siblings", &["LDG.E.128", "STG.E.128"]),
     ("upsample", &["LDG.E.128", "STG.E.128"]),
 ];
 

@@ -13,4 +13,5 @@ mod norm;
 mod rotate;
 mod rows;
 mod support;
+mod trees;
 mod verify;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use weft::backend::{Backend, Capacity, Draw, Drawn, Image, Phase, PoolBound, Put, Rule, Step, Test};
+use weft::backend::{Backend, Capacity, Chosen, Draw, Drawn, Image, Phase, PoolBound, Put, Rule, Step, Test};
 use weft::sampling::Sampling;
 
 use crate::draw::{Case, PLAIN, STREAM};
@@ -56,6 +56,11 @@ impl<B: Backend> Bench<B> {
             b.draw(step, Phase::Verdicts, logits, canvas, Some(codebook));
         });
         (b.drawn(&self.step, &self.canvas).unwrap(), b.tokens(&self.canvas, 0).unwrap())
+    }
+
+    /// What the last round chose.
+    pub fn chosen(&self, b: &B) -> Vec<Chosen> {
+        b.chosen(&self.step, &self.canvas).unwrap()
     }
 }
 

@@ -225,15 +225,15 @@ impl Canvas {
     /// Puts the most probable tokens into the places from `index`; returns the first.
     fn likeliest(&mut self, index: usize, count: u32, log_weights: &[f32]) -> u32 {
         let best = largest(log_weights, count);
-        let most = log_prob(log_weights, best[0]);
+        let first = best.first().copied().unwrap_or(0);
+        let most = log_prob(log_weights, first);
         for child in 0..count as usize {
             self.proposals[index + child] = Proposal::None;
             let chosen = match best.get(child) {
-                Some(&token) => Chosen {
-                    token,
-                    log_probability: log_weights[token as usize] - log_weights[best[0] as usize] + most,
-                },
-                None => Chosen { token: best[0], log_probability: f32::NEG_INFINITY },
+                Some(&token) => {
+                    Chosen { token, log_probability: log_weights[token as usize] - log_weights[first as usize] + most }
+                }
+                None => Chosen { token: first, log_probability: f32::NEG_INFINITY },
             };
             self.fresh.push(chosen);
         }
@@ -242,10 +242,12 @@ impl Canvas {
 
     /// Puts children into the places from `index`; returns the first.
     fn put_children(&mut self, index: usize, count: u32, children: &[u32]) -> u32 {
+        // As any draw from a law without tokens: the first of all.
+        let first = children.first().copied().unwrap_or(0);
         for child in 0..count as usize {
-            self.tokens[index + child] = *children.get(child).unwrap_or(&children[0]);
+            self.tokens[index + child] = *children.get(child).unwrap_or(&first);
         }
-        children[0]
+        first
     }
 
     /// Judges the children in these places.

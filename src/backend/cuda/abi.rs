@@ -15,6 +15,10 @@ pub type WeftSlot = ::core::ffi::c_uint;
 pub const WEFT_RULE_COUPLED: WeftRule = 0;
 pub const WEFT_RULE_DRAFT: WeftRule = 1;
 pub const WEFT_RULE_AUTO_CORRECT: WeftRule = 2;
+pub const WEFT_RULE_CHILDREN: WeftRule = 3;
+pub const WEFT_RULE_LIKELIEST: WeftRule = 4;
+pub const WEFT_RULE_SIBLINGS: WeftRule = 5;
+pub const WEFT_RULE_CHOSEN: WeftRule = 6;
 pub type WeftRule = ::core::ffi::c_uint;
 pub const WEFT_TEST_TOKEN: WeftTest = 0;
 pub const WEFT_TEST_GROUPED: WeftTest = 1;
@@ -37,11 +41,14 @@ pub struct WeftCounts {
     pub verdicts: u32,
     pub copies: u32,
     pub puts: u32,
+    pub draft_children: u32,
+    pub children: u32,
+    pub siblings: u32,
     pub chained: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of WeftCounts"][::core::mem::size_of::<WeftCounts>() - 40usize];
+    ["Size of WeftCounts"][::core::mem::size_of::<WeftCounts>() - 52usize];
     ["Alignment of WeftCounts"][::core::mem::align_of::<WeftCounts>() - 4usize];
     ["Offset of field: WeftCounts::rows"][::core::mem::offset_of!(WeftCounts, rows) - 0usize];
     ["Offset of field: WeftCounts::sequences"][::core::mem::offset_of!(WeftCounts, sequences) - 4usize];
@@ -52,7 +59,10 @@ const _: () = {
     ["Offset of field: WeftCounts::verdicts"][::core::mem::offset_of!(WeftCounts, verdicts) - 24usize];
     ["Offset of field: WeftCounts::copies"][::core::mem::offset_of!(WeftCounts, copies) - 28usize];
     ["Offset of field: WeftCounts::puts"][::core::mem::offset_of!(WeftCounts, puts) - 32usize];
-    ["Offset of field: WeftCounts::chained"][::core::mem::offset_of!(WeftCounts, chained) - 36usize];
+    ["Offset of field: WeftCounts::draft_children"][::core::mem::offset_of!(WeftCounts, draft_children) - 36usize];
+    ["Offset of field: WeftCounts::children"][::core::mem::offset_of!(WeftCounts, children) - 40usize];
+    ["Offset of field: WeftCounts::siblings"][::core::mem::offset_of!(WeftCounts, siblings) - 44usize];
+    ["Offset of field: WeftCounts::chained"][::core::mem::offset_of!(WeftCounts, chained) - 48usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -154,21 +164,25 @@ pub struct WeftDraw {
     pub position: u32,
     pub rule: u32,
     pub links: u32,
+    pub first: u32,
+    pub count: u32,
     pub round: u32,
     pub conditional: [u32; 2usize],
     pub unconditional: [u32; 2usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of WeftDraw"][::core::mem::size_of::<WeftDraw>() - 36usize];
+    ["Size of WeftDraw"][::core::mem::size_of::<WeftDraw>() - 44usize];
     ["Alignment of WeftDraw"][::core::mem::align_of::<WeftDraw>() - 4usize];
     ["Offset of field: WeftDraw::image"][::core::mem::offset_of!(WeftDraw, image) - 0usize];
     ["Offset of field: WeftDraw::position"][::core::mem::offset_of!(WeftDraw, position) - 4usize];
     ["Offset of field: WeftDraw::rule"][::core::mem::offset_of!(WeftDraw, rule) - 8usize];
     ["Offset of field: WeftDraw::links"][::core::mem::offset_of!(WeftDraw, links) - 12usize];
-    ["Offset of field: WeftDraw::round"][::core::mem::offset_of!(WeftDraw, round) - 16usize];
-    ["Offset of field: WeftDraw::conditional"][::core::mem::offset_of!(WeftDraw, conditional) - 20usize];
-    ["Offset of field: WeftDraw::unconditional"][::core::mem::offset_of!(WeftDraw, unconditional) - 28usize];
+    ["Offset of field: WeftDraw::first"][::core::mem::offset_of!(WeftDraw, first) - 16usize];
+    ["Offset of field: WeftDraw::count"][::core::mem::offset_of!(WeftDraw, count) - 20usize];
+    ["Offset of field: WeftDraw::round"][::core::mem::offset_of!(WeftDraw, round) - 24usize];
+    ["Offset of field: WeftDraw::conditional"][::core::mem::offset_of!(WeftDraw, conditional) - 28usize];
+    ["Offset of field: WeftDraw::unconditional"][::core::mem::offset_of!(WeftDraw, unconditional) - 36usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -182,6 +196,19 @@ const _: () = {
     ["Alignment of WeftDrawn"][::core::mem::align_of::<WeftDrawn>() - 4usize];
     ["Offset of field: WeftDrawn::before"][::core::mem::offset_of!(WeftDrawn, before) - 0usize];
     ["Offset of field: WeftDrawn::after"][::core::mem::offset_of!(WeftDrawn, after) - 4usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct WeftChosen {
+    pub token: u32,
+    pub log_probability: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of WeftChosen"][::core::mem::size_of::<WeftChosen>() - 8usize];
+    ["Alignment of WeftChosen"][::core::mem::align_of::<WeftChosen>() - 4usize];
+    ["Offset of field: WeftChosen::token"][::core::mem::offset_of!(WeftChosen, token) - 0usize];
+    ["Offset of field: WeftChosen::log_probability"][::core::mem::offset_of!(WeftChosen, log_probability) - 4usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]

@@ -3,15 +3,17 @@
 use std::ops::Range;
 
 use super::abi::{
-    WEFT_ATTENTION_ROWS, WEFT_FOLLOWED, WEFT_FOLLOWS, WEFT_NONE, WEFT_RULE_AUTO_CORRECT, WEFT_RULE_COUPLED,
-    WEFT_RULE_DRAFT, WEFT_SCRATCH, WEFT_SLOT_GRID, WEFT_SLOT_PREFIX, WEFT_SLOT_SCRATCH, WEFT_TEST_GROUPED,
-    WEFT_TEST_POOLED_MASS, WEFT_TEST_POOLED_RATIO, WEFT_TEST_THRESHOLD, WEFT_TEST_TOKEN, WeftCopy, WeftCounts,
-    WeftDraw, WeftImage, WeftPut, WeftRow, WeftSequence, WeftSource, WeftStep, WeftTile,
+    WEFT_ATTENTION_ROWS, WEFT_FOLLOWED, WEFT_FOLLOWS, WEFT_NONE, WEFT_RULE_AUTO_CORRECT, WEFT_RULE_CHILDREN,
+    WEFT_RULE_CHOSEN, WEFT_RULE_COUPLED, WEFT_RULE_DRAFT, WEFT_RULE_LIKELIEST, WEFT_RULE_SIBLINGS, WEFT_SCRATCH,
+    WEFT_SLOT_GRID, WEFT_SLOT_PREFIX, WEFT_SLOT_SCRATCH, WEFT_TEST_GROUPED, WEFT_TEST_POOLED_MASS,
+    WEFT_TEST_POOLED_RATIO, WEFT_TEST_THRESHOLD, WEFT_TEST_TOKEN, WeftCopy, WeftCounts, WeftDraw, WeftImage, WeftPut,
+    WeftRow, WeftSequence, WeftSource, WeftStep, WeftTile,
 };
 use super::step::{BOUNDS, Bound, Bucket, COUNTS, Count};
 use crate::backend::step::check_chains;
 use crate::backend::{
-    Capacity, Draw, GROUP, Image, Layout, NONE, PAGE, PageTable, PoolBound, Put, RowPlace, Rule, Slot, Step, Test,
+    CHILDREN, Capacity, Draw, GROUP, Image, Layout, NONE, PAGE, PageTable, PoolBound, Put, RowPlace, Rule, Slot, Step,
+    Test,
 };
 
 /// The lists of a step.
@@ -41,8 +43,8 @@ impl<'a> Lists<'a> {
             tiles: Vec::new(),
             pages: Vec::new(),
             frontiers: Vec::new(),
-            drafts: draws(&step.drafts),
-            verdicts: draws(&step.verdicts),
+            drafts: draws(&step.drafts, 0),
+            verdicts: draws(&step.verdicts, chosen(&step.drafts) as u32),
             reach: [0; BOUNDS],
         };
         for sequence in &step.layout.sequences {
@@ -148,8 +150,23 @@ impl<'a> Lists<'a> {
                 }
                 self.reaches(Bound::Images, draw.image);
                 self.reaches(Bound::Places, draw.position);
-                if draw.rule != Rule::Coupled {
-                    self.reaches(Bound::Laws, 0);
+                match draw.rule {
+                    Rule::Coupled => {}
+                    Rule::Draft | Rule::AutoCorrect => self.reaches(Bound::Laws, 0),
+                    Rule::Children { count } => {
+                        self.reaches(Bound::Laws, 0);
+                        self.family(draw.position, count);
+                    }
+                    Rule::Likeliest { count } => self.family(draw.position, count),
+                    Rule::Siblings { first, count, drawn } => {
+                        assert!(bound == Bound::VerdictLogits, "siblings are judged, not drafted");
+                        if count > 0 {
+                            self.family(first, count);
+                        }
+                        if drawn && count > 0 {
+                            self.reaches(Bound::Laws, 0);
+                        }
+                    }
                 }
             }
         }
@@ -161,11 +178,15 @@ impl<'a> Lists<'a> {
         }
     }
 
+    fn family(&mut self, first: u32, count: u32) {
+        assert!((1..=CHILDREN).contains(&count), "{count} children");
+        self.reaches(Bound::Places, first + count - 1);
+    }
+
     /// What the tests of the images look at.
     fn judgements(&mut self) {
         let step = self.step;
-        for image in step.verdicts.iter().filter(|d| d.rule == Rule::AutoCorrect).map(|d| step.images[d.image as usize])
-        {
+        for image in step.verdicts.iter().filter(|d| judges(d.rule)).map(|d| step.images[d.image as usize]) {
             match image.test {
                 Test::Token => {}
                 Test::Grouped { size, distance, .. } => {
@@ -215,13 +236,16 @@ impl<'a> Lists<'a> {
             verdicts: step.verdicts.len() as u32,
             copies: step.copies.len() as u32,
             puts: step.puts.len() as u32,
+            draft_children: children(&step.drafts),
+            children: children(&step.verdicts),
+            siblings: count(&step.verdicts, |rule| matches!(rule, Rule::Siblings { .. })),
             chained: self.verdicts.iter().filter(|draw| draw.links != 0).count() as u32,
         }
     }
 
     /// The smallest bucket that it fits.
     pub(super) fn bucket(&self, capacity: Capacity) -> Bucket {
-        let counts: [u32; 10] = bytemuck::cast(self.counts());
+        let counts: [u32; 13] = bytemuck::cast(self.counts());
         let exact = Bucket {
             counts: std::array::from_fn::<usize, COUNTS, _>(|list| counts[list] as usize),
             pages: self.pages.len(),
@@ -339,8 +363,28 @@ fn see(tile: &mut WeftTile, row: &WeftRow, table: &PageTable) {
     tile.scratch = tile.scratch.max(scratch);
 }
 
-/// Draws with their links.
-fn draws(draws: &[Draw]) -> Vec<WeftDraw> {
+/// Whether a rule asks the image's test.
+fn judges(rule: Rule) -> bool {
+    matches!(rule, Rule::AutoCorrect | Rule::Siblings { .. })
+}
+
+/// How many draws have such a rule.
+fn count(draws: &[Draw], is: impl Fn(Rule) -> bool) -> u32 {
+    draws.iter().filter(|draw| is(draw.rule)).count() as u32
+}
+
+fn children(draws: &[Draw]) -> u32 {
+    count(draws, |rule| matches!(rule, Rule::Children { .. } | Rule::Likeliest { .. }))
+}
+
+/// How many tokens a list of draws chooses.
+pub(super) fn chosen(draws: &[Draw]) -> usize {
+    let chosen = |draw: &Draw| if let Rule::Likeliest { count } = draw.rule { count as usize } else { 0 };
+    draws.iter().map(chosen).sum()
+}
+
+/// Draws with their links; what they choose is listed behind what was chosen before.
+fn draws(draws: &[Draw], mut before: u32) -> Vec<WeftDraw> {
     // NONE is the same number on both sides.
     const { assert!(NONE == WEFT_NONE) };
     check_chains(draws);
@@ -348,15 +392,19 @@ fn draws(draws: &[Draw]) -> Vec<WeftDraw> {
     let draw = |(draw, followed): (&Draw, bool)| {
         let Draw { image, position, rule, follows, round, conditional, unconditional } = *draw;
         let links = if follows { WEFT_FOLLOWS } else { 0 } | if followed { WEFT_FOLLOWED } else { 0 };
-        let rule = match rule {
-            Rule::Coupled => WEFT_RULE_COUPLED,
-            Rule::Draft => WEFT_RULE_DRAFT,
-            Rule::AutoCorrect => WEFT_RULE_AUTO_CORRECT,
-            Rule::Children { .. } | Rule::Likeliest { .. } | Rule::Siblings { .. } => {
-                panic!("draft trees are not on the device yet")
+        let (rule, first, count) = match rule {
+            Rule::Coupled => (WEFT_RULE_COUPLED, 0, 0),
+            Rule::Draft => (WEFT_RULE_DRAFT, 0, 0),
+            Rule::AutoCorrect => (WEFT_RULE_AUTO_CORRECT, 0, 0),
+            Rule::Children { count } => (WEFT_RULE_CHILDREN, position, count),
+            Rule::Likeliest { count } => {
+                before += count;
+                (WEFT_RULE_LIKELIEST, before - count, count)
             }
+            Rule::Siblings { first, count, drawn: true } => (WEFT_RULE_SIBLINGS, first, count),
+            Rule::Siblings { first, count, drawn: false } => (WEFT_RULE_CHOSEN, first, count),
         };
-        WeftDraw { image, position, rule, links, round, conditional, unconditional }
+        WeftDraw { image, position, rule, links, first, count, round, conditional, unconditional }
     };
     draws.iter().zip(followed).map(draw).collect()
 }
@@ -377,8 +425,8 @@ impl Bucket {
     pub(super) fn largest(capacity: Capacity) -> Bucket {
         let Capacity { rows, sequences, pages, frontiers, sources, groups } = capacity;
         let tiles = rows.div_ceil(WEFT_ATTENTION_ROWS as usize) + sequences;
-        // As in `Count`.
-        let counts = [rows, sequences, tiles, sources, rows, sources, rows, rows, rows];
+        // As in `Count`; of trees it counts whether there are any.
+        let counts = [rows, sequences, tiles, sources, rows, sources, rows, rows, rows, 1, 1, 1];
         Bucket { counts, pages, frontiers, groups: groups + 1, images: sequences }
     }
 

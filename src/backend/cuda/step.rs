@@ -35,15 +35,21 @@ pub(super) enum Count {
     Copies = 7,
     /// Tokens that the host chose.
     Puts = 8,
+    /// Drafts that are children in draft trees.
+    DraftChildren = 9,
+    /// Verdicts that are.
+    Children = 10,
+    /// Verdicts that are siblings in draft trees.
+    Siblings = 11,
 }
 
 /// Lists that [`Count`] names.
-pub(super) const COUNTS: usize = 9;
+pub(super) const COUNTS: usize = 12;
 
 impl Count {
     /// Its value.
     pub(super) fn of(self, counts: &WeftCounts) -> usize {
-        bytemuck::cast_ref::<WeftCounts, [u32; 10]>(counts)[self as usize] as usize
+        bytemuck::cast_ref::<WeftCounts, [u32; 13]>(counts)[self as usize] as usize
     }
 }
 

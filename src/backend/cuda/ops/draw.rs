@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::super::abi::{WeftCodebook, WeftJudged};
+use super::super::abi::{WeftChosen, WeftCodebook, WeftJudged};
 use super::super::device::Device;
 use super::super::kernels::{self, Arg, Args, Grid, args};
+use super::super::lists::chosen;
 use super::super::memory::Buffer;
 use super::super::step::{Bound, Count};
 use super::super::{CudaBackend, DeviceStep, Tensor};
@@ -35,6 +36,18 @@ pub struct Canvas {
     judged: Buffer<WeftJudged>,
     /// What the verdicts replaced.
     drawn: Buffer<[u32; 2]>,
+    /// What the drafts and the verdicts chose.
+    chosen: Buffer<WeftChosen>,
+}
+
+/// What draws of draft trees look at.
+struct Trees<'a> {
+    step: &'a DeviceStep,
+    phase: Phase,
+    logits: &'a Tensor,
+    canvas: &'a Canvas,
+    codebook: Option<&'a Codebook>,
+    threads: usize,
 }
 
 /// A vector for each token, and the nearest others of each.
@@ -98,6 +111,7 @@ impl Canvas {
             arrived: Buffer::zeroed(device, 1 + places, "counters of draws")?,
             judged: Buffer::uninitialised(device, places, "judgements")?,
             drawn: Buffer::zeroed(device, places, "drawn tokens")?,
+            chosen: Buffer::zeroed(device, 2 * places, "chosen tokens")?,
         })
     }
 
@@ -145,7 +159,8 @@ impl CudaBackend {
         step.require(Bound::Images, canvas.images());
         step.require(Bound::Places, canvas.positions);
         assert_eq!(logits.cols, canvas.vocab, "logits of another vocabulary");
-        assert!(draws.len() <= canvas.tokens.len(), "a position drawn twice");
+        let room = canvas.tokens.len();
+        assert!(draws.len() <= room && chosen(draws) <= room, "a position drawn twice");
         let vocab = canvas.vocab;
         step.require(Bound::Laws, usize::from(canvas.proposals.is_some()));
         step.require(Bound::Neighbours, codebook.map_or(0, |codebook| codebook.each));
@@ -171,6 +186,51 @@ impl CudaBackend {
         // SAFETY: the kernel's parameters are these; draws name rows of the logits and positions of the canvas, each
         // position once, so that no list is longer than the canvas.
         unsafe { self.launch(&kernels::DRAW, "draw", grid, args) };
+        let parameters = Trees { step, phase, logits, canvas, codebook, threads };
+        let children = if phase == Phase::Drafts { Count::DraftChildren } else { Count::Children };
+        if step.most(children) > 0 {
+            self.draw_children(&parameters, step.most(which));
+        }
+        if phase == Phase::Verdicts && step.most(Count::Siblings) > 0 {
+            self.judge_siblings(&parameters, step.most(which));
+        }
+    }
+
+    fn draw_children(&self, trees: &Trees<'_>, draws: usize) {
+        let Trees { step, phase, logits, canvas, threads, .. } = trees;
+        let args = args![
+            step.arg(),
+            u32::from(*phase == Phase::Verdicts),
+            *logits.floats(),
+            canvas.vocab as u32,
+            canvas.positions as u32,
+            canvas.tokens,
+            canvas.proposals.as_ref(),
+            canvas.drawn,
+            canvas.chosen,
+        ];
+        // SAFETY: the kernel's parameters are these; the places of children lie in the canvas, and a step names each once in
+        // a phase, so that there is room for what is chosen.
+        unsafe { self.launch(&kernels::TREES, "children", Grid::of(draws, *threads), args) };
+    }
+
+    fn judge_siblings(&self, trees: &Trees<'_>, draws: usize) {
+        let Trees { step, logits, canvas, codebook, threads, .. } = trees;
+        let rows = self.workspace::<f32>(draws * 3 * canvas.vocab);
+        let args = args![
+            step.arg(),
+            *logits.floats(),
+            canvas.vocab as u32,
+            canvas.positions as u32,
+            canvas.tokens,
+            canvas.proposals.as_ref(),
+            rows,
+            canvas.drawn,
+            *codebook,
+        ];
+        // SAFETY: the kernel's parameters are these; the places of siblings lie in the canvas, and there are three rows for
+        // each verdict.
+        unsafe { self.launch(&kernels::TREES, "siblings", Grid::of(draws, *threads), args) };
     }
 
     /// See [`Backend::codebook`](crate::backend::Backend::codebook).
@@ -209,8 +269,9 @@ impl CudaBackend {
     }
 
     /// See [`Backend::chosen`](crate::backend::Backend::chosen).
-    pub(in crate::backend::cuda) fn op_chosen(&self, _: &DeviceStep, _: &Canvas) -> Result<Vec<Chosen>, Error> {
-        Ok(Vec::new())
+    pub(in crate::backend::cuda) fn op_chosen(&self, step: &DeviceStep, canvas: &Canvas) -> Result<Vec<Chosen>, Error> {
+        let chosen = canvas.chosen.download(chosen(&step.host().drafts) + chosen(&step.host().verdicts))?;
+        Ok(chosen.into_iter().map(|c| Chosen { token: c.token, log_probability: c.log_probability }).collect())
     }
 
     /// See [`Backend::tokens`](crate::backend::Backend::tokens).
