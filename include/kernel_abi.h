@@ -25,8 +25,9 @@ enum WeftRule {
   WEFT_RULE_AUTO_CORRECT = 2,  // keep what passes the image's test, else replace it; p is kept as q
   WEFT_RULE_CHILDREN = 3,      // `count` of the largest log q + noise, to the places from the draw's; q is kept at the first
   WEFT_RULE_LIKELIEST = 4,     // `count` of the largest log p, to the places from the draw's
-  WEFT_RULE_SIBLINGS = 5,      // judge the tokens at the places from `first`, drawn as children
-  WEFT_RULE_CHOSEN = 6,        // the same, each with a law that has it alone
+  WEFT_RULE_FORESEE = 5,       // `count` of the largest log p + noise of the position, to the host alone
+  WEFT_RULE_SIBLINGS = 6,      // judge the tokens at the places from `first`, drawn as children
+  WEFT_RULE_CHOSEN = 7,        // the same, each with a law that has it alone
 };
 
 // When a token t that was drawn from q passes for one that was drawn from p (src/backend/step.rs).
@@ -111,7 +112,7 @@ typedef struct WeftDraw {
   uint32_t position;
   uint32_t rule;              // WeftRule
   uint32_t links;             // WeftLinks
-  uint32_t first;             // place of the first sibling; of the likeliest, of the first in the list of what was chosen
+  uint32_t first;             // place of the first sibling; of rules that choose, of their first in the list of what was chosen
   uint32_t count;             // children or siblings
   uint32_t round;             // of the random numbers
   uint32_t conditional[2];    // the second is WEFT_NONE unless the mean of two distributions is drawn from
@@ -124,7 +125,7 @@ typedef struct WeftDrawn {
   uint32_t after;
 } WeftDrawn;
 
-// A child that was chosen, and the logarithm of its probability; -inf where there are no more.
+// A token that was chosen, and the logarithm of its probability; -inf where there are no more.
 typedef struct WeftChosen {
   uint32_t token;
   float log_probability;

@@ -1,4 +1,5 @@
-// Draft trees: draws the children of a node, and judges siblings by the law of their node. One block for each.
+// Draft trees: draws the children of a node, and judges siblings by the law of their node. One block for each. And what the
+// host asks for to make a tree: the best tokens of a law, and how good they are.
 #include "verify.cuh"
 
 // Visits the `count` largest scores, largest first, of equals the lower token first: take(child, best), where a score of
@@ -30,43 +31,46 @@ __device__ __forceinline__ void take_largest(const Vocabulary &vocabulary, uint3
 }
 
 // A grid of draws, at least as many as the phase's list; those of other rules are none of this kernel's. Tokens are
-// [images, positions], `proposals` is [images, positions, vocab], null if all draws are of the likeliest.
+// [images, positions], `proposals` is [images, positions, vocab], null if no law is kept.
 extern "C" __global__ void __launch_bounds__(512, 1)
     children(WeftStep step, uint32_t verdicts, const float *logits, uint32_t vocab, uint32_t positions,
              uint32_t *tokens, float *proposals, WeftDrawn *drawn, WeftChosen *chosen) {
   __shared__ Shared shared;
   if (blockIdx.x >= (verdicts ? step.counts->verdicts : step.counts->drafts)) return;
   const WeftDraw draw = (verdicts ? step.verdicts : step.drafts)[blockIdx.x];
-  const bool likeliest = draw.rule == WEFT_RULE_LIKELIEST;
-  if (!likeliest && draw.rule != WEFT_RULE_CHILDREN) return;
+  const bool drawn_from = draw.rule == WEFT_RULE_CHILDREN, foreseen = draw.rule == WEFT_RULE_FORESEE;
+  if (!drawn_from && !foreseen && draw.rule != WEFT_RULE_LIKELIEST) return;
   const WeftImage image = step.images[draw.image];
   Distribution law = distribution(draw, image, logits, vocab);
   Cuts(law, image).find(law, image, shared);
+  const Numbers noise = foreseen ? numbers_of(draw, image, PURPOSE_TOKEN, 0)
+                                 : numbers_of(draw, image, PURPOSE_DRAFT, draw.round);
+  const auto score = [&](uint32_t quad) {
+    Floats<4> x = law.weights(quad);
+    if (draw.rule == WEFT_RULE_LIKELIEST) return x;
+    const uint4 words = noise.block(quad);
+    x.v[0] += gumbel(words.x), x.v[1] += gumbel(words.y), x.v[2] += gumbel(words.z), x.v[3] += gumbel(words.w);
+    return x;
+  };
   Softmax p = {law, 0.0f, 0.0f};
-  law.softmax(shared, p.top, p.total, [&](uint32_t quad) { return law.weights(quad); });
+  law.softmax(shared, p.top, p.total, [&](uint32_t quad) { return drawn_from ? law.weights(quad) : score(quad); });
 
-  const uint32_t place = draw.image * positions + draw.position, before = tokens[place];
+  const uint32_t place = draw.image * positions + draw.position;
+  // What is foreseen replaces nothing.
+  const uint32_t before = foreseen ? WEFT_NONE : tokens[place];
   uint32_t first = 0;
   __syncthreads();  // everyone has read the token
   const auto put = [&](uint32_t child, const Best &best) {
     if (child == 0) first = best.token;
     const bool any = best.score > -INFINITY;
     const uint32_t token = any ? best.token : first;
-    if (threadIdx.x == 0) tokens[place + child] = token;
-    if (threadIdx.x == 0 && likeliest)
+    if (threadIdx.x != 0) return;
+    if (!foreseen) tokens[place + child] = token;
+    if (!drawn_from)
       chosen[draw.first + child] = {token, any ? best.score - p.top - logf(p.total) : -INFINITY};
   };
-  if (likeliest) {
-    take_largest(law.vocabulary, draw.count, shared, [&](uint32_t quad) { return law.weights(quad); }, put);
-  } else {
-    const Numbers noise = numbers_of(draw, image, PURPOSE_DRAFT, draw.round);
-    const auto score = [&](uint32_t quad) {
-      Floats<4> x = law.weights(quad);
-      const uint4 words = noise.block(quad);
-      x.v[0] += gumbel(words.x), x.v[1] += gumbel(words.y), x.v[2] += gumbel(words.z), x.v[3] += gumbel(words.w);
-      return x;
-    };
-    take_largest(law.vocabulary, draw.count, shared, score, put);
+  take_largest(law.vocabulary, draw.count, shared, score, put);
+  if (drawn_from) {
     law.vocabulary.each([&](uint32_t quad) {
       Floats<4> x = law.weights(quad);
 #pragma unroll

@@ -383,11 +383,12 @@ pub trait Backend: Clone + Send + Sync {
     );
     /// What the verdicts of the last step drew, in their order, once all queued work is done.
     fn drawn(&self, step: &Self::Step, canvas: &Self::Canvas) -> Result<Vec<Drawn>, Error>;
-    /// What [`Rule::Likeliest`] chose in the last step, once all queued work is done: the children of each such draft, then
-    /// of each such verdict, in the order of their lists.
+    /// What [`Rule::Likeliest`] and [`Rule::Foresee`] chose in the last step, once all queued work is done: the tokens of
+    /// each such draft, then of each such verdict, in the order of their lists. All draws of a phase may choose eight tokens
+    /// for each place of the canvas.
     ///
-    /// Logarithms of two backends differ by at most `(2 * vocab + 64) * 2^-24 * max(1, |log p|)`: their exponentials are
-    /// added in another order.
+    /// Logarithms of two backends differ by at most `(2 * vocab + 64) * 2^-24 * max(1, |log p|)`, for their exponentials are
+    /// added in another order; those of [`Rule::Foresee`] by what their noise differs besides.
     fn chosen(&self, step: &Self::Step, canvas: &Self::Canvas) -> Result<Vec<Chosen>, Error>;
     /// The tokens of an image.
     fn tokens(&self, canvas: &Self::Canvas, image: usize) -> Result<Vec<u32>, Error>;

@@ -213,6 +213,13 @@ pub enum Rule {
         /// How many, [`CHILDREN`] at most.
         count: u32,
     },
+    /// The tokens that [`Rule::Coupled`] comes closest to: those of the largest sums of log p and the noise of the position,
+    /// the first of which is Coupled's own. Nothing is written to the canvas; the host asks which they are and by how much
+    /// ([`Backend::chosen`](super::Backend::chosen): the logarithms of their shares of the exponentials of these sums).
+    Foresee {
+        /// How many, [`CHILDREN`] at most.
+        count: u32,
+    },
     /// The children of a node of a draft tree, judged one after another by the node's p: the first that passes the image's
     /// [`Test`] is its next token; each that fails leaves the residual in place of p for those after it; if none passes, the
     /// token is drawn from what is left. With [`Test::Token`] its law is p exactly (recursive rejection sampling, as in
@@ -266,6 +273,19 @@ pub struct Draw {
     pub unconditional: [u32; 2],
 }
 
+impl Rule {
+    /// How many tokens it chooses for the host.
+    pub fn chooses(self) -> usize {
+        match self {
+            Rule::Likeliest { count } | Rule::Foresee { count } => count as usize,
+            _ => 0,
+        }
+    }
+}
+
+/// Tokens that the draws of a step may choose, for each place of the canvas.
+pub(super) const CHOICES: usize = 8;
+
 /// Checks that verdicts follow verdicts.
 ///
 /// # Panics
@@ -279,22 +299,22 @@ pub(super) fn check_chains(draws: &[Draw]) {
     }
 }
 
-/// What a drawn token replaced; of [`Rule::Siblings`], which child passed.
+/// What a drawn token replaced; of [`Rule::Siblings`], which child passed; of [`Rule::Foresee`], what would be drawn.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Drawn {
     /// The token before, [`NONE`] if it failed its test and was replaced by the same; of siblings the number of the one that
-    /// passed, [`NONE`] if none did.
+    /// passed, [`NONE`] if none did; of what is foreseen [`NONE`].
     pub before: u32,
     /// The token now.
     pub after: u32,
 }
 
-/// A child that [`Rule::Likeliest`] chose.
+/// A token that [`Rule::Likeliest`] or [`Rule::Foresee`] chose.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Chosen {
     /// The token.
     pub token: u32,
-    /// The logarithm of its probability, in nats; -inf where p has no more tokens.
+    /// The logarithm of its probability, or share, in nats; -inf where p has no more tokens.
     pub log_probability: f32,
 }
 

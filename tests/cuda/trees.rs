@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use weft::backend::{CHILDREN, Draw, Drawn, NONE, PoolBound, Put, Rule, Test};
+use weft::backend::{CHILDREN, Chosen, Draw, Drawn, NONE, PoolBound, Put, Rule, Test};
 use weft::sampling::Sampling;
 
-use crate::draw::{Case, PLAIN};
+use crate::draw::{Case, NOISE, PLAIN};
 use crate::support::{Noise, backend, bits, cpu};
 use crate::verify::{Bench, Round};
 
@@ -100,6 +100,17 @@ fn trees_of_large_vocabularies() {
     compare(Case::new(16_384, Sampling { cfg: 3.0, ..PLAIN }), 1, 10, &[Test::Token]);
 }
 
+/// What two backends chose, as `Backend::chosen` says, and three times the noise of what is foreseen: a token's, and that of
+/// all exponentials.
+fn assert_chosen(case: &Case, got: &[Chosen], want: &[Chosen]) {
+    assert_eq!(got.len(), want.len());
+    for (got, want) in got.iter().zip(want) {
+        let (log, bound) = (want.log_probability, (2 * case.vocab + 64) as f32 * 0.5f32.powi(24) + 3.0 * NOISE);
+        let near = got.log_probability == log || (got.log_probability - log).abs() <= bound * log.abs().max(1.0);
+        assert!(got.token == want.token && near, "{case:?}: {got:?} instead of {want:?}");
+    }
+}
+
 /// The likeliest of several nodes, in both phases.
 fn choose(case: Case, count: u32) {
     let (cuda, cpu) = (backend(), cpu());
@@ -112,11 +123,12 @@ fn choose(case: Case, count: u32) {
     let likeliest = |node: usize| case.draw(node, GRID + node * count as usize, Rule::Likeliest { count }, 0);
     let all: Vec<Draw> = (0..nodes).map(likeliest).collect();
     let mut together = Vec::new();
-    // Drafts and verdicts, each with one draw of another rule before them; then each alone.
+    // Drafts and verdicts, each with draws of other rules before them; then each alone.
     let lone = |at, rule| case.draw(nodes + at, at, rule, 1);
+    let foresee = |at| lone(at, Rule::Foresee { count: 1 });
     let mixed = Round {
         drafts: [vec![lone(0, Rule::Draft)], all[..3].to_vec()].concat(),
-        verdicts: [vec![lone(0, Rule::AutoCorrect)], all[3..].to_vec()].concat(),
+        verdicts: [vec![lone(0, Rule::AutoCorrect)], all[3..].to_vec(), vec![foresee(1), foresee(2)]].concat(),
         ..Round::default()
     };
     let alone = |node: usize| Round { verdicts: vec![all[node]], ..Round::default() };
@@ -124,13 +136,7 @@ fn choose(case: Case, count: u32) {
         let (got, want) = (device.round(&*cuda, &plan, Test::Token), host.round(&cpu, &plan, Test::Token));
         assert_eq!(got, want, "{case:?}: {count} of the likeliest");
         let (got, want) = (device.chosen(&*cuda), host.chosen(&cpu));
-        assert_eq!(got.len(), want.len());
-        for (got, want) in got.iter().zip(&want) {
-            // As `Backend::chosen` says.
-            let (log, bound) = (want.log_probability, (2 * case.vocab + 64) as f32 * 0.5f32.powi(24));
-            let near = got.log_probability == log || (got.log_probability - log).abs() <= bound * log.abs().max(1.0);
-            assert!(got.token == want.token && near, "{case:?}: {got:?} instead of {want:?}");
-        }
+        assert_chosen(&case, &got, &want);
         let logs: Vec<f32> = got.iter().map(|chosen| chosen.log_probability).collect();
         match plan.verdicts[..] {
             [one] => {
@@ -157,6 +163,39 @@ fn the_likeliest_are_those_of_the_cpu() {
     choose(Case { grain: 2.0, ..Case::new(1000, PLAIN) }, CHILDREN);
     choose(Case { two: true, ..Case::new(2051, Sampling { cfg: 3.0, ..PLAIN }) }, 10);
     choose(Case::new(16_384, Sampling { cfg: 3.0, ..PLAIN }), 10);
+}
+
+/// The coupled draws of several positions are foreseen, and then made.
+fn foresee(case: Case, count: u32) {
+    let (cuda, cpu) = (backend(), cpu());
+    let nodes = 4;
+    let logits = case.logits(nodes, 6);
+    let table = (&vec![0.0; case.vocab][..], 1, 0);
+    let mut device = Bench::new(&*cuda, &case, 64, &logits, table);
+    let mut host = Bench::new(&cpu, &case, 64, &logits, table);
+    let draws = |rule| (0..nodes).map(|node| case.draw(node, 7 * node + 1, rule, 3)).collect();
+    let plan = Round { verdicts: draws(Rule::Foresee { count }), ..Round::default() };
+    let (got, want) = (device.round(&*cuda, &plan, Test::Token), host.round(&cpu, &plan, Test::Token));
+    assert_eq!(got, want, "{case:?}: {count} are foreseen");
+    assert_eq!(got.1, [0; 64], "nothing is written");
+    let chosen = device.chosen(&*cuda);
+    assert_chosen(&case, &chosen, &host.chosen(&cpu));
+    let plan = Round { verdicts: draws(Rule::Coupled), ..Round::default() };
+    let coupled = device.round(&*cuda, &plan, Test::Token).0;
+    for (node, coupled) in coupled.iter().enumerate() {
+        assert_eq!((got.0[node].before, got.0[node].after), (NONE, coupled.after), "{case:?}: node {node}");
+        assert_eq!(chosen[node * count as usize].token, coupled.after);
+    }
+}
+
+#[test]
+fn coupled_draws_are_foreseen() {
+    let cut = Sampling { cfg: 3.0, temperature: 0.9, top_k: 40, top_p: 0.9 };
+    for case in [Case::new(131, PLAIN), Case::new(512, cut), Case::new(512, Sampling { temperature: 0.0, ..PLAIN })] {
+        foresee(case, 5);
+    }
+    // Coupled draws of so many tokens are shared by blocks.
+    foresee(Case::new(16_384, Sampling { cfg: 3.0, ..PLAIN }), 8);
 }
 
 #[test]

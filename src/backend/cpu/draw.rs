@@ -3,7 +3,7 @@
 use super::Tensor;
 use super::rows::logits;
 use super::verify::{Case, Codebook, Verdict};
-use crate::backend::step::check_chains;
+use crate::backend::step::{CHOICES, check_chains};
 use crate::backend::{CHILDREN, Chosen, Draw, Drawn, Error, Image, NONE, Phase, Rule, Step};
 use crate::rng::{Purpose, Stream};
 use crate::sampling::{gumbel_max, log_prob, softmax};
@@ -98,7 +98,7 @@ impl Canvas {
     /// See [`Backend::chosen`](crate::backend::Backend::chosen).
     pub(super) fn chosen(&self, step: &Step) -> Vec<Chosen> {
         // What an earlier step chose is none of this one's.
-        let chooses = |draws: &[Draw]| draws.iter().any(|draw| matches!(draw.rule, Rule::Likeliest { .. }));
+        let chooses = |draws: &[Draw]| draws.iter().any(|draw| draw.rule.chooses() > 0);
         let phases = [&step.drafts, &step.verdicts].into_iter().zip(&self.chosen);
         phases.filter(|(draws, _)| chooses(draws)).flat_map(|(_, chosen)| chosen).copied().collect()
     }
@@ -145,6 +145,9 @@ impl Canvas {
             Rule::AutoCorrect => self.auto_correct(index, draw, judged, image, codebook, log_weights),
             Rule::Children { count } => self.children(index, count, draw, image.stream, log_weights),
             Rule::Likeliest { count } => self.likeliest(index, count, log_weights),
+            Rule::Foresee { count } => {
+                return Drawn { before: NONE, after: self.foresee(index, count, draw, image.stream, log_weights) };
+            }
             Rule::Siblings { first, count, drawn } => {
                 let family = index - draw.position as usize + first as usize;
                 return self.siblings(family..family + count as usize, drawn, draw, image, codebook, log_weights);
@@ -166,13 +169,25 @@ impl Canvas {
     }
 
     fn coupled(&mut self, index: usize, draw: &Draw, stream: Stream, log_weights: &[f32]) -> u32 {
+        gumbel_max(log_weights, self.noise(index, draw, stream, log_weights.len()))
+    }
+
+    /// The noise of a position's coupled draws.
+    fn noise(&mut self, index: usize, draw: &Draw, stream: Stream, vocab: usize) -> &[f32] {
         let noise = &mut self.noise[index];
         if noise.as_ref().is_none_or(|(of, _)| *of != stream) {
-            let mut fresh = vec![0.0; log_weights.len()].into_boxed_slice();
+            let mut fresh = vec![0.0; vocab].into_boxed_slice();
             stream.gumbel(Purpose::Token, 0, draw.position as usize, &mut fresh);
             *noise = Some((stream, fresh));
         }
-        noise.as_ref().map_or(0, |(_, noise)| gumbel_max(log_weights, noise))
+        noise.as_ref().map_or(&[], |(_, noise)| noise)
+    }
+
+    /// Chooses the tokens that the coupled draw comes closest to; returns its own.
+    fn foresee(&mut self, index: usize, count: u32, draw: &Draw, stream: Stream, log_weights: &[f32]) -> u32 {
+        let noise = self.noise(index, draw, stream, log_weights.len());
+        let scores: Vec<f32> = log_weights.iter().zip(noise).map(|(weight, noise)| weight + noise).collect();
+        self.choose(&scores, count, &largest(&scores, count))
     }
 
     fn gumbel(&mut self, purpose: Purpose, draw: &Draw, stream: Stream, log_weights: &[f32]) -> u32 {
@@ -225,10 +240,16 @@ impl Canvas {
     /// Puts the most probable tokens into the places from `index`; returns the first.
     fn likeliest(&mut self, index: usize, count: u32, log_weights: &[f32]) -> u32 {
         let best = largest(log_weights, count);
+        self.proposals[index..index + count as usize].fill(Proposal::None);
+        self.choose(log_weights, count, &best);
+        self.put_children(index, count, &best)
+    }
+
+    /// Lists the best tokens for the host, each with the logarithm of its share; returns the first.
+    fn choose(&mut self, log_weights: &[f32], count: u32, best: &[u32]) -> u32 {
         let first = best.first().copied().unwrap_or(0);
         let most = log_prob(log_weights, first);
         for child in 0..count as usize {
-            self.proposals[index + child] = Proposal::None;
             let chosen = match best.get(child) {
                 Some(&token) => {
                     Chosen { token, log_probability: log_weights[token as usize] - log_weights[first as usize] + most }
@@ -237,7 +258,7 @@ impl Canvas {
             };
             self.fresh.push(chosen);
         }
-        self.put_children(index, count, &best)
+        first
     }
 
     /// Puts children into the places from `index`; returns the first.
@@ -341,6 +362,8 @@ pub(super) fn draw(step: &Step, phase: Phase, x: &Tensor, canvas: &mut Canvas, c
         Phase::Verdicts => &step.verdicts,
     };
     check_chains(draws);
+    let chosen: usize = draws.iter().map(|draw| draw.rule.chooses()).sum();
+    assert!(chosen <= CHOICES * canvas.tokens.len(), "{chosen} tokens are chosen");
     let mut drawn = Vec::with_capacity(draws.len());
     for draw in draws {
         let image = step.images[draw.image as usize];
@@ -781,6 +804,29 @@ mod tests {
         // A step that chooses in one phase alone.
         step.drafts.clear();
         assert_eq!(canvas.chosen(&step).len(), 1);
+    }
+
+    #[test]
+    fn the_coupled_draw_is_foreseen() {
+        for seed in 0..200 {
+            let mut canvas = Canvas::new(1, 16, 6);
+            canvas.put(5, 4);
+            let before = canvas.clone();
+            let foreseen = apply(&mut canvas, at(5, Rule::Foresee { count: 6 }, seed as u32), seed, &P);
+            assert_eq!(canvas.tokens, before.tokens);
+            let chosen = std::mem::take(&mut canvas.fresh);
+            let coupled = apply(&mut canvas, at(5, Rule::Coupled, 7), seed, &P);
+            assert_eq!((foreseen.before, foreseen.after), (NONE, coupled.after));
+            assert_eq!(chosen[0].token, coupled.after);
+            let shares: Vec<f32> = chosen.iter().map(|chosen| chosen.log_probability.exp()).collect();
+            assert!(shares.is_sorted_by(|a, b| a >= b) && (shares.iter().sum::<f32>() - 1.0).abs() < 1e-5);
+            // Without the first its noise falls to the second.
+            let mut others = P;
+            others[coupled.after as usize] = 0.0;
+            assert_eq!(apply(&mut canvas, at(5, Rule::Coupled, 0), seed, &others).after, chosen[1].token);
+            // One token has no weight.
+            assert_eq!((chosen[5].token, chosen[5].log_probability), (coupled.after, f32::NEG_INFINITY));
+        }
     }
 
     #[test]

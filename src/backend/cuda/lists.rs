@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use super::abi::{
     WEFT_ATTENTION_ROWS, WEFT_FOLLOWED, WEFT_FOLLOWS, WEFT_NONE, WEFT_RULE_AUTO_CORRECT, WEFT_RULE_CHILDREN,
-    WEFT_RULE_CHOSEN, WEFT_RULE_COUPLED, WEFT_RULE_DRAFT, WEFT_RULE_LIKELIEST, WEFT_RULE_SIBLINGS, WEFT_SCRATCH,
-    WEFT_SLOT_GRID, WEFT_SLOT_PREFIX, WEFT_SLOT_SCRATCH, WEFT_TEST_GROUPED, WEFT_TEST_POOLED_MASS,
+    WEFT_RULE_CHOSEN, WEFT_RULE_COUPLED, WEFT_RULE_DRAFT, WEFT_RULE_FORESEE, WEFT_RULE_LIKELIEST, WEFT_RULE_SIBLINGS,
+    WEFT_SCRATCH, WEFT_SLOT_GRID, WEFT_SLOT_PREFIX, WEFT_SLOT_SCRATCH, WEFT_TEST_GROUPED, WEFT_TEST_POOLED_MASS,
     WEFT_TEST_POOLED_RATIO, WEFT_TEST_THRESHOLD, WEFT_TEST_TOKEN, WeftCopy, WeftCounts, WeftDraw, WeftImage, WeftPut,
     WeftRow, WeftSequence, WeftSource, WeftStep, WeftTile,
 };
@@ -158,6 +158,7 @@ impl<'a> Lists<'a> {
                         self.family(draw.position, count);
                     }
                     Rule::Likeliest { count } => self.family(draw.position, count),
+                    Rule::Foresee { count } => assert!((1..=CHILDREN).contains(&count), "{count} tokens"),
                     Rule::Siblings { first, count, drawn } => {
                         assert!(bound == Bound::VerdictLogits, "siblings are judged, not drafted");
                         if count > 0 {
@@ -374,13 +375,12 @@ fn count(draws: &[Draw], is: impl Fn(Rule) -> bool) -> u32 {
 }
 
 fn children(draws: &[Draw]) -> u32 {
-    count(draws, |rule| matches!(rule, Rule::Children { .. } | Rule::Likeliest { .. }))
+    count(draws, |rule| matches!(rule, Rule::Children { .. }) || rule.chooses() > 0)
 }
 
 /// How many tokens a list of draws chooses.
 pub(super) fn chosen(draws: &[Draw]) -> usize {
-    let chosen = |draw: &Draw| if let Rule::Likeliest { count } = draw.rule { count as usize } else { 0 };
-    draws.iter().map(chosen).sum()
+    draws.iter().map(|draw| draw.rule.chooses()).sum()
 }
 
 /// Draws with their links; what they choose is listed behind what was chosen before.
@@ -397,13 +397,12 @@ fn draws(draws: &[Draw], mut before: u32) -> Vec<WeftDraw> {
             Rule::Draft => (WEFT_RULE_DRAFT, 0, 0),
             Rule::AutoCorrect => (WEFT_RULE_AUTO_CORRECT, 0, 0),
             Rule::Children { count } => (WEFT_RULE_CHILDREN, position, count),
-            Rule::Likeliest { count } => {
-                before += count;
-                (WEFT_RULE_LIKELIEST, before - count, count)
-            }
+            Rule::Likeliest { count } => (WEFT_RULE_LIKELIEST, before, count),
+            Rule::Foresee { count } => (WEFT_RULE_FORESEE, before, count),
             Rule::Siblings { first, count, drawn: true } => (WEFT_RULE_SIBLINGS, first, count),
             Rule::Siblings { first, count, drawn: false } => (WEFT_RULE_CHOSEN, first, count),
         };
+        before += draw.rule.chooses() as u32;
         WeftDraw { image, position, rule, links, first, count, round, conditional, unconditional }
     };
     draws.iter().zip(followed).map(draw).collect()

@@ -12,6 +12,7 @@ use super::super::memory::Buffer;
 use super::super::step::{Bound, Count};
 use super::super::{CudaBackend, DeviceStep, Tensor};
 use crate::backend::codebook::nearest;
+use crate::backend::step::CHOICES;
 use crate::backend::{Chosen, Drawn, Error, Phase};
 
 /// Entries of the vocabulary that a block of a shared draw looks at, about.
@@ -111,7 +112,7 @@ impl Canvas {
             arrived: Buffer::zeroed(device, 1 + places, "counters of draws")?,
             judged: Buffer::uninitialised(device, places, "judgements")?,
             drawn: Buffer::zeroed(device, places, "drawn tokens")?,
-            chosen: Buffer::zeroed(device, 2 * places, "chosen tokens")?,
+            chosen: Buffer::zeroed(device, 2 * CHOICES * places, "chosen tokens")?,
         })
     }
 
@@ -159,8 +160,8 @@ impl CudaBackend {
         step.require(Bound::Images, canvas.images());
         step.require(Bound::Places, canvas.positions);
         assert_eq!(logits.cols, canvas.vocab, "logits of another vocabulary");
-        let room = canvas.tokens.len();
-        assert!(draws.len() <= room && chosen(draws) <= room, "a position drawn twice");
+        assert!(draws.len() <= canvas.tokens.len(), "a position drawn twice");
+        assert!(chosen(draws) <= CHOICES * canvas.tokens.len(), "{} tokens are chosen", chosen(draws));
         let vocab = canvas.vocab;
         step.require(Bound::Laws, usize::from(canvas.proposals.is_some()));
         step.require(Bound::Neighbours, codebook.map_or(0, |codebook| codebook.each));
@@ -209,8 +210,8 @@ impl CudaBackend {
             canvas.drawn,
             canvas.chosen,
         ];
-        // SAFETY: the kernel's parameters are these; the places of children lie in the canvas, and a step names each once in
-        // a phase, so that there is room for what is chosen.
+        // SAFETY: the kernel's parameters are these; the places of children lie in the canvas, and there is room for what
+        // each phase chooses.
         unsafe { self.launch(&kernels::TREES, "children", Grid::of(draws, *threads), args) };
     }
 
