@@ -120,6 +120,10 @@ impl<B: Backend> Target for Coarse<'_, B> {
         self.target.round(&round)
     }
 
+    fn foreseen(&mut self) -> Result<Vec<Chosen>, Error> {
+        self.target.foreseen()
+    }
+
     fn tokens(&mut self) -> Result<Vec<u32>, Error> {
         self.target.tokens()
     }

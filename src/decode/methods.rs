@@ -211,7 +211,7 @@ pub const DECODERS: [Description; 14] = [
         training: "spatial heads",
         source: "weft: the same, committed when verified",
         method: Method::EXACT,
-        sweep: &["exact:window=2", "exact:coupling=maximal"],
+        sweep: &["exact:window=2", "exact:coupling=maximal", "exact:tree=32", "exact:window=4:tree=64"],
     },
 ];
 
@@ -239,6 +239,7 @@ impl Method {
         drafter: DRAFTER,
         coupling: Coupling::Gumbel,
         relaxation: Some(Relaxation::NONE),
+        tree: 0,
     });
     /// A window of about three rows: wider ones save few passes and feed many more rows.
     pub const EXACT: Self = Self::Exact(pipeline::Knobs {
@@ -250,6 +251,7 @@ impl Method {
         drafter: DRAFTER,
         coupling: Coupling::Gumbel,
         relaxation: None,
+        tree: 0,
     });
 
     /// Name on the command line.
@@ -320,6 +322,11 @@ impl Method {
             Self::Wavefront(knobs) | Self::Exact(knobs) => knobs.set(knob, value),
         };
         if known? { Ok(changed) } else { Err(format!("{} has no knob {knob:?}", self.name())) }
+    }
+
+    /// Does it feed a tree beside its block?
+    pub fn foresees(&self) -> bool {
+        matches!(self, Self::Exact(knobs) if knobs.foresees())
     }
 
     /// What becomes of a token once its distribution is known.
@@ -412,11 +419,17 @@ impl FromStr for Method {
             let names: Vec<_> = DECODERS.iter().map(|decoder| decoder.name).collect();
             format!("unknown decoder {name:?}, known are {}", names.join(", "))
         })?;
-        parts.try_fold(found.method, |method, part| {
+        let method = parts.try_fold(found.method, |method, part| {
             let (knob, value) =
                 part.split_once('=').ok_or_else(|| format!("{part:?} is not of the form knob=value"))?;
             method.with_knob(knob, value)
-        })
+        })?;
+        match method {
+            Self::Exact(knobs) if knobs.tree > 0 && !knobs.foresees() => {
+                Err("a tree of second guesses needs coupling=gumbel".into())
+            }
+            _ => Ok(method),
+        }
     }
 }
 
@@ -443,6 +456,7 @@ mod tests {
         for text in [
             "wavefront:lag=2:rounds=5:reach=2:draft=left:coupling=maximal:pool=9:mass=0.2",
             "wavefront:reach=all",
+            "exact:window=4:tree=64",
             "scd:window=64:init=above:coupling=gumbel",
             "gsd:window=8:init=left:g=25:delta=0.3:distance=inf",
             "zipar:window=3:adaptive=1",
@@ -466,6 +480,9 @@ mod tests {
         for (text, error) in [
             ("magic", "unknown decoder"),
             ("exact:rounds=3", "exact has no knob \"rounds\""),
+            ("exact:tree=200", "tree=200: must be at most 128"),
+            ("exact:coupling=maximal:tree=8", "needs coupling=gumbel"),
+            ("wavefront:tree=8", "wavefront has no knob \"tree\""),
             ("ar:lag=1", "ar has no knob \"lag\""),
             ("wavefront:lag=-1", "lag=-1: must be"),
             ("wavefront:lag=nan", "lag=nan: must be"),

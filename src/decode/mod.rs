@@ -13,6 +13,7 @@ pub mod drafter;
 mod drafting;
 pub mod dynamic_tree;
 pub mod eagle;
+pub mod foresight;
 pub mod islands;
 pub mod jacobi;
 pub mod knobs;
@@ -84,6 +85,17 @@ impl Ask {
     }
 }
 
+/// A question what a position would be drawn as with the noise of its own, and what nearly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forecast {
+    /// Slot of the node that predicts it; `None` for the position before it, which is in the block.
+    pub parent: Option<usize>,
+    /// The position.
+    pub position: usize,
+    /// How many tokens to name.
+    pub count: usize,
+}
+
 /// One round: tokens are placed, heads draft, one pass feeds a block, tokens are drawn from what it predicts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Round {
@@ -102,12 +114,16 @@ pub struct Round {
     pub temporary: Vec<usize>,
     /// Nodes of a draft tree, fed beside the cache.
     pub nodes: Vec<Node>,
+    /// The columns of each grid row that nodes see, if it is not what the block sees.
+    pub trunk: Option<Vec<u32>>,
     /// Columns of each grid row that are visible to the rows below it.
     pub frontier: Vec<u32>,
     /// Tokens to draw after the pass.
     pub asks: Vec<Ask>,
     /// Children to judge, each family by what its parent predicts. Nothing is written to the canvas.
     pub families: Vec<Family>,
+    /// Tokens to foresee. Nothing is written to the canvas.
+    pub forecasts: Vec<Forecast>,
     /// The position whose distribution, predicted by this pass, is kept for asks of later rounds.
     pub keep: Option<usize>,
 }
@@ -138,6 +154,8 @@ pub trait Target {
     fn grow(&mut self, growth: &Growth) -> Result<Vec<Chosen>, Error>;
     /// Runs a round; what became of the tokens it asks for, then of its families, in its order. One pass.
     fn round(&mut self, round: &Round) -> Result<Vec<Drawn>, Error>;
+    /// What the forecasts of the last round named, in its order.
+    fn foreseen(&mut self) -> Result<Vec<Chosen>, Error>;
     /// The canvas.
     fn tokens(&mut self) -> Result<Vec<u32>, Error>;
     /// What its drafter has cost so far, if that is a model of its own.
@@ -159,6 +177,8 @@ pub trait Schedule {
     fn grown(&mut self, _chosen: &[Chosen]) {}
     /// The next round; `None` when every token is final.
     fn next(&mut self) -> Option<Round>;
+    /// What the forecasts of the last round named; before [`Self::learn`].
+    fn foreseen(&mut self, _chosen: &[Chosen]) {}
     /// What became of the tokens that the last round asked for, in its order.
     fn learn(&mut self, drawn: &[Drawn]);
     /// Tokens that are done.
@@ -239,6 +259,9 @@ pub fn run<T: Target + ?Sized>(
             if family.count > 0 {
                 judge(family.position, drawn.before != NONE);
             }
+        }
+        if !round.forecasts.is_empty() {
+            schedule.foreseen(&target.foreseen()?);
         }
         schedule.learn(&drawn);
         progress(schedule.done());

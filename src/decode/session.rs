@@ -45,11 +45,13 @@ pub struct Aids<B: Backend> {
     pub codebook: Option<Arc<B::Codebook>>,
     /// For draft trees.
     pub eagle: Option<Arc<Eagle<B>>>,
+    /// Rows for a tree with a trunk of its own ([`Round::trunk`]).
+    pub foresight: bool,
 }
 
 impl<B: Backend> Default for Aids<B> {
     fn default() -> Self {
-        Self { codebook: None, eagle: None }
+        Self { codebook: None, eagle: None, foresight: false }
     }
 }
 
@@ -60,7 +62,7 @@ struct State<B: Backend> {
     /// Tokens of the canvas: of the grid, then of what is beside it.
     places: usize,
     codebook: Option<Arc<B::Codebook>>,
-    /// Added to every token's input, `[branch, hidden]`.
+    /// Added to every token's input, `[sequence, hidden]`.
     bias: B::Tensor,
     /// Hidden states before the final norm, `[branch][stride][hidden]`: the one that predicted each position; behind the
     /// grid the one that each node of a draft tree predicts from.
@@ -88,23 +90,25 @@ impl<'m, B: Backend> Session<'m, B> {
         aids: Aids<B>,
     ) -> Result<Self, Error> {
         let (config, grid, backend) = (&model.config, model.grid(), &model.backend);
-        let slots = Slots::new(grid, aids.eagle.is_some());
+        let slots = Slots::new(grid, aids.eagle.is_some(), aids.foresight);
         let test = if let Acceptance::Judged(test) = acceptance { test } else { Test::Token };
         let mut conditions = vec![condition, unconditional];
         conditions.truncate(image.sampling.branches());
         let lengths: Vec<usize> = conditions.iter().map(|c| c.prefix.len() / config.hidden_size).collect();
         let (tables, pages) = tables(&lengths, grid, slots.rows);
         let branches = conditions.len();
+        let sequences = if aids.foresight { 2 * branches } else { branches };
         let rows = lengths.iter().sum::<usize>().max(branches * (grid.len() + slots.rows));
         let capacity = Capacity {
             rows,
-            sequences: branches,
+            sequences,
             pages,
-            frontiers: branches * grid.height,
+            frontiers: sequences * grid.height,
             sources: 2 * branches * grid.len(),
             groups: config.heads().0 + config.heads().1,
         };
-        let bias: Vec<f32> = conditions.iter().flat_map(|condition| &condition.bias).copied().collect();
+        let of_sequences = conditions.iter().cycle().take(sequences);
+        let bias: Vec<f32> = of_sequences.flat_map(|condition| &condition.bias).copied().collect();
         let beside = |eagle| Drafting::new(model, eagle, &tables, (capacity, slots.rows), &bias);
         let drafting = aids.eagle.map(beside).transpose()?;
         Ok(Self {
@@ -116,7 +120,7 @@ impl<'m, B: Backend> Session<'m, B> {
             kept: 0,
             capacity,
             step: backend.step(capacity)?,
-            state: State::new(model, acceptance, aids.codebook, (capacity, slots), &bias)?,
+            state: State::new(model, acceptance, aids.codebook, (branches, capacity, slots), &bias)?,
             drafting,
             prompts: conditions.into_iter().map(|condition| condition.prefix).collect(),
         })
@@ -128,29 +132,22 @@ impl<'m, B: Backend> Session<'m, B> {
 
     /// The step of a round.
     fn plan(&mut self, round: &Round) -> Step {
-        let (branches, beside) = (self.branches(), round.block.len() + round.temporary.len());
-        let rows = beside + round.nodes.len();
+        let branches = self.branches();
+        let rows = Rows { round, branches };
         let mut step = Step { images: vec![self.image], ..Step::default() };
         self.plan_puts(round, &mut step);
         self.plan_drafts(&round.drafts, &mut step);
         self.plan_rows(round, &mut step);
-        let row = |position: usize| {
-            let in_block = round.block.binary_search(&position).ok();
-            let beside = || round.temporary.iter().position(|&at| at == position).map(|row| round.block.len() + row);
-            in_block.or_else(beside)
-        };
-        let predicted = |position: usize| position.checked_sub(1).and_then(row);
         let wanted = round.asks.iter().map(|ask| ask.position).chain(round.keep);
-        let parent = |family: &Family| match family.parent {
-            None => round.block.len() - 1,
-            Some(slot) => beside + round.nodes.iter().position(|node| node.slot == slot).expect("a parent is fed"),
-        };
-        let wanted: Vec<usize> = wanted.filter_map(predicted).chain(round.families.iter().map(parent)).collect();
+        let families = round.families.iter().map(|family| rows.before(family.parent, family.position));
+        let forecasts = round.forecasts.iter().map(|forecast| rows.before(forecast.parent, forecast.position));
+        let wanted: Vec<Row> =
+            wanted.filter_map(|position| rows.predicts(position)).chain(families).chain(forecasts).collect();
         step.predictions =
-            (0..branches).flat_map(|branch| wanted.iter().map(move |row| (branch * rows + row) as u32)).collect();
+            (0..branches).flat_map(|branch| wanted.iter().map(move |&row| rows.index(branch, row))).collect();
         let mut next = 0;
         for ask in &round.asks {
-            let first = match predicted(ask.position) {
+            let first = match rows.predicts(ask.position) {
                 Some(_) => {
                     next += 1;
                     (next - 1, wanted.len())
@@ -168,10 +165,13 @@ impl<'m, B: Backend> Session<'m, B> {
             step.copies = self.copies(next, wanted.len());
             self.kept = position;
         }
-        let families = wanted.len() - round.families.len();
-        for (index, family) in round.families.iter().enumerate() {
-            let rows = [Some((families + index, wanted.len())), None];
-            step.verdicts.push(draw(family.position, (self.siblings(family), 0), branches, rows));
+        let families = round.families.iter().map(|family| (family.position, self.siblings(family)));
+        let foresee = |count| Rule::Foresee { count: count as u32 };
+        let forecasts = round.forecasts.iter().map(|forecast| (forecast.position, foresee(forecast.count)));
+        let first = wanted.len() - round.families.len() - round.forecasts.len();
+        for (index, (position, rule)) in families.chain(forecasts).enumerate() {
+            let rows = [Some((first + index, wanted.len())), None];
+            step.verdicts.push(draw(position, (rule, 0), branches, rows));
         }
         step
     }
@@ -195,23 +195,36 @@ impl<'m, B: Backend> Session<'m, B> {
         }
     }
 
-    /// The rows of each branch: the block, then those beside the cache, then nodes.
+    /// The rows of each branch: the block, then those beside the cache, then nodes; or, if those do not see what the block
+    /// sees, nodes in sequences of their own behind all others.
     fn plan_rows(&self, round: &Round, step: &mut Step) {
-        for (sequence, table) in self.tables.iter().enumerate() {
-            step.layout.sequences.push(PageTable { frontier: round.frontier.clone(), ..table.clone() });
-            let grid = round.block.iter().map(|&position| Slot::Grid(position as u32));
-            let scratch = round.temporary.iter().enumerate().map(|(slot, &at)| Slot::Scratch {
-                slot: slot as u32,
-                at: at as u32,
-                ancestors: 1 << slot,
-            });
-            let nodes = round.nodes.iter().map(|node| Slot::Scratch {
-                slot: node.slot as u32,
-                at: node.at as u32,
-                ancestors: node.ancestors,
-            });
-            let slots = grid.chain(scratch).chain(nodes);
-            step.layout.rows.extend(slots.map(|slot| RowPlace { sequence: sequence as u32, slot }));
+        let grid = round.block.iter().map(|&position| Slot::Grid(position as u32));
+        let scratch = round.temporary.iter().enumerate().map(|(slot, &at)| Slot::Scratch {
+            slot: slot as u32,
+            at: at as u32,
+            ancestors: 1 << slot,
+        });
+        let nodes = round.nodes.iter().map(|node| Slot::Scratch {
+            slot: node.slot as u32,
+            at: node.at as u32,
+            ancestors: node.ancestors,
+        });
+        let (block, nodes): (Vec<Slot>, Vec<Slot>) = (grid.chain(scratch).collect(), nodes.collect());
+        match &round.trunk {
+            None => self.plan_sequences(&round.frontier, &[block, nodes].concat(), step),
+            Some(trunk) => {
+                self.plan_sequences(&round.frontier, &block, step);
+                self.plan_sequences(trunk, &nodes, step);
+            }
+        }
+    }
+
+    /// Adds a sequence for each branch, all with these rows.
+    fn plan_sequences(&self, frontier: &[u32], slots: &[Slot], step: &mut Step) {
+        for table in &self.tables {
+            let sequence = step.layout.sequences.len() as u32;
+            step.layout.sequences.push(PageTable { frontier: frontier.to_vec(), ..table.clone() });
+            step.layout.rows.extend(slots.iter().map(|&slot| RowPlace { sequence, slot }));
         }
     }
 
@@ -386,11 +399,11 @@ impl<B: Backend> State<B> {
         model: &Avatar<B>,
         acceptance: Acceptance,
         codebook: Option<Arc<B::Codebook>>,
-        (capacity, slots): (Capacity, Slots),
+        (branches, capacity, slots): (usize, Capacity, Slots),
         bias: &[f32],
     ) -> Result<Self, Error> {
         let (config, grid, backend) = (&model.config, model.grid(), &model.backend);
-        let (hidden, vocab, branches) = (config.hidden_size, config.image_vocab_size, capacity.sequences);
+        let (hidden, vocab) = (config.hidden_size, config.image_vocab_size);
         let proposals = acceptance != Acceptance::Coupled;
         let (places, stride) = (grid.len() + slots.places, grid.len() + slots.states);
         let mut state = Self {
@@ -399,7 +412,7 @@ impl<B: Backend> State<B> {
             places,
             stride,
             codebook,
-            bias: backend.tensor(branches, hidden)?,
+            bias: backend.tensor(capacity.sequences, hidden)?,
             states: backend.tensor(branches * stride, hidden)?,
             hidden: backend.tensor(capacity.rows, hidden)?,
             selected: backend.tensor(capacity.rows, hidden)?,
@@ -472,6 +485,10 @@ impl<B: Backend> Target for Session<'_, B> {
         self.model.backend.drawn(&self.step, &self.state.canvas)
     }
 
+    fn foreseen(&mut self) -> Result<Vec<Chosen>, Error> {
+        self.model.backend.chosen(&self.step, &self.state.canvas)
+    }
+
     fn tokens(&mut self) -> Result<Vec<u32>, Error> {
         let mut tokens = self.model.backend.tokens(&self.state.canvas, 0)?;
         tokens.truncate(self.model.grid().len());
@@ -480,6 +497,50 @@ impl<B: Backend> Target for Session<'_, B> {
 
     fn draft_cost(&self) -> DraftCost {
         self.drafting.as_ref().map(|drafting| drafting.cost).unwrap_or_default()
+    }
+}
+
+/// Where the rows of a round are in its layout.
+#[derive(Clone, Copy)]
+struct Rows<'r> {
+    round: &'r Round,
+    branches: usize,
+}
+
+/// A row of one branch: of the block and what is beside it, or of the nodes.
+#[derive(Clone, Copy)]
+enum Row {
+    Block(usize),
+    Node(usize),
+}
+
+impl Rows<'_> {
+    /// The row that predicts a position, if it is of the block or stands in for one.
+    fn predicts(&self, position: usize) -> Option<Row> {
+        let (Round { block, temporary, .. }, before) = (self.round, position.checked_sub(1)?);
+        let beside = || temporary.iter().position(|&at| at == before).map(|row| block.len() + row);
+        block.binary_search(&before).ok().or_else(beside).map(Row::Block)
+    }
+
+    /// The row that predicts a position after a node, or without one after the block's.
+    ///
+    /// # Panics
+    /// If that is not fed.
+    fn before(&self, parent: Option<usize>, position: usize) -> Row {
+        let node = |slot| self.round.nodes.iter().position(|node| node.slot == slot).map(Row::Node);
+        parent.map_or_else(|| self.predicts(position), node).expect("it is fed")
+    }
+
+    /// Number of a branch's row in the layout.
+    fn index(&self, branch: usize, row: Row) -> u32 {
+        let (block, nodes) = (self.round.block.len() + self.round.temporary.len(), self.round.nodes.len());
+        let index = match (row, &self.round.trunk) {
+            (Row::Block(row), None) => branch * (block + nodes) + row,
+            (Row::Node(node), None) => branch * (block + nodes) + block + node,
+            (Row::Block(row), Some(_)) => branch * block + row,
+            (Row::Node(node), Some(_)) => self.branches * block + branch * nodes + node,
+        };
+        index as u32
     }
 }
 
@@ -513,13 +574,10 @@ struct Slots {
 }
 
 impl Slots {
-    fn new(grid: Grid, trees: bool) -> Self {
+    fn new(grid: Grid, trees: bool, foresight: bool) -> Self {
         // One for every row that may begin in a pass.
-        let rows = grid.height.min(SCRATCH);
-        match trees {
-            true => Self { rows: SCRATCH, places: SCRATCH + PROPOSED, states: SCRATCH },
-            false => Self { rows, places: rows, states: 0 },
-        }
+        let rows = if trees || foresight { SCRATCH } else { grid.height.min(SCRATCH) };
+        Self { rows, places: rows + if trees { PROPOSED } else { 0 }, states: if trees { SCRATCH } else { 0 } }
     }
 }
 

@@ -1,7 +1,7 @@
 //! A toy model with an enumerable law, and the statistics that judge decoders on it.
 
 use super::tree::{Choice, Family, Growth, Node, State};
-use super::{Acceptance, Ask, Draft, Outcome, Round, Scene, Schedule, Target};
+use super::{Acceptance, Ask, Draft, Forecast, Outcome, Round, Scene, Schedule, Target};
 use crate::backend::cpu::{Canvas, Codebook};
 use crate::backend::{Chosen, Draw, Drawn, Error, Image, NONE, Rule, SCRATCH, Test};
 use crate::grid::Grid;
@@ -213,6 +213,16 @@ impl Toy {
         self.canvas.apply(&draw, &image, self.codebook.as_ref(), log_weights)
     }
 
+    fn foresee(&mut self, forecast: &Forecast) {
+        let predicted = forecast.parent.map_or(forecast.position, |slot| self.grid.len() + 1 + slot);
+        let log_weights = self.passed[predicted].clone();
+        let (rule, (conditional, unconditional)) =
+            (Rule::Foresee { count: forecast.count as u32 }, ([0, NONE], [NONE; 2]));
+        let position = forecast.position as u32;
+        let draw = Draw { image: 0, position, rule, follows: false, round: 0, conditional, unconditional };
+        self.canvas.apply(&draw, &self.image(Test::Token), None, &log_weights);
+    }
+
     fn judge(&mut self, draw: &Draw, image: &Image, log_weights: &[f32]) -> Drawn {
         let earlier = matches!(self.mutant, Some(Mutant::StaleLaw)).then(|| self.canvas.clone());
         let drawn = self.canvas.apply(draw, image, None, log_weights);
@@ -266,7 +276,7 @@ impl Target for Toy {
             self.feed(position, token, &round.frontier);
         }
         for &node in &round.nodes {
-            self.feed_node(node, &round.frontier);
+            self.feed_node(node, round.trunk.as_ref().unwrap_or(&round.frontier));
         }
         for &position in round.temporary.iter().filter(|position| !round.block.contains(position)) {
             self.feed_beside(position, &round.frontier);
@@ -284,8 +294,15 @@ impl Target for Toy {
             let log_weights = self.passed[predicted].clone();
             drawn.push(self.judge_family(family, &log_weights));
         }
+        for forecast in &round.forecasts {
+            self.foresee(forecast);
+        }
         self.kept = round.keep.unwrap_or(self.kept);
         Ok(drawn)
+    }
+
+    fn foreseen(&mut self) -> Result<Vec<Chosen>, Error> {
+        Ok(self.canvas.take_chosen())
     }
 
     fn grow(&mut self, growth: &Growth) -> Result<Vec<Chosen>, Error> {
@@ -414,8 +431,17 @@ mod law {
 
     fn coupled_wave(rounds: Option<u32>, coupling: Coupling) -> impl Fn(&Toy) -> Box<dyn Schedule> {
         let drafter = drafter::SpatialDrafter { preference: drafter::Preference::Both };
-        let knobs =
-            Knobs { lag: 1.0, slope: 0.5, window: 2.0, rounds, reach: None, drafter, coupling, relaxation: None };
+        let knobs = Knobs {
+            lag: 1.0,
+            slope: 0.5,
+            window: 2.0,
+            rounds,
+            reach: None,
+            drafter,
+            coupling,
+            relaxation: None,
+            tree: 0,
+        };
         move |toy| Box::new(Wave::new(toy.grid(), toy.heads(), knobs))
     }
 

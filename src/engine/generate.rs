@@ -109,7 +109,8 @@ impl<B: Backend> Generator<B> {
         let image =
             Image { stream: Stream { seed: request.seed, image: 0 }, sampling: request.sampling, test: Test::Token };
         let acceptance = request.method.acceptance();
-        let mut aids = Aids { codebook: self.codebook(acceptance)?, ..Aids::default() };
+        let foresight = request.method.foresees();
+        let mut aids = Aids { codebook: self.codebook(acceptance)?, foresight, ..Aids::default() };
         if request.method.needs_eagle() {
             aids.eagle = Some(self.eagle(request.method.name())?);
         }

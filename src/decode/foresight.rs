@@ -1,0 +1,259 @@
+//! Second guesses at the front of an exact decoder, as a tree.
+//!
+//! With the noise of its position fixed, a token is the one with the largest log p + noise ([`Rule::Coupled`]). A
+//! distribution that was made in a context which has since changed still says which tokens are near the top, and that
+//! as a law: the softmax of these sums. Most passes end at a token that was the runner-up. So the few best of every
+//! position at the front ([`Forecast`]) make a tree of continuations, most probable first, which is fed beside the
+//! block. The way through it that the drawn tokens take runs on where the block was wrong.
+//!
+//! Nothing is final by it: the tokens on the way are put into the canvas as guesses, and the next pass, which feeds them
+//! in any case for their keys, verifies them like others. That is why the numerics of rows beside the cache cannot touch
+//! what is returned.
+//!
+//! [`Rule::Coupled`]: crate::backend::Rule::Coupled
+
+use super::tree::Node;
+use super::{Ask, Forecast, Round, frontier};
+use crate::backend::{Chosen, SCRATCH};
+use crate::grid::Grid;
+
+/// Nodes at most.
+pub const MOST: usize = SCRATCH;
+
+/// Tokens that a position may have; more are worth nothing (docs/wavefront.md).
+const TOKENS: usize = 3;
+
+/// Positions after the front that are forecast: a pass seldom gets further.
+const AHEAD: usize = 32;
+
+/// A token that a position may have.
+struct Guess {
+    /// The one before it; `None` for the first position after the trunk.
+    parent: Option<usize>,
+    at: usize,
+    token: u32,
+    ancestors: u128,
+}
+
+/// The tree of one image.
+pub struct Foresight {
+    grid: Grid,
+    /// Nodes at most.
+    budget: usize,
+    /// What each position may be as of its last forecast, best first; nothing if there was none.
+    outlook: Vec<Vec<Chosen>>,
+    /// The last position whose token is final, or will be if the tree was right.
+    trunk: usize,
+    /// By slot.
+    tree: Vec<Guess>,
+    /// What the round under way asks.
+    asked: Vec<Forecast>,
+    /// Guesses for the next pass.
+    puts: Vec<(usize, u32)>,
+}
+
+impl Foresight {
+    /// Trees of at most `budget` nodes over a grid.
+    pub fn new(grid: Grid, budget: usize) -> Self {
+        Self {
+            grid,
+            budget: budget.min(MOST),
+            outlook: vec![Vec::new(); grid.len()],
+            trunk: 0,
+            tree: Vec::new(),
+            asked: Vec::new(),
+            puts: Vec::new(),
+        }
+    }
+
+    /// Guesses for positions below `limit`, to be put before the pass.
+    pub fn puts(&mut self, limit: usize) -> Vec<(usize, u32)> {
+        self.trunk = self.trunk.min(limit - 1);
+        let mut puts = std::mem::take(&mut self.puts);
+        puts.retain(|&(position, _)| position < limit);
+        puts
+    }
+
+    /// The last position whose token is final, or will be if the tree was right.
+    pub fn trunk(&self) -> usize {
+        self.trunk
+    }
+
+    /// Adds a tree to a round that feeds the trunk and asks for these tokens.
+    pub fn grow(&mut self, asks: &[Ask], round: &mut Round) {
+        self.sprout();
+        let length = self.grid.len();
+        let nodes = self.tree.iter().enumerate();
+        round.nodes =
+            nodes.clone().map(|(slot, guess)| Node { slot, at: guess.at, ancestors: guess.ancestors }).collect();
+        round.puts.extend(nodes.map(|(slot, guess)| (length + slot, guess.token)));
+        round.trunk = Some(frontier(self.grid, self.trunk + 1));
+        let ahead = asks
+            .iter()
+            .map(|ask| ask.position)
+            .filter(|position| (1..=AHEAD).contains(&position.wrapping_sub(self.trunk)));
+        let of = |parent, position| Forecast { parent, position, count: TOKENS };
+        self.asked = ahead.map(|position| of(None, position)).collect();
+        self.asked.extend(self.tree.iter().enumerate().map(|(slot, guess)| of(Some(slot), guess.at + 1)));
+        round.forecasts.clone_from(&self.asked);
+    }
+
+    /// The most probable continuations of the trunk.
+    fn sprout(&mut self) {
+        self.tree.clear();
+        let mut open: Vec<(f32, Guess)> = Vec::new();
+        self.children(None, 0.0, &mut open);
+        while self.tree.len() < self.budget {
+            // The first of the best.
+            let best = (0..open.len()).reduce(|best, next| if open[next].0 > open[best].0 { next } else { best });
+            let Some(best) = best else { break };
+            let (score, mut guess) = open.remove(best);
+            let slot = self.tree.len();
+            guess.ancestors |= 1 << slot;
+            self.tree.push(guess);
+            self.children(Some(slot), score, &mut open);
+        }
+    }
+
+    /// Adds the children of a node to what may come next.
+    fn children(&self, parent: Option<usize>, score: f32, open: &mut Vec<(f32, Guess)>) {
+        let (before, ancestors) =
+            parent.map_or((self.trunk, 0), |slot| (self.tree[slot].at, self.tree[slot].ancestors));
+        // Nothing comes after the last position, so a node there is of no use.
+        let at = before + 1;
+        let known = if at + 1 < self.grid.len() { self.outlook[at].as_slice() } else { &[] };
+        let probable = known.iter().filter(|chosen| chosen.log_probability > f32::NEG_INFINITY);
+        open.extend(
+            probable
+                .map(|chosen| (score + chosen.log_probability, Guess { parent, at, token: chosen.token, ancestors })),
+        );
+    }
+
+    /// What the round said: `known` is the last position whose token the block made sure of, if what it was fed up to the
+    /// trunk was right, and `token` the one after the trunk, if that was asked for.
+    pub fn learn(&mut self, known: usize, token: Option<u32>, chosen: &[Chosen]) {
+        let mut forecasts = vec![&[][..]; self.tree.len()];
+        for (forecast, chosen) in self.asked.iter().zip(chosen.chunks_exact(TOKENS)) {
+            match forecast.parent {
+                Some(slot) => forecasts[slot] = chosen,
+                None => self.outlook[forecast.position] = chosen.to_vec(),
+            }
+        }
+        let confirmed = known > self.trunk;
+        let way = self.way(if confirmed { token } else { None }, &forecasts);
+        // The last node on the way says which token comes after it.
+        let reached = way.last().map_or(0, |&slot| self.tree[slot].at + 1);
+        if reached > known {
+            self.follow(&way, known, &forecasts);
+        }
+        self.trunk = known.max(reached);
+    }
+
+    /// The nodes that the tokens pass through.
+    fn way(&self, token: Option<u32>, forecasts: &[&[Chosen]]) -> Vec<usize> {
+        let (mut way, mut token) = (Vec::new(), token);
+        while let Some(next) = token {
+            let of = |guess: &Guess| guess.parent == way.last().copied() && guess.token == next;
+            let Some(slot) = self.tree.iter().position(of) else { break };
+            way.push(slot);
+            token = forecasts[slot].first().map(|chosen| chosen.token);
+        }
+        way
+    }
+
+    /// Takes the tokens of a way for guesses, beyond what is known, and behind its end what was seen from the likeliest
+    /// nodes there: they were wrong about one token, the block was wrong about more.
+    fn follow(&mut self, way: &[usize], known: usize, forecasts: &[&[Chosen]]) {
+        let mut slots = way.to_vec();
+        while let Some(child) = self.tree.iter().position(|guess| guess.parent == slots.last().copied()) {
+            slots.push(child);
+        }
+        for slot in slots {
+            let position = self.tree[slot].at + 1;
+            if position > known && !forecasts[slot].is_empty() {
+                self.puts.push((position, forecasts[slot][0].token));
+                self.outlook[position] = forecasts[slot].to_vec();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GRID: Grid = Grid { height: 2, width: 4 };
+
+    fn forecast(tokens: [u32; TOKENS], chances: [f32; TOKENS]) -> Vec<Chosen> {
+        tokens.into_iter().zip(chances).map(|(token, p)| Chosen { token, log_probability: p.ln() }).collect()
+    }
+
+    fn foresight(budget: usize) -> Foresight {
+        let mut foresight = Foresight::new(GRID, budget);
+        foresight.outlook[1] = forecast([10, 11, 12], [0.6, 0.4, 0.0]);
+        foresight.outlook[2] = forecast([20, 21, 22], [0.9, 0.1, 0.0]);
+        foresight.outlook[3] = forecast([30, 31, 32], [0.5, 0.3, 0.2]);
+        foresight
+    }
+
+    fn asks() -> [Ask; 3] {
+        [1, 2, 3].map(Ask::verify)
+    }
+
+    /// Token and parent of each node.
+    fn tree(foresight: &Foresight) -> Vec<(u32, Option<usize>)> {
+        foresight.tree.iter().map(|guess| (guess.token, guess.parent)).collect()
+    }
+
+    #[test]
+    fn a_tree_takes_the_most_probable_first() {
+        let mut foresight = foresight(6);
+        let mut round = Round::default();
+        foresight.grow(&asks(), &mut round);
+        // 0.6, 0.54, 0.4, 0.36, 0.27, 0.18 (30 after 11, 20) before 0.162.
+        let expected = [(10, None), (20, Some(0)), (11, None), (20, Some(2)), (30, Some(1)), (30, Some(3))];
+        assert_eq!(tree(&foresight), expected);
+        assert_eq!(round.nodes[5], Node { slot: 5, at: 3, ancestors: 0b10_1100 });
+        assert_eq!(round.puts[4], (8 + 4, 30));
+        assert_eq!(round.trunk, Some(vec![1, 0]));
+        let of = |parent, position| Forecast { parent, position, count: TOKENS };
+        assert_eq!(round.forecasts[..4], [of(None, 1), of(None, 2), of(None, 3), of(Some(0), 2)]);
+    }
+
+    #[test]
+    fn the_way_runs_on_where_the_block_was_wrong() {
+        let mut foresight = foresight(6);
+        foresight.grow(&asks(), &mut Round::default());
+        let mut chosen: Vec<Chosen> = (0..3).flat_map(|_| forecast([1, 2, 3], [1.0, 0.0, 0.0])).collect();
+        // What each node sees after it: 11 is followed by 20, that by 77, and behind 30 comes 88.
+        let after = [99, 99, 20, 77, 99, 88];
+        chosen.extend(after.iter().flat_map(|&token| forecast([token, 5, 6], [0.7, 0.2, 0.1])));
+        // The block was right about nothing; position 1 is 11.
+        foresight.learn(1, Some(11), &chosen);
+        assert_eq!(foresight.trunk, 3);
+        assert_eq!(foresight.puts(8), [(2, 20), (3, 77), (4, 88)]);
+        assert_eq!(foresight.outlook[4][0].token, 88);
+    }
+
+    #[test]
+    fn a_block_that_got_further_or_was_wrong_before_the_trunk_decides() {
+        for (known, token) in [(6, Some(11)), (0, Some(11)), (2, Some(44)), (1, None)] {
+            let mut foresight = foresight(6);
+            foresight.grow(&asks(), &mut Round::default());
+            let chosen: Vec<Chosen> = (0..9).flat_map(|_| forecast([20, 2, 3], [1.0, 0.0, 0.0])).collect();
+            foresight.learn(known, token, &chosen);
+            assert_eq!(foresight.trunk, known);
+            assert!(foresight.puts(8).is_empty());
+        }
+    }
+
+    #[test]
+    fn nothing_is_guessed_beyond_what_is_fed() {
+        let mut foresight = foresight(6);
+        foresight.grow(&asks(), &mut Round::default());
+        let chosen: Vec<Chosen> = (0..9).flat_map(|_| forecast([20, 2, 3], [1.0, 0.0, 0.0])).collect();
+        foresight.learn(1, Some(11), &chosen);
+        assert_eq!(foresight.puts(3), [(2, 20)]);
+        assert_eq!(foresight.trunk, 2);
+    }
+}
