@@ -87,6 +87,17 @@ fn exact_returns_the_tokens_of_ar_at_any_temperature() {
         assert_eq!(exact.tokens, plain.tokens, "{sampling:?}");
         assert_eq!(plain.stats.nfe, 576);
         assert!(exact.stats.nfe < plain.stats.nfe / 2, "{} passes", exact.stats.nfe);
+        if sampling == defaults {
+            let tree = generate(gpu(), "exact:tree=32".parse().unwrap(), sampling).outcome;
+            println!("{} passes, {} with second guesses", exact.stats.nfe, tree.stats.nfe);
+            assert_eq!(tree.tokens, plain.tokens);
+            assert!(
+                tree.stats.nfe < exact.stats.nfe,
+                "{} passes, {} without the tree",
+                tree.stats.nfe,
+                exact.stats.nfe
+            );
+        }
     }
 }
 

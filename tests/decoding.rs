@@ -79,6 +79,7 @@ fn agree_with_ar_when_greedy(prompts: &[&str]) {
             "lantern++:k=0",
             "exact",
             "exact:coupling=maximal",
+            "exact:tree=16",
         ] {
             let outcome = run(method);
             assert_eq!(outcome.tokens, plain.tokens, "{method}: {prompt}");
@@ -96,6 +97,9 @@ fn gumbel_coupling_returns_the_tokens_of_ar() {
     let (coupled, passes) = tokens(&generator, "scd:coupling=gumbel".parse().unwrap(), sampling, 3);
     assert_eq!(coupled, plain);
     assert!(passes < 400, "{passes} passes");
+    let (foreseen, fewer) = tokens(&generator, "exact:tree=32".parse().unwrap(), sampling, 3);
+    assert_eq!(foreseen, plain);
+    assert!(fewer < 100, "{fewer} passes");
 }
 
 /// 24 columns and six passes more for each of the other 23 rows.
