@@ -16,6 +16,7 @@ use weft::backend::{
     WeightFormat,
 };
 use weft::decode::methods::Method;
+use weft::decode::session::Aids;
 use weft::decode::{Acceptance, Target};
 use weft::engine::{Generator, Output, Request};
 use weft::models::avatar::Condition;
@@ -160,6 +161,51 @@ fn published_decoders_make_images_as_on_the_processor() {
         println!("{name}: {} passes, {} on the processor", ours.nfe, theirs.nfe);
         assert!(ours.nfe.abs_diff(theirs.nfe) <= theirs.nfe / 5, "{name}: {ours:?}, {theirs:?} on the processor");
         assert!((ours.acceptance() - theirs.acceptance()).abs() < 0.1, "{name}: {ours:?}, {theirs:?}");
+    }
+}
+
+/// Decodes the first `count` tokens of an image by draft trees; the tokens, and the passes that they took.
+fn by_trees<B: Backend>(generator: &Generator<B>, name: &str, sampling: Sampling, count: usize) -> (Vec<u32>, usize) {
+    let method: Method = name.parse().unwrap();
+    let aids = Aids { eagle: Some(generator.eagle(name).unwrap()), ..Aids::default() };
+    let image = Image { stream: Stream { seed: SEED, image: 0 }, sampling, test: Test::Token };
+    let mut session = generator.aided(PROMPT, image, method.acceptance(), aids).unwrap();
+    let mut schedule = method.schedule(session.scene());
+    schedule.begin(session.begin().unwrap().after);
+    let mut passes = 0;
+    while schedule.done() < count {
+        while let Some(growth) = schedule.grow() {
+            schedule.grown(&session.grow(&growth).unwrap());
+        }
+        let Some(round) = schedule.next() else { break };
+        schedule.learn(&session.round(&round).unwrap());
+        passes += 1;
+    }
+    // The last tokens are put before the next tree grows.
+    if let Some(growth) = schedule.grow() {
+        session.grow(&growth).unwrap();
+    }
+    let mut tokens = session.tokens().unwrap();
+    tokens.truncate(count);
+    (tokens, passes)
+}
+
+/// Trees that are drawn and trees that are chosen, grown by a drafter and judged, all on the device.
+#[test]
+fn draft_trees_decode_on_the_device() {
+    const COUNT: usize = 72;
+    let _turn = alone();
+    let sampling = cpu().default_sampling();
+    let greedy = Sampling { temperature: 0.0, ..sampling };
+    let plain = tokens(gpu(), Method::EXACT, greedy);
+    for name in ["eagle1:tree=paper:nodes=16:depth=4", "eagle2:nodes=16:depth=4:top=4"] {
+        let (drafted, passes) = by_trees(gpu(), name, greedy, COUNT);
+        println!("{name}: {COUNT} greedy tokens in {passes} passes");
+        assert_eq!(drafted, plain[..COUNT], "{name}");
+        assert!(passes < COUNT * 3 / 4, "{name}: {passes} passes");
+        let ((_, ours), (_, theirs)) = (by_trees(gpu(), name, sampling, COUNT), by_trees(cpu(), name, sampling, COUNT));
+        println!("{name}: {ours} passes, {theirs} on the processor");
+        assert!(ours.abs_diff(theirs) <= theirs / 4, "{name}: {ours} passes, {theirs} on the processor");
     }
 }
 

@@ -9,7 +9,9 @@
 //! rows, on the thread count or on what else is in the batch. Exact speculative decoding rests on this.
 //!
 //! **Queued work.** An op is handed over, not finished, when its call returns. What goes wrong on a device is
-//! reported by the next call that returns an [`Error`]; until then the ops that follow do nothing.
+//! reported by the next call that returns an [`Error`]; until then the ops that follow do nothing. If there was no memory for
+//! an op, that is said once, to the thread that handed it over: what the ops since were to write is undefined, and the
+//! backend goes on.
 //!
 //! **Steps.** What varies from step to step (rows, slots, frontiers, draws) is in a [`Step`], sent to the machine in
 //! one piece by [`Backend::set_step`]; ops read it there. So [`Backend::run`] may record the ops of a step once and

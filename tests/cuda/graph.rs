@@ -1,6 +1,6 @@
 //! Steps: recorded once for each size and replayed with other lengths, slots, frontiers, images and branches.
 
-use crate::support::{Noise, assert_same, backend};
+use crate::support::{Noise, assert_same, backend, on_gpu, read, simulate};
 use weft::backend::cuda::{CudaBackend, Traffic};
 use weft::backend::{
     AttentionShape, Axes, Backend, Capacity, Copy, Draw, Drawn, Embedding, Epilogue, Error, Grouping, Image, KvFormat,
@@ -473,4 +473,61 @@ fn the_workspace_grows_for_a_step_that_is_recorded() {
         assert_same(&recorded[..both], &eager[..both], &format!("round {round}"));
     }
     assert_eq!(grew, [(0, 1), (1, 1), (0, 0), (0, 0), (0, 0), (0, 0)], "allocations and recordings of each round");
+}
+
+#[test]
+fn a_step_without_memory_is_an_error_and_the_backend_goes_on() {
+    if on_gpu() {
+        return;
+    }
+    let _one_at_a_time = backend();
+    // Of its own: that of the other tests has a large workspace.
+    let backend = &CudaBackend::new(0).unwrap();
+    let mut pool = backend.kv_pool(1, 4000, SHAPE, KvFormat::Bf16).unwrap();
+    let capacity =
+        Capacity { rows: ROWS, sequences: SEQUENCES, pages: PAGES, frontiers: GRID.0, ..Capacity::default() };
+    let mut step = backend.step(capacity).unwrap();
+    let mut out = backend.tensor(ROWS, SHAPE.query()).unwrap();
+    let mut heads = backend.tensor(ROWS, SHAPE.qkv()).unwrap();
+    let mut other = backend.tensor(2, 8).unwrap();
+    let mut noise = Noise(34);
+    let layout = layout(&mut noise, 1, 30);
+    let values = noise.values(layout.rows.len() * SHAPE.qkv());
+    let host = Step { images: plan(0).images, layout, ..Step::default() };
+    let rotary = Rotary { theta: 1e4, axes: Axes::Two, pairing: Pairing::Halves };
+    let mut attempt = |recorded: bool, fails: bool| {
+        backend.upload(&values, &mut heads);
+        backend.set_step(host.clone(), &mut step).unwrap();
+        simulate("CUDA_SIM_FAIL", if fails { "alloc=1" } else { "" });
+        let mut ops = |backend: &CudaBackend, step: &<CudaBackend as Backend>::Step| {
+            backend.rotate_and_store(&mut heads, None, rotary, step, 0, &mut pool);
+            backend.attention(&heads, step, 0, &pool, &mut out);
+        };
+        match recorded {
+            true => backend.run(&mut step, &mut ops),
+            false => ops(backend, &step),
+        }
+        simulate("CUDA_SIM_FAIL", "");
+        if fails {
+            // Another thread's work is done, and it is told nothing.
+            let elsewhere = || {
+                backend.upload(&[2.5; 16], &mut other);
+                read(backend, &other)
+            };
+            let theirs = std::thread::scope(|scope| scope.spawn(elsewhere).join().unwrap());
+            assert_eq!(theirs, [2.5; 16]);
+        }
+        backend.read(&out).map(|values| values.into_owned())
+    };
+    for recorded in [true, false] {
+        match attempt(recorded, true) {
+            Err(Error::OutOfMemory { what, needed, .. }) => {
+                assert!(what.contains("workspace") && needed > 4 << 20, "{what}: {needed}");
+            }
+            other => panic!("recorded: {recorded}: {:?}", other.map(|values| values.len())),
+        }
+    }
+    let (recorded, eager) = (attempt(true, false).unwrap(), attempt(false, false).unwrap());
+    assert_same(&recorded[..eager.len()], &eager, "after the failures");
+    assert!(eager.len() > 25 * SHAPE.query());
 }

@@ -3,6 +3,7 @@
 use std::ffi::{CStr, c_int};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{ThreadId, current};
 
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
@@ -31,6 +32,8 @@ pub struct Device {
     shared: usize,
     /// What failed first; the device is of no use after that.
     failure: Mutex<Option<Error>>,
+    /// Threads that asked for memory inside an op and got none: what each queues until it is told does nothing.
+    short: Mutex<Vec<(ThreadId, Error)>>,
     gate: Gate,
     /// Pinned memory of the host for what comes back from a step: [`INBOX`] bytes, used inside the gate.
     inbox: *mut u8,
@@ -108,6 +111,7 @@ impl Device {
             multiprocessors,
             shared,
             failure: Mutex::default(),
+            short: Mutex::default(),
             gate: Gate::default(),
             inbox: std::ptr::null_mut(),
             recording: AtomicBool::new(false),
@@ -207,6 +211,11 @@ impl Device {
     /// Waits for all queued work.
     pub(super) fn synchronize(&self) -> Result<(), Error> {
         self.check()?;
+        self.wait()
+    }
+
+    /// The same, for those that no error is for.
+    pub(super) fn wait(&self) -> Result<(), Error> {
         // SAFETY: the stream lives as long as the device.
         let outcome = self.call(|| unsafe { result::stream::synchronize(self.stream) });
         outcome.map_err(|e| self.failed_with(self.error(e, "running kernels")))
@@ -214,12 +223,21 @@ impl Device {
 
     /// Whether something failed: what is queued from then on does nothing.
     pub(super) fn failed(&self) -> bool {
-        lock(&self.failure).is_some()
+        lock(&self.failure).is_some() || lock(&self.short).iter().any(|(thread, _)| *thread == current().id())
     }
 
-    /// What failed.
+    /// What failed. That memory ran out is said once, to the thread whose work was not done: the device is as good as before.
     pub(super) fn check(&self) -> Result<(), Error> {
-        lock(&self.failure).as_ref().map_or(Ok(()), |error| Err(error.clone()))
+        let short = lock(&self.short).extract_if(.., |(thread, _)| *thread == current().id()).next();
+        let failure = lock(&self.failure).clone().or(short.map(|(_, error)| error));
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// Remembers that there was no memory for an op of this thread, for its next call that can report it.
+    pub(super) fn fell_short(&self, error: Error) {
+        if !self.failed() {
+            lock(&self.short).push((current().id(), error));
+        }
     }
 
     /// Remembers a failure for the next call that can report it; returns what failed first.

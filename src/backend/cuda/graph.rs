@@ -46,7 +46,7 @@ impl Graph {
 impl Drop for Graph {
     fn drop(&mut self) {
         // It may be running.
-        let _ = self.device.synchronize();
+        let _ = self.device.wait();
         // SAFETY: both are this object's.
         unsafe {
             let _ = self.device.call(|| result::graph::exec_destroy(self.executable));

@@ -171,7 +171,7 @@ unsafe impl Send for Module {}
 
 impl Drop for Module {
     fn drop(&mut self) {
-        let _ = self.device.synchronize();
+        let _ = self.device.wait();
         // SAFETY: the module is this object's; nothing that was queued uses its kernels: the stream was waited for.
         let _ = self.device.call(|| unsafe { result::module::unload(self.handle) });
     }
@@ -303,8 +303,8 @@ impl Launcher {
                 Some(recording) => recording.missing = recording.missing.max(bytes),
                 None => match Allocation::new(&self.device, bytes, WORKSPACE_NAME) {
                     Ok(larger) => *workspace = Arc::new(larger),
-                    // What is launched from now on does nothing.
-                    Err(error) => drop(self.device.failed_with(error)),
+                    // What this thread launches until it is told does nothing.
+                    Err(error) => self.device.fell_short(error),
                 },
             }
         }

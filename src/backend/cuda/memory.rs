@@ -285,7 +285,7 @@ impl Pinned {
 impl Drop for Pinned {
     fn drop(&mut self) {
         // A copy from it may be in flight.
-        let _ = self.device.synchronize();
+        let _ = self.device.wait();
         // SAFETY: the memory is an allocation of `malloc_host`, and nobody else frees it.
         let _ = self.device.call(|| unsafe { result::free_host(self.pointer.as_ptr().cast::<c_void>()) });
     }
