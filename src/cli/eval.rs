@@ -5,8 +5,8 @@ use super::device::{self, OnBackend};
 use super::options::{ModelOptions, SamplingOptions};
 use crate::backend::Backend;
 use crate::decode::methods::{DECODERS, Method};
-use crate::engine::Picture;
 use crate::engine::picture::write_whole;
+use crate::engine::{Error, Generator, Picture};
 use crate::eval::{Cost, Estimate, Judge, Report, plot};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::Write;
@@ -82,6 +82,7 @@ fn eval<B: Backend>(args: &Args, backend: B) -> Result<(), Failure> {
     let methods = methods(&args.decoders)?;
     let files = args.model.files()?;
     let generator = args.model.load(backend, &files)?;
+    let methods = available(&generator, methods, &args.decoders)?;
     let judge = Judge::load(&generator, &files)?;
     let sampling = args.sampling.resolve(&generator)?;
     let style = ProgressStyle::with_template("{msg:<10} {bar:40} {pos}/{len} pictures {elapsed}");
@@ -146,6 +147,25 @@ fn methods(names: &[String]) -> Result<Vec<Method>, Failure> {
         }
     }
     Ok(methods)
+}
+
+/// Those whose models are there: hours of measuring should not end at a missing file. What was asked for by name must be
+/// there; of all decoders the others are left out.
+fn available<B: Backend>(
+    generator: &Generator<B>,
+    methods: Vec<Method>,
+    names: &[String],
+) -> Result<Vec<Method>, Failure> {
+    let all = names.iter().any(|name| name == "all" || name == "sweep");
+    let mut there = Vec::with_capacity(methods.len());
+    for method in methods {
+        match generator.prepare(method) {
+            Ok(()) => there.push(method),
+            Err(error @ Error::Request(_)) if all => eprintln!("left out: {error}"),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(there)
 }
 
 const HEADER: &str =

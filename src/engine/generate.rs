@@ -178,6 +178,17 @@ impl<B: Backend> Generator<B> {
         Ok(Session::new(&self.model, condition, self.unconditional.clone(), image, acceptance, aids)?)
     }
 
+    /// Loads what a decoder needs besides the model, which is an error where that is missing.
+    pub fn prepare(&self, method: Method) -> Result<(), Error> {
+        if method.needs_eagle() {
+            self.eagle(method.name())?;
+        }
+        if method.coarse().is_some() {
+            self.low(method.name())?;
+        }
+        Ok(())
+    }
+
     /// The EAGLE drafter, which `decoder` needs; it is loaded once.
     pub fn eagle(&self, decoder: &str) -> Result<Arc<Eagle<B>>, Error> {
         let mut eagle = self.eagle.lock().unwrap_or_else(PoisonError::into_inner);
