@@ -102,7 +102,8 @@ impl<'m, B: Backend> Session<'m, B> {
         let capacity = Capacity {
             rows,
             sequences,
-            pages,
+            // A sequence of a tree names the pages of its branch again.
+            pages: pages * sequences / branches,
             frontiers: sequences * grid.height,
             sources: 2 * branches * grid.len(),
             groups: config.heads().0 + config.heads().1,
@@ -120,7 +121,7 @@ impl<'m, B: Backend> Session<'m, B> {
             kept: 0,
             capacity,
             step: backend.step(capacity)?,
-            state: State::new(model, acceptance, aids.codebook, (branches, capacity, slots), &bias)?,
+            state: State::new(model, acceptance, aids.codebook, (capacity, pages, slots), &bias)?,
             drafting,
             prompts: conditions.into_iter().map(|condition| condition.prefix).collect(),
         })
@@ -399,7 +400,7 @@ impl<B: Backend> State<B> {
         model: &Avatar<B>,
         acceptance: Acceptance,
         codebook: Option<Arc<B::Codebook>>,
-        (branches, capacity, slots): (usize, Capacity, Slots),
+        (capacity, pages, slots): (Capacity, usize, Slots),
         bias: &[f32],
     ) -> Result<Self, Error> {
         let (config, grid, backend) = (&model.config, model.grid(), &model.backend);
@@ -407,16 +408,16 @@ impl<B: Backend> State<B> {
         let proposals = acceptance != Acceptance::Coupled;
         let (places, stride) = (grid.len() + slots.places, grid.len() + slots.states);
         let mut state = Self {
-            kv: model.transformer.kv_pool(backend, capacity.pages)?,
+            kv: model.transformer.kv_pool(backend, pages)?,
             canvas: backend.canvas(1, places, vocab, proposals)?,
             places,
             stride,
             codebook,
             bias: backend.tensor(capacity.sequences, hidden)?,
-            states: backend.tensor(branches * stride, hidden)?,
+            states: backend.tensor(capacity.sequences * stride, hidden)?,
             hidden: backend.tensor(capacity.rows, hidden)?,
             selected: backend.tensor(capacity.rows, hidden)?,
-            logits: backend.tensor(capacity.rows + branches, vocab)?,
+            logits: backend.tensor(capacity.rows + capacity.sequences, vocab)?,
             source: backend.operand(capacity.sources, 2 * hidden)?,
             drafted: backend.tensor(capacity.sources, hidden)?,
             draft_logits: backend.tensor(capacity.sources, vocab)?,
