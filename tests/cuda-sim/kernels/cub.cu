@@ -7,6 +7,8 @@
 #include <cub/block/block_radix_sort.cuh>
 #include <cub/block/block_scan.cuh>
 #include <cub/block/block_store.cuh>
+#include <cub/warp/warp_exchange.cuh>
+#include <cub/warp/warp_merge_sort.cuh>
 
 constexpr int THREADS = 64;
 constexpr int ITEMS = 3;
@@ -76,4 +78,23 @@ extern "C" __global__ void __launch_bounds__(THREADS) scan_tiles(const int *x, i
     }
     __syncthreads();
     Store(storage.store).Store(out + start, item, valid);
+}
+
+// Sorts each warp's keys, and leaves them striped over its lanes.
+extern "C" __global__ void __launch_bounds__(THREADS) sort_warps(int *keys) {
+    using Sort = cub::WarpMergeSort<int, ITEMS, 32>;
+    using Exchange = cub::WarpExchange<int, ITEMS, 32>;
+    constexpr int WARPS = THREADS / 32;
+    __shared__ typename Sort::TempStorage sorting[WARPS];
+    __shared__ typename Exchange::TempStorage exchanging[WARPS];
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    int *mine = keys + (blockIdx.x * WARPS + warp) * 32 * ITEMS;
+    // The merge reads one key past the last, and does not use it.
+    for (int i = threadIdx.x; i < sizeof(sorting) / 4; i += THREADS) reinterpret_cast<int *>(sorting)[i] = 0;
+    __syncthreads();
+    int key[ITEMS];
+    cub::LoadDirectBlocked(lane, mine, key);
+    Sort(sorting[warp]).Sort(key, [](int a, int b) { return a < b; });
+    Exchange(exchanging[warp]).BlockedToStriped(key, key);
+    cub::StoreDirectStriped<32>(lane, mine, key);
 }

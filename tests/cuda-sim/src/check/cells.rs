@@ -334,7 +334,10 @@ impl Cells {
                         return Err((((first + at) * UNIT + byte) as u64, node.event));
                     }
                 }
-                *passed = list;
+                // Of a part of a cell this says nothing about the other part.
+                if bytes == ALL {
+                    *passed = list;
+                }
             }
             Ok(())
         });
@@ -683,6 +686,19 @@ mod tests {
             let read = once(&mut cells, who, event(1, 1), (from, 1), false);
             assert_eq!(read.is_err(), from % 4 < 2, "byte {from}");
         }
+    }
+
+    #[test]
+    fn writes_are_found_in_every_cell_of_a_list() {
+        let mut cells = Cells::new(64);
+        let clock = Clock { own: vec![1; 4], ..Clock::default() };
+        let mut visit = Visit::new(Who { block: 0, clock: &clock }, event(0, 1), true);
+        for from in (0..64).step_by(16) {
+            cells.access(&mut visit, from, 4).unwrap();
+        }
+        cells.leave(&mut visit).unwrap();
+        let found = |from, size| cells.find_write(from, size, &mut 0, |_| true).map(|(at, _)| at);
+        assert_eq!((found(4, 12), found(4, 28), found(4, 60)), (None, Some(16), Some(16)));
     }
 
     #[test]

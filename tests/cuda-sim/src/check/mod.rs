@@ -2,6 +2,7 @@
 
 mod cells;
 mod clock;
+pub mod lanes;
 pub mod race;
 mod runs;
 mod shadow;
@@ -19,10 +20,11 @@ use crate::machine::cluster;
 use crate::machine::fault::{Fault, Kind};
 use crate::machine::{Cx, Repeats, Row};
 use cells::Site;
+use lanes::{Part, Touch};
 use runs::{Runs, lane_of};
 
 /// Watches an access of the executing lanes before it happens: `size` bytes at every address, which are inside memory or
-/// will be refused. Those of lanes that do not execute equal that of one that does.
+/// will be refused. Those of lanes that do not execute equal that of one that does. `part` says which bytes are whose.
 #[inline(never)]
 pub fn observe(
     cx: &mut Cx<'_>,
@@ -31,6 +33,7 @@ pub fn observe(
     size: u64,
     effect: Effect,
     access: Access,
+    part: Part,
 ) -> Option<Flow> {
     if !matches!(region, Region::Global | Region::Shared) {
         return None;
@@ -47,11 +50,16 @@ pub fn observe(
     if init && effect != Effect::Store {
         found = initialised(cx, region, &runs, size);
     }
+    if race && region == Region::Shared && found.is_ok() {
+        let touch = Touch { mask: cx.mask, addresses, size, runs: &runs, part };
+        found = race::lanes(cx, touch, effect, access);
+    }
     if race && found.is_ok() {
-        found = race::access(cx, region, &runs, addresses, effect, access);
+        let touch = Touch { mask: cx.mask, addresses, size, runs: &runs, part };
+        found = race::access(cx, region, touch, effect, access);
     }
     if let Err(mut fault) = found {
-        fault.lane = fault.address.and_then(|at| lane_of(cx.mask, addresses, size, at));
+        fault.lane = fault.lane.or_else(|| fault.address.and_then(|at| lane_of(cx.mask, addresses, size, at)));
         return Some(cx.fail(fault));
     }
     if init && effect != Effect::Load {
@@ -175,14 +183,14 @@ pub fn bulk(cx: &mut Cx<'_>, ranges: impl Iterator<Item = (u64, u64)> + Clone, e
         traffic::range(cx, address, length, effect);
     }
     let site = Site { line: cx.code.ops[cx.pc as usize].line, strong: effect == Effect::Atomic };
-    race::global_ranges(cx.block, cx.grid, cx.warp.id, ranges, effect != Effect::Load, site)
+    race::global_ranges(cx, ranges, effect != Effect::Load, site)
 }
 
 /// Watches a warp give `length` bytes of global memory up, which is a write after which nothing is there.
 pub fn discard(cx: &mut Cx<'_>, address: u64, length: u64) -> Result<(), Fault> {
     // First, as it saves what is there if the launch may have to run again.
     let site = Site { line: cx.code.ops[cx.pc as usize].line, strong: false };
-    race::global_ranges(cx.block, cx.grid, cx.warp.id, once((address, length)), true, site)?;
+    race::global_ranges(cx, once((address, length)), true, site)?;
     if let Ok(index) = cx.grid.memory.locate(address, length) {
         let allocation = cx.grid.memory.get(index);
         if let Some(traffic) = &cx.grid.traffic {

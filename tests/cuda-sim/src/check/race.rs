@@ -1,15 +1,18 @@
 //! Races: accesses of which one is a write and that nothing orders, by happens-before.
 //!
-//! A warp is one agent: what its own lanes do to each other in several instructions is not looked at. Asynchronous
-//! operations are agents of their own, so that what they read or write is in the way until their completion has been waited
+//! A warp is one agent, and a second one for what some of its lanes do without the others. What its own lanes do to each
+//! other is looked at in shared memory alone, by [`super::lanes`]. What some lanes learn, the others know from the next
+//! barrier of the warp on, or the next exchange of registers; what some lanes publish covers what all of them have done up to the last one. Asynchronous operations are agents of their own, so that what they read or write is in the way until their completion has been waited
 //! for. Order comes from barriers, mbarriers, waits for groups, and from strong accesses (`volatile`, `relaxed`, `acquire`,
 //! `release`, atomics) together with fences. Strong accesses do not race with each other. The shared memory of a block is
 //! also looked at when other blocks of its cluster access it.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use super::cells::{Cells, Clash, Event, Site, UNIT, Visit, Who};
 use super::clock::{AGENT_BITS, Clock, Foreign, key, merge};
+use super::lanes::{self, How, Lanes, Part, Touch};
 use super::runs::{Runs, lane_of};
 pub use super::shadow::Global;
 use crate::machine::access::{Access, Effect, Order, Region};
@@ -17,6 +20,7 @@ use crate::machine::block::Block;
 use crate::machine::cluster;
 use crate::machine::fault::{Fault, Kind};
 use crate::machine::grid::Grid;
+use crate::machine::warp::Warp;
 use crate::machine::{Cx, LANES, Repeats, Row};
 
 /// An engine that works for a warp.
@@ -30,6 +34,9 @@ pub enum Engine {
     Bulk = 3,
 }
 
+/// Sets of lanes of a warp whose knowledge is told apart.
+const FEW: usize = 8;
+
 /// Mbarriers whose asynchronous writes are told apart.
 const MBARRIERS: usize = 64;
 
@@ -37,7 +44,15 @@ const MBARRIERS: usize = 64;
 pub struct State {
     warps: u32,
     shared: Cells,
+    /// The lanes of each warp among themselves.
+    lanes: Lanes,
     clocks: Vec<Clock>,
+    /// What some lanes of each warp have learned that the others do not know.
+    told: Vec<Vec<(u32, Clock)>>,
+    /// What each warp's lanes have done up to their last barrier: what some of them publish covers no more of the others.
+    sealed: Vec<u32>,
+    /// Lanes of each warp that have since accessed memory without the others.
+    apart: Vec<u32>,
     /// What each warp knew at its last fence: what a relaxed write of it publishes.
     fenced: Vec<Clock>,
     /// What relaxed reads have seen since: the next fence acquires it.
@@ -71,15 +86,20 @@ struct Meeting {
 impl State {
     /// Nothing has happened.
     pub fn new(warps: u32, shared_bytes: u32, barriers: usize, clustered: bool) -> State {
-        let agents = warps as usize * 4 + MBARRIERS;
+        let agents = warps as usize * 5 + MBARRIERS;
         let mut clocks = vec![Clock::new(agents); warps as usize];
         for (warp, clock) in clocks.iter_mut().enumerate() {
             clock.own[warp] = 1;
+            clock.own[warps as usize * 4 + MBARRIERS + warp] = 1;
         }
-        State {
+        let state = State {
             warps,
             shared: Cells::new(shared_bytes as usize),
+            lanes: Lanes::default(),
             clocks,
+            told: vec![Vec::new(); warps as usize],
+            sealed: vec![0; warps as usize],
+            apart: vec![0; warps as usize],
             fenced: vec![Clock::new(agents); warps as usize],
             seen: vec![Foreign::default(); warps as usize],
             proxied: Clock::new(agents),
@@ -90,7 +110,19 @@ impl State {
             begun: vec![0; agents],
             published: false,
             clustered,
-        }
+        };
+        state.with_lanes(Lanes::default())
+    }
+
+    /// Uses what another block needs no more.
+    pub fn with_lanes(self, mut lanes: Lanes) -> State {
+        lanes.restart(self.warps, self.shared.size() as u32);
+        State { lanes, ..self }
+    }
+
+    /// What another block may use.
+    pub fn into_lanes(self) -> Lanes {
+        self.lanes
     }
 
     /// Forgets reads of shared memory that everybody knows: none can race with them. What other blocks of a cluster know
@@ -106,13 +138,125 @@ impl State {
 
     /// What a warp knows at an access, if that is more than its clock says: a strong access finds what strong reads before
     /// it have seen, even without a fence between.
-    fn with_seen(&self, block: u64, warp: u32, strong: bool) -> Option<Clock> {
-        let seen = &self.seen[warp as usize];
-        (strong && !seen.is_empty()).then(|| {
+    fn with_seen(&self, block: u64, warp: u32, lanes: u32, strong: bool) -> Option<Clock> {
+        let (seen, told) = (&self.seen[warp as usize], &self.told[warp as usize]);
+        let sees = strong && !seen.is_empty();
+        (sees || !told.is_empty()).then(|| {
             let mut clock = self.clocks[warp as usize].clone();
-            clock.learn(block, seen);
+            told.iter().filter(|(who, _)| lanes & !who == 0).for_each(|(_, known)| clock.join(known));
+            if sees {
+                clock.learn(block, seen);
+            }
             clock
         })
+    }
+
+    /// Lanes of a warp in sets of those that know the same.
+    fn alike(&self, warp: u32, mut lanes: u32) -> Vec<u32> {
+        let mut sets = Vec::new();
+        while lanes != 0 {
+            let first = 1 << lanes.trailing_zeros();
+            let told = self.told[warp as usize].iter();
+            let same = told.fold(lanes, |same, (who, _)| same & if who & first != 0 { *who } else { !*who });
+            sets.push(same);
+            lanes &= !same;
+        }
+        sets
+    }
+
+    /// What all of some lanes of a warp know.
+    fn known_to(&self, warp: u32, lanes: u32) -> Cow<'_, Clock> {
+        match self.with_seen(0, warp, lanes, false) {
+            None => Cow::Borrowed(&self.clocks[warp as usize]),
+            Some(clock) => Cow::Owned(clock),
+        }
+    }
+
+    /// Lanes of a warp, of which `live` have not exited, have learned something.
+    fn tell(&mut self, warp: u32, lanes: u32, live: u32, clock: &Clock) {
+        let w = warp as usize;
+        if live & !lanes == 0 {
+            return self.clocks[w].join(clock);
+        }
+        match self.told[w].iter_mut().find(|(who, _)| *who == lanes) {
+            Some((_, known)) => known.join(clock),
+            None => self.told[w].push((lanes, clock.clone())),
+        }
+        if self.told[w].len() > FEW {
+            self.tell_all(warp);
+        }
+    }
+
+    /// The same of what was published.
+    fn tell_published(&mut self, block: u64, warp: u32, (lanes, live): (u32, u32), published: &Foreign) {
+        if published.is_empty() {
+            return;
+        }
+        if live & !lanes == 0 {
+            return self.clocks[warp as usize].learn(block, published);
+        }
+        let mut clock = Clock::new(self.begun.len());
+        clock.learn(block, published);
+        self.tell(warp, lanes, live, &clock);
+    }
+
+    /// What some lanes of a warp know, all will know.
+    fn tell_all(&mut self, warp: u32) {
+        let w = warp as usize;
+        for (_, known) in std::mem::take(&mut self.told[w]) {
+            self.clocks[w].join(&known);
+        }
+    }
+
+    /// Lanes of a warp have met: they know what one of them knows.
+    fn meet(&mut self, warp: u32, lanes: u32, live: u32) {
+        let w = warp as usize;
+        if live & !lanes == 0 {
+            self.tell_all(warp);
+        }
+        self.told[w].iter_mut().filter(|(who, _)| who & lanes != 0).for_each(|(who, _)| *who |= lanes);
+        self.seal(warp);
+    }
+
+    /// What the lanes of a warp have done so far, any of them may publish.
+    fn seal(&mut self, warp: u32) {
+        let w = warp as usize;
+        self.sealed[w] = self.clocks[w].own[w];
+        self.apart[w] = 0;
+        self.tick(warp);
+    }
+
+    /// What lanes of a warp publish by a release of what was known at some time, or now. It does not cover what all lanes
+    /// have done since their last barrier unless all of them publish it, nor what others have done apart.
+    fn said(&self, warp: u32, lanes: u32, live: u32, known: Option<&Clock>) -> Clock {
+        let w = warp as usize;
+        let mut clock = known.unwrap_or(&self.clocks[w]).clone();
+        if known.is_none() {
+            self.told[w].iter().filter(|(who, _)| who & lanes != 0).for_each(|(_, known)| clock.join(known));
+        }
+        if live & !lanes != 0 {
+            clock.own[w] = clock.own[w].min(self.sealed[w]);
+            if self.apart[w] & lanes == 0 {
+                let own = &mut clock.own[self.alone(warp) as usize];
+                *own = (*own).min(self.sealed[w]);
+            }
+        }
+        clock
+    }
+
+    /// The agent of what some lanes of a warp do without the others.
+    fn alone(&self, warp: u32) -> u32 {
+        self.warps * 4 + MBARRIERS as u32 + warp
+    }
+
+    /// The agent of an access of lanes of a warp.
+    #[inline(always)]
+    fn agent(&mut self, warp: u32, lanes: u32, live: u32) -> u32 {
+        if live & !lanes == 0 {
+            return warp;
+        }
+        self.apart[warp as usize] |= lanes;
+        self.alone(warp)
     }
 
     /// The fault of an operation of the async proxy that reads what a thread wrote with no proxy fence after it.
@@ -140,7 +284,21 @@ impl State {
     fn unfenced(&self, block: u64, write: Event) -> bool {
         // The agents are the warps, then their copy engines, which write through the generic proxy too.
         let generic = key(block, 0)..key(block, 2 * self.warps);
-        generic.contains(&write.agent) && !self.proxied.knows(block, write.agent, write.clock)
+        let apart = key(block, self.alone(0))..key(block, self.alone(self.warps));
+        (generic.contains(&write.agent) || apart.contains(&write.agent))
+            && !self.proxied.knows(block, write.agent, write.clock)
+    }
+
+    /// The fault of an access of a lane and an earlier one of another lane of its warp.
+    fn lane_race(&self, write: bool, clash: lanes::Clash) -> Fault {
+        let earlier = match clash.wrote {
+            Some(line) => format!("the write by lane {} at PTX line {line}", clash.other),
+            None => format!("a read by lane {}", clash.other),
+        };
+        let word = if write { "write" } else { "read" };
+        let message = format!("{word} races with {earlier}, of the same warp: no bar.warp.sync orders them");
+        let place = format!("shared memory of {} bytes", self.shared.size());
+        Fault::new(Kind::Race, message).at_address(clash.at, place).at_lane(clash.lane)
     }
 
     fn engine(&self, warp: u32, engine: Engine) -> u32 {
@@ -160,7 +318,10 @@ impl State {
 
     /// What a warp does from now on is not covered by what it has published.
     fn tick(&mut self, warp: u32) {
-        self.clocks[warp as usize].own[warp as usize] += 1;
+        let apart = self.alone(warp);
+        for agent in [warp, apart] {
+            self.clocks[warp as usize].own[agent as usize] += 1;
+        }
     }
 }
 
@@ -175,7 +336,12 @@ fn race(warps: u32, write: bool, block: u64, clash: Clash) -> Fault {
     let word = |write: bool| if write { "write" } else { "read" };
     let (other, agent) = (clash.other.agent >> AGENT_BITS, clash.other.agent & ((1 << AGENT_BITS) - 1));
     let place = if other == block { String::new() } else { format!(" of block {other}") };
-    let by = if agent < u64::from(warps) { format!("warp {agent}") } else { "an asynchronous operation".to_string() };
+    let apart = u64::from(warps) * 4 + MBARRIERS as u64;
+    let by = match agent {
+        warp if warp < u64::from(warps) => format!("warp {warp}"),
+        lanes if lanes >= apart => format!("lanes of warp {}", lanes - apart),
+        _ => "an asynchronous operation".to_string(),
+    };
     let message = format!(
         "{} races with the {} by {by}{place} at PTX line {}: nothing orders them",
         word(write),
@@ -186,14 +352,8 @@ fn race(warps: u32, write: bool, block: u64, clash: Clash) -> Fault {
 }
 
 /// Watches an access of a warp to global memory or to its block's shared memory.
-pub fn access(
-    cx: &mut Cx<'_>,
-    region: Region,
-    runs: &Runs,
-    addresses: &Row<u64>,
-    effect: Effect,
-    access: Access,
-) -> Result<(), Fault> {
+pub fn access(cx: &mut Cx<'_>, region: Region, touch: Touch<'_>, effect: Effect, access: Access) -> Result<(), Fault> {
+    let Touch { addresses, runs, .. } = touch;
     let line = cx.code.ops[cx.pc as usize].line;
     let strong = access.order != Order::Weak;
     let (grid, block, warp) = (cx.grid, cx.block.index, cx.warp.id);
@@ -212,25 +372,77 @@ pub fn access(
     }
     let Some(state) = cx.block.race.as_deref_mut() else { return Ok(()) };
     state.tidy(block);
-    let w = warp as usize;
-    let with_seen = state.with_seen(block, warp, strong);
-    let event = Event::new(key(block, warp), state.clocks[w].own[w], Site { line, strong });
-    let who = Who { block, clock: with_seen.as_ref().unwrap_or(&state.clocks[w]) };
-    match (region, &grid.race) {
-        (Region::Shared, _) => {
-            shared_access(&mut state.shared, state.warps, Visit::new(who, event, write), runs, &mut cx.repeats)?;
+    let (w, live) = (warp as usize, cx.warp.live());
+    // Matrices are read and written by the whole warp.
+    let lanes = if touch.part == Part::Own { touch.mask } else { live };
+    let agent = state.agent(warp, lanes, live);
+    let event = Event::new(key(block, agent), state.clocks[w].own[agent as usize], Site { line, strong });
+    let split = (!state.told[w].is_empty() && touch.part == Part::Own).then(|| state.alike(warp, lanes));
+    for &lanes in split.as_deref().unwrap_or(&[lanes]) {
+        let part = (lanes != touch.mask && touch.part == Part::Own).then(|| Runs::of(lanes, addresses, touch.size));
+        let runs = part.as_ref().unwrap_or(runs);
+        let with_seen = state.with_seen(block, warp, lanes, strong);
+        let who = Who { block, clock: with_seen.as_ref().unwrap_or(&state.clocks[w]) };
+        match (region, &grid.race) {
+            (Region::Shared, _) => {
+                shared_access(&mut state.shared, state.warps, Visit::new(who, event, write), runs, &mut cx.repeats)?;
+            }
+            (_, Some(shadow)) => {
+                let last = &mut cx.warp.allocation;
+                let noted = shadow.access(&grid.memory, last, Visit::new(who, event, write), runs.iter());
+                noted.map_err(|clash| name(race(state.warps, write, block, clash), grid))?;
+            }
+            _ => {}
         }
-        (_, Some(shadow)) => {
-            let last = &mut cx.warp.allocation;
-            let noted = shadow.access(&grid.memory, last, Visit::new(who, event, write), runs.iter());
-            noted.map_err(|clash| name(race(state.warps, write, block, clash), grid))?;
-        }
-        _ => {}
     }
     if strong {
         synchronise(cx, region, (cx.block.rank, cx.mask), addresses, effect, access);
     }
     Ok(())
+}
+
+/// Watches an access of lanes of a warp to its block's shared memory: what the warp's other lanes do there.
+pub fn lanes(cx: &mut Cx<'_>, touch: Touch<'_>, effect: Effect, access: Access) -> Result<(), Fault> {
+    let line = cx.code.ops[cx.pc as usize].line;
+    let Some(state) = cx.block.race.as_deref_mut() else { return Ok(()) };
+    let how = How { write: effect != Effect::Load, strong: access.order != Order::Weak, line };
+    let Err(clash) = state.lanes.access(cx.warp.id, touch, how) else { return Ok(()) };
+    let fault = state.lane_race(how.write, clash);
+    // As in `shared_access`: it may store what is there already.
+    let again = how.write && clash.wrote.is_some() && !clash.strong && !how.strong;
+    if !again || matches!(cx.repeats, Repeats::No) {
+        return Err(fault);
+    }
+    cx.repeats = Repeats::Doubted(Box::new(fault));
+    state.lanes.note(cx.warp.id, touch, how);
+    Ok(())
+}
+
+/// Lanes of a warp have met at a `bar.warp.sync`.
+pub fn warp_sync(block: &mut Block, warp: &Warp, lanes: u32) {
+    if let Some(state) = block.race.as_deref_mut() {
+        state.lanes.sync(warp.id, lanes, warp.live());
+        state.meet(warp.id, lanes, warp.live());
+    }
+}
+
+/// Lanes of a warp have exchanged registers: what one of them has heard of other warps, they know. No manual says so, but
+/// that is how cooperative groups hand on what one lane has acquired (the barrier of a tile of several warps).
+#[inline(always)]
+pub fn exchange(cx: &mut Cx<'_>) {
+    if let Some(state) = cx.block.race.as_deref_mut() {
+        let told = &mut state.told[cx.warp.id as usize];
+        told.iter_mut().filter(|(who, _)| who & cx.mask != 0).for_each(|(who, _)| *who |= cx.mask);
+    }
+}
+
+/// Lanes have waited for something that may have told them all that their warp had done.
+pub fn learned(cx: &mut Cx<'_>, lanes: u32) {
+    if let Some(state) = cx.block.race.as_deref_mut()
+        && lanes != 0
+    {
+        state.lanes.learn(cx.warp.id, lanes, cx.warp.live());
+    }
 }
 
 /// Watches an access of lanes to the shared memory of a block of the cluster, at offsets there.
@@ -246,10 +458,11 @@ pub fn peer_access(
     let line = cx.code.ops[cx.pc as usize].line;
     let strong = access.order != Order::Weak;
     let (block, warp) = (cx.block.index, cx.warp.id);
-    let Some(state) = cx.block.race.as_deref() else { return Ok(()) };
-    let w = warp as usize;
-    let clock = state.with_seen(block, warp, strong).unwrap_or_else(|| state.clocks[w].clone());
-    let event = Event::new(key(block, warp), state.clocks[w].own[w], Site { line, strong });
+    let Some(state) = cx.block.race.as_deref_mut() else { return Ok(()) };
+    let (w, live) = (warp as usize, cx.warp.live());
+    let agent = state.agent(warp, cx.mask, live);
+    let clock = state.with_seen(block, warp, lanes, strong).unwrap_or_else(|| state.clocks[w].clone());
+    let event = Event::new(key(block, agent), state.clocks[w].own[agent as usize], Site { line, strong });
     let visit = Visit::new(Who { block, clock: &clock }, event, effect != Effect::Load);
     let Some(peer) = cx.block.peer(rank) else { return Ok(()) };
     let index = peer.index;
@@ -317,14 +530,14 @@ fn synchronise(
 ) {
     let (block, warp) = (cx.block.index, cx.warp.id);
     let Some(state) = cx.block.race.as_deref_mut() else { return };
-    let w = warp as usize;
+    let (w, live) = (warp as usize, cx.warp.live());
     let reads = effect != Effect::Store;
     let writes = effect != Effect::Load;
     let releases = matches!(access.order, Order::Release | Order::AcqRel);
     let published = match (writes, releases) {
         (false, _) => Foreign::default(),
-        (true, true) => state.clocks[w].publish(block),
-        (true, false) => state.fenced[w].publish(block),
+        (true, true) => state.said(warp, cx.mask, live, None).publish(block),
+        (true, false) => state.said(warp, cx.mask, live, Some(&state.fenced[w])).publish(block),
     };
     let (mut last, mut told) = (None, false);
     for lane in (0..LANES).filter(|lane| lanes >> lane & 1 != 0) {
@@ -333,6 +546,7 @@ fn synchronise(
             continue;
         }
         last = Some(address);
+        let acquiring = (0..LANES).fold(0, |all, lane| all | u32::from(addresses[lane] == address) << lane) & lanes;
         let found = {
             let mut exchange = |places: &mut HashMap<u64, Foreign>| {
                 let found = if reads { places.get(&address).cloned() } else { None };
@@ -355,7 +569,7 @@ fn synchronise(
         let Some(state) = cx.block.race.as_deref_mut() else { return };
         if let Some(found) = found {
             if matches!(access.order, Order::Acquire | Order::AcqRel) {
-                state.clocks[w].learn(block, &found);
+                state.tell_published(block, warp, (acquiring, live), &found);
             } else {
                 state.seen[w] = merge(&state.seen[w], &found);
             }
@@ -365,6 +579,10 @@ fn synchronise(
     state.published |= told && (region == Region::Global || state.clustered);
     if releases {
         state.tick(warp);
+    }
+    if reads {
+        let acquires = matches!(access.order, Order::Acquire | Order::AcqRel);
+        state.lanes.hear(warp, lanes, live, acquires);
     }
 }
 
@@ -382,10 +600,15 @@ pub fn fence(cx: &mut Cx<'_>, block_scope: bool) {
     let (block, warp) = (cx.block.index, cx.warp.id);
     let Some(state) = cx.block.race.as_deref_mut() else { return };
     let w = warp as usize;
-    let seen = std::mem::take(&mut state.seen[w]);
-    state.clocks[w].learn(block, &seen);
+    let (lanes, live) = (cx.mask, cx.warp.live());
+    state.lanes.fence(warp, lanes, live);
+    let seen = state.seen[w].clone();
+    state.tell_published(block, warp, (lanes, live), &seen);
+    if live & !lanes == 0 {
+        state.seen[w] = Foreign::default();
+    }
     if !block_scope {
-        state.fenced[w] = state.clocks[w].clone();
+        state.fenced[w] = state.said(warp, live, live, None);
         state.tick(warp);
     }
 }
@@ -394,6 +617,7 @@ pub fn fence(cx: &mut Cx<'_>, block_scope: bool) {
 pub fn barrier_arrive(cx: &mut Cx<'_>, barrier: u32, generation: u32, relaxed: bool) {
     let warp = cx.warp.id;
     let Some(state) = cx.block.race.as_deref_mut() else { return };
+    state.tell_all(warp);
     let meeting = &mut state.barriers[barrier as usize][generation as usize % 2];
     if meeting.generation != Some(generation) {
         *meeting = Meeting { generation: Some(generation), ..Meeting::default() };
@@ -401,13 +625,14 @@ pub fn barrier_arrive(cx: &mut Cx<'_>, barrier: u32, generation: u32, relaxed: b
     meeting.clock.join(if relaxed { &state.fenced[warp as usize] } else { &state.clocks[warp as usize] });
     meeting.fenced.join(&state.fenced[warp as usize]);
     meeting.seen = merge(&meeting.seen, &state.seen[warp as usize]);
-    state.tick(warp);
+    state.seal(warp);
 }
 
 /// A warp arrives at the barrier of its cluster: what it knows, the other blocks will know.
 pub fn cluster_arrive(cx: &mut Cx<'_>, barrier: u32, generation: u32, relaxed: bool) {
     let (block, warp) = (cx.block.index, cx.warp.id as usize);
     let Some(state) = cx.block.race.as_deref_mut() else { return };
+    state.tell_all(warp as u32);
     let published = if relaxed { &state.fenced[warp] } else { &state.clocks[warp] }.publish(block);
     state.published = true;
     cx.block.others(|peer| {
@@ -424,6 +649,7 @@ pub fn cluster_arrive(cx: &mut Cx<'_>, barrier: u32, generation: u32, relaxed: b
 
 /// A warp goes on behind a generation of a barrier that has completed.
 pub fn barrier_leave(cx: &mut Cx<'_>, barrier: u32, generation: u32) {
+    learned(cx, cx.mask);
     let warp = cx.warp.id as usize;
     let Some(state) = cx.block.race.as_deref_mut() else { return };
     let meeting = &state.barriers[barrier as usize][generation as usize % 2];
@@ -451,11 +677,11 @@ pub fn mbarrier_init(block: &mut Block, address: u64) {
     }
 }
 
-/// A warp arrives at an mbarrier.
-pub fn mbarrier_arrive(block: &mut Block, warp: u32, address: u64) {
+/// Lanes of a warp, of which `live` have not exited, arrive at an mbarrier, perhaps each at another one.
+pub fn mbarrier_arrive(block: &mut Block, warp: u32, (lanes, live): (u32, u32), address: u64) {
     let index = block.index;
     let Some(state) = block.race.as_deref_mut() else { return };
-    let clock = state.clocks[warp as usize].clone();
+    let clock = state.said(warp, lanes, live, None);
     state.tick(warp);
     state.published |= cluster::split(address).0.is_some();
     let Ok((owner, address)) = block.at(address) else { return };
@@ -476,30 +702,31 @@ pub fn mbarrier_arrive_copies(block: &mut Block, warp: u32, address: u64) {
     clock.own[agent] = clock.own[agent].max(begun);
     state.mbarrier(address).0.join(&clock);
     state.tick(warp);
+    state.lanes.told_elsewhere(warp);
 }
 
-/// A warp has found a phase of an mbarrier completed.
-pub fn mbarrier_wait(block: &mut Block, warp: u32, address: u64) {
+/// Lanes of a warp, of which `live` have not exited, have found a phase of an mbarrier completed.
+pub fn mbarrier_wait(block: &mut Block, warp: u32, (lanes, live): (u32, u32), address: u64) {
     let Some(state) = block.race.as_deref_mut() else { return };
     let clock = state.mbarrier(address).0.clone();
-    state.clocks[warp as usize].join(&clock);
+    state.tell(warp, lanes, live, &clock);
 }
 
-/// A range of shared memory that an operation of a warp reads or writes at once.
+/// A range of shared memory, address and bytes, that an operation of lanes reads or writes at once.
 pub fn shared_range(
-    block: &mut Block,
-    warp: u32,
-    address: u64,
-    size: u64,
+    cx: &mut Cx<'_>,
+    lanes: u32,
+    (address, size): (u64, u64),
     write: bool,
     line: u32,
 ) -> Result<(), Fault> {
-    let index = block.index;
-    let Some(state) = block.race.as_deref_mut() else { return Ok(()) };
+    let (index, warp, live) = (cx.block.index, cx.warp.id, cx.warp.live());
+    let Some(state) = cx.block.race.as_deref_mut() else { return Ok(()) };
     state.tidy(index);
-    let clock = &state.clocks[warp as usize];
-    let who = Who { block: index, clock };
-    let event = Event::new(key(index, warp), clock.own[warp as usize], Site { line, strong: false });
+    let agent = state.agent(warp, lanes, live);
+    let clock = state.known_to(warp, lanes).into_owned();
+    let who = Who { block: index, clock: &clock };
+    let event = Event::new(key(index, agent), clock.own[agent as usize], Site { line, strong: false });
     let noted = note(&mut state.shared, Visit::new(who, event, write), std::iter::once((address, size)));
     noted.map_err(|clash| state.shared_race(write, index, clash))
 }
@@ -513,8 +740,13 @@ pub fn copy_issue(block: &mut Block, warp: u32, lanes: u32, to: &Row<u64>, size:
     let agent = state.engine(warp, Engine::Copy);
     state.begun[agent as usize] += 1;
     let event = Event::new(key(index, agent), state.begun[agent as usize], Site { line, strong: false });
-    let who = Who { block: index, clock: &state.clocks[warp as usize] };
-    let noted = note(&mut state.shared, Visit::new(who, event, true), Runs::of(lanes, to, size).iter());
+    let runs = Runs::of(lanes, to, size);
+    let touch = Touch { mask: lanes, addresses: to, size, runs: &runs, part: Part::Own };
+    let issued = state.lanes.copy(warp, state.begun[agent as usize], touch, line);
+    issued.map_err(|clash| state.lane_race(true, clash))?;
+    let clock = state.with_seen(index, warp, lanes, false);
+    let who = Who { block: index, clock: clock.as_ref().unwrap_or(&state.clocks[warp as usize]) };
+    let noted = note(&mut state.shared, Visit::new(who, event, true), runs.iter());
     noted.map_err(|clash| {
         let lane = lane_of(lanes, to, size, clash.at);
         Fault { lane, ..state.shared_race(true, index, clash) }
@@ -522,14 +754,23 @@ pub fn copy_issue(block: &mut Block, warp: u32, lanes: u32, to: &Row<u64>, size:
 }
 
 /// A range of shared memory that a bulk copy will read from now on, until the warp has waited for it.
-pub fn store_issue(block: &mut Block, warp: u32, address: u64, size: u64, line: u32) -> Result<(), Fault> {
+pub fn store_issue(
+    block: &mut Block,
+    (warp, lane): (u32, u32),
+    address: u64,
+    size: u64,
+    line: u32,
+) -> Result<(), Fault> {
     let index = block.index;
     let Some(state) = block.race.as_deref_mut() else { return Ok(()) };
     state.tidy(index);
     let agent = state.engine(warp, Engine::Bulk);
     state.begun[agent as usize] += 1;
     let event = Event::new(key(index, agent), state.begun[agent as usize], Site { line, strong: false });
-    let who = Who { block: index, clock: &state.clocks[warp as usize] };
+    let clock = state.known_to(warp, 1 << lane).into_owned();
+    let who = Who { block: index, clock: &clock };
+    let issued = state.lanes.store(warp, state.begun[agent as usize], lane, (address, size), line);
+    issued.map_err(|clash| state.lane_race(false, clash))?;
     let noted = note(&mut state.shared, Visit::new(who, event, false), std::iter::once((address, size)));
     noted.map_err(|clash| state.shared_race(false, index, clash))?;
     state.proxy(index, address, size)
@@ -543,15 +784,17 @@ pub fn commit(block: &mut Block, warp: u32, engine: Engine) {
     state.commits.entry(agent).or_default().push(begun);
 }
 
-/// A warp has waited until at most `keep` of an engine's groups are left; of none, for all operations if `all`.
-pub fn wait_groups(block: &mut Block, warp: u32, engine: Engine, keep: usize, all: bool) {
-    let Some(state) = block.race.as_deref_mut() else { return };
+/// Lanes have waited until at most `keep` of an engine's groups are left; of none, for all operations if `all`.
+pub fn wait_groups(cx: &mut Cx<'_>, engine: Engine, keep: usize, all: bool) {
+    let (warp, lanes) = (cx.warp.id, cx.mask);
+    let Some(state) = cx.block.race.as_deref_mut() else { return };
     let agent = state.engine(warp, engine);
     let commits = state.commits.entry(agent).or_default();
     let done = if all { Some(state.begun[agent as usize]) } else { commits.iter().rev().nth(keep).copied() };
     if let Some(done) = done {
         let own = &mut state.clocks[warp as usize].own[agent as usize];
         *own = (*own).max(done);
+        state.lanes.waited(warp, lanes, engine == Engine::Bulk, done);
     }
     let surplus = commits.len().saturating_sub(keep.max(8));
     commits.drain(..surplus);
@@ -595,6 +838,11 @@ pub fn matrix_issue(block: &Block, warp: u32, sources: &Sources) -> Result<(), F
             return Err(state.shared_race(false, block.index, Clash { at, other, write: true }));
         }
         state.proxied(block.index, at, other)?;
+        let own = [warp, state.alone(warp), state.engine(warp, Engine::Copy)].map(|agent| key(block.index, agent));
+        if let Some(lane) = own.contains(&other.agent).then(|| state.lanes.written_by(warp, at)).flatten() {
+            let clash = lanes::Clash { at, lane, other: lane, wrote: Some(other.line()), strong: false };
+            return Err(Fault { lane: None, ..state.lane_race(false, clash) });
+        }
     }
     Ok(())
 }
@@ -607,19 +855,19 @@ pub fn matrix_wait(block: &mut Block, warp: u32, end: u64) {
     *own = (*own).max(end as u32);
 }
 
-/// A bulk copy that a warp issues writes shared memory, address and bytes, of a block of the cluster and completes on an
+/// A bulk copy that a lane issues writes shared memory, address and bytes, of a block of the cluster and completes on an
 /// mbarrier there; the number for [`bulk_landed`].
 pub fn bulk_issue(
     block: &mut Block,
     owner: u32,
-    warp: u32,
+    (warp, lane): (u32, u32),
     mbarrier: u64,
     to: (u64, u64),
     line: u32,
 ) -> Result<u32, Fault> {
     let index = block.index;
     let Some(state) = block.race.as_deref() else { return Ok(0) };
-    let clock = state.clocks[warp as usize].clone();
+    let clock = state.known_to(warp, 1 << lane).into_owned();
     let Some(owner) = block.peer(owner) else { return Ok(0) };
     let of = owner.index;
     let Some(state) = owner.race.as_deref_mut() else { return Ok(0) };
@@ -644,18 +892,17 @@ pub fn bulk_landed(block: &mut Block, mbarrier: u64, number: u32) {
 
 /// Ranges of global memory that an operation of a warp, or an engine for it, reads or writes.
 pub fn global_ranges(
-    block: &mut Block,
-    grid: &Grid<'_>,
-    warp: u32,
+    cx: &mut Cx<'_>,
     ranges: impl Iterator<Item = (u64, u64)>,
     write: bool,
     site: Site,
 ) -> Result<(), Fault> {
-    let index = block.index;
-    let (Some(state), Some(shadow)) = (block.race.as_deref_mut(), grid.race.as_ref()) else { return Ok(()) };
-    let clock = &state.clocks[warp as usize];
-    let who = Who { block: index, clock };
-    let event = Event::new(key(index, warp), clock.own[warp as usize], site);
+    let (index, grid, warp, live) = (cx.block.index, cx.grid, cx.warp.id, cx.warp.live());
+    let (Some(state), Some(shadow)) = (cx.block.race.as_deref_mut(), grid.race.as_ref()) else { return Ok(()) };
+    let agent = state.agent(warp, cx.mask, live);
+    let clock = state.known_to(warp, cx.mask).into_owned();
+    let who = Who { block: index, clock: &clock };
+    let event = Event::new(key(index, agent), clock.own[agent as usize], site);
     let noted = shadow.access(&grid.memory, &mut 0, Visit::new(who, event, write), ranges);
     noted.map_err(|clash| name(race(state.warps, write, index, clash), grid))
 }

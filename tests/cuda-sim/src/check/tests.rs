@@ -60,10 +60,122 @@ fn shared_memory_needs_its_barriers() {
     races(1, "st.shared.u32 [%r20], %r0; ld.shared.u32 %r3, [%r21];");
     races(1, "st.shared.u32 [%r20], %r0; bar.sync 0; ld.shared.u32 %r3, [%r21]; st.shared.u32 [%r20], 1;");
     races(1, "@%p6 st.shared.u32 [%r20], %r0; @!%p6 st.shared.u32 [%r21], %r0;");
-    // Within a warp nothing is looked at, but for the lanes of one instruction.
-    silent(1, "st.shared.u32 [%r20], %r0; xor.b32 %r3, %r20, 4; ld.shared.u32 %r4, [%r3];");
     // Another barrier than the other warp's is none.
     races(1, "st.shared.u32 [%r20], %r0; @%p6 bar.sync 1, 32; @!%p6 bar.sync 2, 32; ld.shared.u32 %r3, [%r21];");
+}
+
+#[test]
+fn lanes_of_a_warp_need_its_barrier() {
+    let (write, read) = ("st.shared.u32 [%r20], %r0;", "xor.b32 %r3, %r20, 4; ld.shared.u32 %r4, [%r3];");
+    let sync = "bar.warp.sync -1;";
+    races(1, &format!("{write} {read}"));
+    silent(1, &format!("{write} {sync} {read}"));
+    silent(1, &format!("{write} ld.shared.u32 %r4, [%r20]; {write}"));
+    races(1, &format!("{write} {sync} {read} {write}"));
+    silent(1, &format!("{write} {sync} {read} {sync} {write}"));
+    races(1, &format!("{write} xor.b32 %r3, %r20, 4; st.shared.u32 [%r3], %r0;"));
+    // Another lane may store the same, unless somebody has read it.
+    silent(1, "st.shared.u32 [%r20], 5; xor.b32 %r3, %r20, 4; st.shared.u32 [%r3], 5;");
+    races(1, "st.shared.u32 [%r20], 5; ld.shared.u32 %r4, [%r20]; xor.b32 %r3, %r20, 4; st.shared.u32 [%r3], 5;");
+    // What exchanges registers orders nothing; neither does a fence that follows nothing that was heard.
+    for other in [
+        "shfl.sync.bfly.b32 %r5, %r0, 1, 31, -1;",
+        "vote.sync.ballot.b32 %r5, %p7, -1;",
+        "match.any.sync.b32 %r5, %r0, -1;",
+        "redux.sync.add.u32 %r5, %r0, -1;",
+        "membar.cta;",
+        "bar.arrive 1, 64;",
+    ] {
+        races(1, &format!("{write} {other} {read}"));
+    }
+    // Every stronger barrier does.
+    for other in ["bar.sync 0;", "bar.sync 1, 64;", "bar.red.popc.u32 %r5, 0, %p7;"] {
+        silent(1, &format!("{write} {other} {read} {other} {write}"));
+    }
+    silent(1, &format!("{write} barrier.cluster.arrive; barrier.cluster.wait; {read}"));
+}
+
+#[test]
+fn lanes_that_meet_are_those_of_the_mask() {
+    let by = |masks: &str, distance: u32| {
+        format!("st.shared.u32 [%r20], %r0; {masks} xor.b32 %r3, %r20, {distance}; ld.shared.u32 %r4, [%r3];")
+    };
+    let pairs = "and.b32 %r5, %r24, 30; shl.b32 %r5, 3, %r5; bar.warp.sync %r5;";
+    silent(1, &by(pairs, 4));
+    races(1, &by(pairs, 8));
+    let halves = "and.b32 %r5, %r24, 16; shl.b32 %r5, 65535, %r5; bar.warp.sync %r5;";
+    silent(1, &by(halves, 32));
+    races(1, &by(halves, 64));
+    // Halves that meet at different places, then pairs across them: all is known by way of others.
+    silent(1, &by(&format!("{halves} xor.b32 %r6, %r24, 16; bar.warp.sync -1;"), 64));
+    let apart = "and.b32 %r5, %r24, 16; setp.eq.u32 %p0, %r5, 0; @%p0 bra LOW; bar.warp.sync 0xffff0000; bra JOIN;
+                 LOW: bar.warp.sync 0x0000ffff; JOIN:";
+    silent(1, &by(apart, 60));
+    races(1, &by(apart, 64));
+    // A lane that did not come knows nothing, and nobody knows it.
+    let most = "and.b32 %r5, %r24, 31; setp.eq.u32 %p0, %r5, 0; @!%p0 bar.warp.sync 0xfffffffe;";
+    races(1, &by(most, 4));
+    silent(1, &by(most, 4).replace("ld.shared", "setp.lt.u32 %p1, %r5, 2; @!%p1 ld.shared"));
+    // What was known before all of them met is known for ever.
+    silent(1, &by(&format!("bar.warp.sync -1; {pairs}"), 64));
+    // Lanes that have exited are not waited for.
+    silent(
+        1,
+        "and.b32 %r5, %r24, 1; setp.eq.u32 %p0, %r5, 0; @%p0 exit; st.shared.u32 [%r20], 1; bar.warp.sync -1;
+         xor.b32 %r3, %r20, 8; ld.shared.u32 %r4, [%r3];",
+    );
+}
+
+#[test]
+fn strong_accesses_of_lanes_do_not_race_with_each_other() {
+    let (weak, strong) = ("st.shared.u32", "st.volatile.shared.u32");
+    let pair = |store: &str, load: &str| format!("{store} [%r20], %r0; xor.b32 %r3, %r20, 4; {load} %r4, [%r3];");
+    silent(1, &pair(strong, "ld.volatile.shared.u32"));
+    races(1, &pair(strong, "ld.shared.u32"));
+    races(1, &pair(weak, "ld.volatile.shared.u32"));
+    silent(1, "@%p6 atom.shared.add.u32 %r3, [flag], 1;");
+    races(
+        1,
+        "@%p7 st.shared.u32 [flag], 0; bar.sync 0; @%p6 atom.shared.add.u32 %r3, [flag], 1; @%p7 ld.shared.u32 %r3, [flag];",
+    );
+    races(1, "@%p7 st.shared.u32 [flag], 0; @%p6 atom.shared.add.u32 %r3, [flag], 1;");
+    // Lane 0 publishes what lane 1 waits for.
+    let pass = |before: &str, after: &str| {
+        format!(
+            "setp.eq.u32 %p1, %r24, 1; @%p7 st.shared.u32 [flag], 0; bar.sync 0; @%p7 bra WRITE; @%p1 bra SPIN; bra END;
+             SPIN: ld.volatile.shared.u32 %r3, [flag]; setp.eq.u32 %p0, %r3, 0; @%p0 bra SPIN; {after}
+             ld.shared.u32 %r4, [s]; bra END; WRITE: st.shared.u32 [s], 7; {before} st.volatile.shared.u32 [flag], 1; END:"
+        )
+    };
+    silent(1, &pass("membar.cta;", "membar.cta;"));
+    races(1, &pass("membar.cta;", ""));
+}
+
+#[test]
+fn words_of_matrices_go_to_lanes() {
+    // Lane n writes 16 bytes, which are row n: of a matrix of eight rows, a lane gets a word.
+    let load = |shape: &str| {
+        format!(
+            ".shared .align 16 .b8 rows[512]; @!%p6 bra END; shl.b32 %r3, %r24, 4; mov.u32 %r4, rows; add.u32 %r3, %r3, %r4;
+             st.shared.v4.u32 [%r3], {{%r0, %r0, %r0, %r0}}; SYNC
+             ldmatrix.sync.aligned.m8n8.{shape}.shared.b16 {{%r5, %r6, %r7, %r8}}, [%r3]; END:"
+        )
+    };
+    for shape in ["x4", "x4.trans"] {
+        races(1, &load(shape).replace("SYNC", ""));
+        silent(1, &load(shape).replace("SYNC", "bar.warp.sync -1;"));
+    }
+    // A lane that changes what it was given, in place, is on its own.
+    let change = |then: &str| {
+        format!(
+            ".shared .align 16 .b8 rows[128]; @!%p6 bra END; and.b32 %r3, %r24, 7; shl.b32 %r3, %r3, 4; mov.u32 %r4, rows;
+             add.u32 %r3, %r3, %r4; shl.b32 %r5, %r24, 2; add.u32 %r5, %r5, %r4; st.shared.u32 [%r5], %r0; bar.warp.sync -1;
+             ldmatrix.sync.aligned.m8n8.x1.shared.b16 {{%r6}}, [%r3]; {then} END:"
+        )
+    };
+    silent(1, &change("stmatrix.sync.aligned.m8n8.x1.shared.b16 [%r3], {%r6}; st.shared.u32 [%r5], %r6;"));
+    races(1, &change("stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%r3], {%r6};"));
+    races(1, &change("xor.b32 %r5, %r5, 4; st.shared.u32 [%r5], %r6;"));
 }
 
 #[test]
@@ -257,7 +369,7 @@ fn lanes_of_a_store_must_agree() {
     races(1, "@%p6 st.shared.u32 [flag], %r0;");
     races(1, "xor.b32 %r3, %r24, %r24; setp.lt.u32 %p0, %r24, 2; @%p0 st.global.u32 [%rd0+64], %r0;");
     races(1, "shr.u32 %r3, %r24, 1; shl.b32 %r3, %r3, 2; add.u32 %r3, %r3, %r22; st.shared.u32 [%r3], %r0;");
-    silent(1, "@%p6 st.shared.u32 [flag], 3; @%p7 st.shared.u32 [flag], %r0;");
+    silent(1, "@%p6 st.shared.u32 [flag], 3; bar.warp.sync -1; @%p7 st.shared.u32 [flag], %r0;");
     silent(1, "shr.u32 %r4, %r24, 1; shl.b32 %r3, %r4, 2; add.u32 %r3, %r3, %r22; st.shared.u32 [%r3], %r4;");
 }
 
@@ -428,7 +540,7 @@ fn reads_that_not_all_know_are_not_forgotten() {
             "@%p7 st.shared.u32 [flag], 0; st.shared.u32 [%r20], 1; bar.sync 0; @%p6 bra WAIT;
              ld.shared.u32 %r3, [%r20]; mov.u32 %r6, 0;
              LOOP: ld.shared.u32 %r3, [%r22]; membar.gl; add.u32 %r6, %r6, 1; setp.lt.u32 %p0, %r6, 2100; @%p0 bra LOOP;
-             setp.eq.u32 %p1, %r24, 32; @%p1 st.volatile.shared.u32 [flag], 1; bra END;
+             bar.warp.sync -1; setp.eq.u32 %p1, %r24, 32; @%p1 st.volatile.shared.u32 [flag], 1; bra END;
              WAIT: ld.volatile.shared.u32 %r3, [flag]; setp.eq.u32 %p0, %r3, 0; @%p0 bra WAIT; {fence}
              st.shared.u32 [%r21], 9; END:"
         )
@@ -530,3 +642,169 @@ fn a_copy_to_another_block_reads_what_it_knows() {
 
 /// The barrier of a cluster that orders nothing.
 const SYNC_ONLY: &str = "barrier.cluster.arrive.relaxed; barrier.cluster.wait;";
+
+#[test]
+fn one_lane_speaks_for_those_it_has_met() {
+    // Warp 0 reads what warp 1 then writes; one lane says that all have read.
+    let arrive = |sync: &str, arrive: &str| {
+        format!(
+            "@%p7 mbarrier.init.shared.b64 [bar], 1; st.shared.u32 [%r20], %r0; bar.sync 0; @%p6 bra READ;
+             SPIN: mbarrier.try_wait.parity.shared.b64 %p0, [bar], 0; @!%p0 bra SPIN; st.shared.u32 [%r21], 1; bra END;
+             READ: ld.shared.u32 %r3, [%r20]; {sync} {arrive} mbarrier.arrive.shared.b64 _, [bar]; END:"
+        )
+    };
+    silent(1, &arrive("bar.warp.sync -1;", "@%p7"));
+    races(1, &arrive("", "@%p7"));
+    races(1, &arrive("shfl.sync.bfly.b32 %r5, %r0, 1, 31, -1;", "@%p7"));
+    // What it has done itself, it may say at once.
+    let alone = "READ: @%p7 ld.shared.u32 %r3, [%r20];";
+    silent(1, &arrive("", "@%p7").replace("READ: ld.shared.u32 %r3, [%r20];", alone).replace("[%r21], 1", "[%r22], 1"));
+    // Lane 1 has read, lane 0 says so.
+    let other = "READ: setp.eq.u32 %p1, %r24, 1; @%p1 ld.shared.u32 %r3, [%r20];";
+    races(1, &arrive("", "@%p7").replace("READ: ld.shared.u32 %r3, [%r20];", other));
+    // By a flag, and by what was fenced before it.
+    let flag = |sync: &str, fence: &str, store: &str| {
+        format!(
+            "@%p7 st.shared.u32 [flag], 0; bar.sync 0; @%p6 bra WRITE;
+             SPIN: ld.acquire.cta.shared.u32 %r3, [flag]; setp.eq.u32 %p0, %r3, 0; @%p0 bra SPIN;
+             ld.shared.u32 %r4, [%r21]; bra END;
+             WRITE: st.shared.u32 [%r20], %r0; {sync} {fence} @%p7 {store} [flag], 1; END:"
+        )
+    };
+    silent(1, &flag("bar.warp.sync -1;", "", "st.release.cta.shared.u32"));
+    races(1, &flag("", "", "st.release.cta.shared.u32"));
+    silent(1, &flag("bar.warp.sync -1;", "@%p7 membar.gl;", "st.volatile.shared.u32"));
+    silent(1, &flag("membar.gl; bar.warp.sync -1;", "", "st.volatile.shared.u32"));
+    races(1, &flag("", "membar.gl;", "st.volatile.shared.u32"));
+    // To another block.
+    let count = |sync: &str| {
+        format!(
+            "setp.eq.u32 %p0, %r1, 0; @%p0 bra WRITE;
+             SPIN: ld.acquire.gpu.global.u32 %r3, [%rd0]; setp.eq.u32 %p0, %r3, 0; @%p0 bra SPIN;
+             mul.wide.u32 %rd2, %r24, 4; add.s64 %rd2, %rd0, %rd2; ld.global.u32 %r4, [%rd2+512]; bra END;
+             WRITE: st.global.u32 [%rd1+512], %r0; {sync} @%p7 red.release.gpu.global.add.u32 [%rd0], 1; END:"
+        )
+    };
+    silent(2, &count("bar.sync 0;").replace("SPIN: ld", "@!%p6 bra END; SPIN: ld"));
+    let first_warps =
+        |sync: &str| count(sync).replace("setp.eq.u32 %p0, %r1, 0;", "@!%p6 bra END; setp.eq.u32 %p0, %r1, 0;");
+    silent(2, &first_warps("bar.warp.sync -1;"));
+    races(2, &first_warps(""));
+}
+
+#[test]
+fn what_one_lane_hears_the_others_do_not_know() {
+    // Lane 0 of warp 1 waits for what warp 0 has written, which all its lanes then read.
+    let wait = |wait: &str, sync: &str, read: &str| {
+        format!(
+            "@%p7 mbarrier.init.shared.b64 [bar], 32; @%p7 st.shared.u32 [flag], 0; bar.sync 0; @%p6 bra WRITE;
+             setp.ne.u32 %p1, %r24, 32; @%p1 bra MET; SPIN: {wait}
+             MET: {sync} {read} bra END;
+             WRITE: st.shared.u32 [%r20], %r0; mbarrier.arrive.shared.b64 _, [bar]; bar.warp.sync -1;
+             @%p7 st.release.cta.shared.u32 [flag], 1; END:"
+        )
+    };
+    let phase = "mbarrier.try_wait.parity.shared.b64 %p0, [bar], 0; @!%p0 bra SPIN;";
+    let flag = "ld.acquire.cta.shared.u32 %r3, [flag]; setp.eq.u32 %p0, %r3, 0; @%p0 bra SPIN;";
+    let fenced = "ld.volatile.shared.u32 %r3, [flag]; setp.eq.u32 %p0, %r3, 0; @%p0 bra SPIN; membar.cta;";
+    let read = "ld.shared.u32 %r4, [%r21];";
+    for heard in [phase, flag, fenced] {
+        silent(1, &wait(heard, "bar.warp.sync -1;", read));
+        races(1, &wait(heard, "", read));
+        // With the value it may hand on what it has heard.
+        for exchange in ["shfl.sync.idx.b32 %r5, %r3, 0, 31, -1;", "vote.sync.any.pred %p2, %p0, -1;"] {
+            silent(1, &wait(heard, exchange, read));
+        }
+        // Alone it may read, and what others read that they know is nothing to it.
+        silent(1, &wait(heard, "", "@!%p1 ld.shared.u32 %r4, [%r21];"));
+        silent(1, &wait(heard, "mov.u32 %r5, %r20; @!%p1 mov.u32 %r5, %r21;", "ld.shared.u32 %r4, [%r5];"));
+        // Lanes 0 and 1 meet.
+        let two = "setp.gt.u32 %p2, %r24, 33; @!%p2 bar.warp.sync 3;";
+        silent(1, &wait(heard, two, "@!%p2 ld.shared.u32 %r4, [%r21];"));
+        races(1, &wait(heard, two, read));
+    }
+}
+
+#[test]
+fn an_mbarrier_made_anew_knows_nothing() {
+    // Warp 1 hears, without order, that warp 0 has arrived, and waits: for that, or for its own arrival at a new mbarrier.
+    let wait = |anew: &str| {
+        format!(
+            "@%p7 mbarrier.init.shared.b64 [bar], 1; @%p7 st.shared.u32 [flag], 0; bar.sync 0; @%p6 bra FIRST;
+             WAIT: ld.volatile.shared.u32 %r3, [flag]; setp.eq.u32 %p0, %r3, 0; @%p0 bra WAIT;
+             setp.ne.u32 %p1, %r24, 32; @%p1 bra MET; {anew} MET: bar.warp.sync -1;
+             SPIN: mbarrier.try_wait.parity.shared.b64 %p0, [bar], 0; @!%p0 bra SPIN; ld.shared.u32 %r4, [%r21]; bra END;
+             FIRST: st.shared.u32 [%r20], %r0; bar.warp.sync -1; @%p7 mbarrier.arrive.shared.b64 _, [bar];
+             @%p7 st.volatile.shared.u32 [flag], 1; END:"
+        )
+    };
+    silent(1, &wait(""));
+    races(
+        1,
+        &wait(
+            "mbarrier.inval.shared.b64 [bar]; mbarrier.init.shared.b64 [bar], 1; mbarrier.arrive.shared.b64 _, [bar];",
+        ),
+    );
+}
+
+/// A warpgroup whose body has the tile `%r20`'s words are in and `PRODUCT`, a product of it, as [`kernel`] else.
+fn product(body: &str) -> Result<(), Box<Fault>> {
+    const PRODUCT: &str = "wgmma.fence.sync.aligned;
+        wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%f0, %f1, %f2, %f3}, %rd5, %rd6, %p3, 1, 1, 0, 0;
+        wgmma.commit_group.sync.aligned;";
+    let text = format!(
+        ".shared .align 1024 .b8 tile[4096]; .shared .align 4 .b8 flag[4]; {HEAD}
+         mov.u32 %r22, tile; shl.b32 %r23, %r0, 2; add.u32 %r20, %r22, %r23; setp.eq.u32 %p7, %r0, 0;
+         setp.lt.u32 %p6, %r0, 32; setp.ne.u32 %p3, %r0, %r0; shr.u32 %r3, %r22, 4; cvt.u64.u32 %rd5, %r3;
+         or.b64 %rd5, %rd5, 0x1000080000; add.s64 %rd6, %rd5, 128; {} END: ret;",
+        body.replace("PRODUCT", PRODUCT)
+    );
+    for seed in 0..4 {
+        let mut k = Kernel::new(".param .u64 p", &text).shape(1, 128);
+        k.checks = Checks { race: true, ..Checks::default() };
+        k.buffer(&[0]);
+        k.run_as(seed, 1)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn all_warps_of_a_product_know_its_operands() {
+    let write = "st.shared.u32 [%r20], %r0;";
+    let (fence, wait) = ("fence.proxy.async;", "wgmma.wait_group.sync.aligned 0;");
+    let race = |body: &str| {
+        let fault = product(body).expect_err(&format!("no race found: {body}"));
+        assert_eq!(fault.kind, Kind::Race, "{body}: {fault}");
+    };
+    let quiet = |body: &str| product(body).unwrap_or_else(|fault| panic!("{body}: {fault}"));
+    quiet(&format!("{write} {fence} bar.sync 0; PRODUCT {wait}"));
+    quiet(&format!("{write} bar.sync 0; {fence} PRODUCT {wait}"));
+    race(&format!("{write} bar.sync 0; PRODUCT {wait}"));
+    race(&format!("{fence} {write} bar.sync 0; PRODUCT {wait}"));
+    race(&format!("{write} {fence} PRODUCT {wait}"));
+    // Each warp fences its own.
+    race(&format!("{write} @%p6 {fence} bar.sync 0; PRODUCT {wait}"));
+    // The warp that has written it issues first, and the others do not know.
+    let late = |before: &str, after: &str| {
+        format!(
+            "@%p7 st.shared.u32 [flag], 0; bar.sync 0; @!%p6 bra WAIT; {write} {fence} bar.warp.sync -1; bra ISSUE;
+             WAIT: ld.volatile.shared.u32 %r3, [flag]; setp.eq.u32 %p0, %r3, 0; @%p0 bra WAIT; {after}
+             ISSUE: PRODUCT {before} @%p7 st.volatile.shared.u32 [flag], 1; {wait}"
+        )
+    };
+    quiet(&late("membar.gl;", "membar.gl;"));
+    race(&late("", ""));
+    // The other warps know, and its own lanes do not know each other's.
+    let own = |sync: &str| {
+        format!(
+            "@%p7 st.shared.u32 [flag], 0; bar.sync 0; @!%p6 bra WAIT;
+             {write} {fence} {sync} st.release.cta.shared.u32 [flag], 1; bra ISSUE;
+             WAIT: ld.acquire.cta.shared.u32 %r3, [flag]; setp.eq.u32 %p0, %r3, 0; @%p0 bra WAIT; ISSUE: PRODUCT {wait}"
+        )
+    };
+    quiet(&own("bar.warp.sync -1;"));
+    race(&own(""));
+    // The operands are overwritten when their readers have waited, and not before.
+    quiet(&format!("{write} {fence} bar.sync 0; PRODUCT {wait} bar.sync 0; {write}"));
+    race(&format!("{write} {fence} bar.sync 0; PRODUCT bar.sync 0; {write} {wait}"));
+}

@@ -1,6 +1,7 @@
 //! `cp.async` and its groups (PTX ISA 9.0, section 9.7.9.25.3).
 
 use crate::check;
+use crate::check::lanes::Part;
 use crate::check::race::{self, Engine};
 use crate::check::traffic;
 use crate::code::{Class, Flow, Op, Src};
@@ -149,7 +150,8 @@ fn watch(cx: &mut Cx<'_>, op: &Op, copy: &Copy) -> Option<Flow> {
     let first = addresses[mask.trailing_zeros() as usize];
     addresses.iter_mut().enumerate().filter(|(lane, _)| mask >> lane & 1 == 0).for_each(|(_, a)| *a = first);
     let all = std::mem::replace(&mut cx.mask, mask);
-    let flow = check::observe(cx, Region::Global, &addresses, copy.size, Effect::Load, Access::new(Region::Global));
+    let access = Access::new(Region::Global);
+    let flow = check::observe(cx, Region::Global, &addresses, copy.size, Effect::Load, access, Part::Own);
     cx.mask = all;
     flow
 }
@@ -222,7 +224,7 @@ fn commit(cx: &mut Cx<'_>, _: &Op) -> Flow {
 fn wait_group(cx: &mut Cx<'_>, op: &Op) -> Flow {
     match async_queue::wait(cx.block, cx.grid, cx.warp.id, cx.mask, op.imm as u32) {
         Ok(()) => {
-            race::wait_groups(cx.block, cx.warp.id, Engine::Copy, op.imm as usize, false);
+            race::wait_groups(cx, Engine::Copy, op.imm as usize, false);
             Flow::Next
         }
         Err(fault) => cx.fail(fault),
@@ -232,7 +234,7 @@ fn wait_group(cx: &mut Cx<'_>, op: &Op) -> Flow {
 fn wait_all(cx: &mut Cx<'_>, _: &Op) -> Flow {
     match async_queue::wait_all(cx.block, cx.grid, cx.warp.id, cx.mask) {
         Ok(()) => {
-            race::wait_groups(cx.block, cx.warp.id, Engine::Copy, 0, true);
+            race::wait_groups(cx, Engine::Copy, 0, true);
             Flow::Next
         }
         Err(fault) => cx.fail(fault),

@@ -285,6 +285,11 @@ fn for_lanes(
     Flow::Next
 }
 
+/// The lanes that name an address.
+fn same(addresses: &Row<u64>, address: u64) -> u32 {
+    (0..LANES).fold(0, |lanes, lane| lanes | u32::from(addresses[lane] == address) << lane)
+}
+
 fn init(cx: &mut Cx<'_>, op: &Op) -> Flow {
     let counts = cx.b32(op.src[0]);
     for_lanes(cx, op, |cx, lane, address| {
@@ -330,7 +335,7 @@ fn arrive(cx: &mut Cx<'_>, op: &Op) -> Flow {
     let flow = for_lanes(cx, op, |cx, lane, address| {
         let value = operand[lane] as u64;
         if last.replace(address) != Some(address) {
-            race::mbarrier_arrive(cx.block, cx.warp.id, address);
+            race::mbarrier_arrive(cx.block, cx.warp.id, (cx.mask, cx.warp.live()), address);
         }
         tokens[lane] = update(cx.block, address, |b| {
             let count = if op.imm & EXPECT != 0 { 1 } else { value };
@@ -364,8 +369,9 @@ fn complete(cx: &mut Cx<'_>, op: &Op) -> Flow {
 /// `test_wait` and `try_wait`. The latter may suspend the thread; here it too answers at once and lets others run.
 fn wait(cx: &mut Cx<'_>, op: &Op) -> Flow {
     let states: Row<u64> = if op.imm & PARITY != 0 { cx.b32(op.src[0]).map(u64::from) } else { cx.b64(op.src[0]) };
-    let mut done = 0u32;
+    let (mut done, mut told) = (0u32, 0u32);
     let mut last = None;
+    let addresses = pointer::read(cx, op, 0).unwrap_or([0; LANES]);
     let flow = for_lanes(cx, op, |cx, lane, address| {
         let key = (address, states[lane]);
         let complete = match last {
@@ -380,12 +386,15 @@ fn wait(cx: &mut Cx<'_>, op: &Op) -> Flow {
                     async_queue::poll(cx.block, cx.grid, address)?;
                     complete = over(phase(cx.block, address)?);
                 }
-                if complete {
-                    race::mbarrier_wait(cx.block, cx.warp.id, address);
-                }
                 complete
             }
         };
+        if complete && told & 1 << lane == 0 {
+            let alike = (0..LANES).filter(|&l| states[l] == states[lane]).fold(0, |all, l| all | 1 << l);
+            let lanes = same(&addresses, address) & alike & cx.mask;
+            race::mbarrier_wait(cx.block, cx.warp.id, (lanes, cx.warp.live()), address);
+            told |= lanes;
+        }
         last = Some((key, complete));
         done |= (complete as u32) << lane;
         Ok(())
@@ -393,6 +402,7 @@ fn wait(cx: &mut Cx<'_>, op: &Op) -> Flow {
     if flow != Flow::Next {
         return flow;
     }
+    race::learned(cx, done & cx.mask);
     cx.set_pred(op.dst[0], done);
     if done & cx.mask == cx.mask { Flow::Next } else { Flow::Yield }
 }

@@ -165,11 +165,24 @@ fn warp_sync(cx: &mut Cx<'_>, op: &Op) -> Flow {
     let members = (0..LANES).filter(|lane| cx.mask >> lane & 1 != 0).fold(0, |all, lane| all | masks[lane]);
     let group = &mut cx.warp.groups[cx.warp.current];
     if matches!(group.wait, Wait::Released(_)) || members & live & !cx.mask == 0 {
-        group.wait = Wait::No;
+        if std::mem::take(&mut group.wait) == Wait::No {
+            teams(cx, &masks);
+        }
         return Flow::Next;
     }
     group.wait = Wait::Team(members);
     Flow::Retry
+}
+
+/// Tells the race check of the executing lanes, which are ordered with those that name the same mask.
+fn teams(cx: &mut Cx<'_>, masks: &Row<u32>) {
+    let mut left = cx.mask;
+    while left != 0 {
+        let mask = masks[left.trailing_zeros() as usize];
+        let team = (0..LANES).fold(0, |team, lane| team | u32::from(masks[lane] == mask) << lane) & cx.mask;
+        check::race::warp_sync(cx.block, cx.warp, team);
+        left &= !team;
+    }
 }
 
 /// `barrier.cluster`: one more barrier of each block, which completes for all of the cluster at once.

@@ -107,7 +107,7 @@ fn read(cx: &mut Cx<'_>, op: &Op, address: u64) -> std::result::Result<[u8; BYTE
     check_aligned(address)?;
     let mut bytes = [0; BYTES];
     if op.imm & SHARED != 0 {
-        race::shared_range(cx.block, cx.warp.id, address, BYTES as u64, false, op.line)?;
+        race::shared_range(cx, cx.mask, (address, BYTES as u64), false, op.line)?;
         let Some(found) = cx.block.shared.get(address, BYTES as u64) else {
             return Err(cx.block.shared.outside(address, BYTES as u64));
         };
@@ -125,7 +125,7 @@ fn write(cx: &mut Cx<'_>, op: &Op, address: u64, bytes: &[u8; BYTES], shared: bo
     check_aligned(address)?;
     cx.block.advance();
     if shared {
-        race::shared_range(cx.block, cx.warp.id, address, BYTES as u64, true, op.line)?;
+        race::shared_range(cx, cx.mask, (address, BYTES as u64), true, op.line)?;
         let Some(found) = cx.block.shared.get_mut(address, BYTES as u64) else {
             return Err(cx.block.shared.outside(address, BYTES as u64));
         };

@@ -2,6 +2,7 @@
 //! `match.sync`, `redux.sync`, `activemask`, `elect.sync`).
 
 use super::lanes::predicate;
+use crate::check::race;
 use crate::code::{Class, Dst, Flow, Op, Run};
 use crate::lower::{Lower, Modifiers, Result};
 use crate::machine::fault::{Fault, Kind};
@@ -103,6 +104,7 @@ impl<const MODE: u8> Semantics for Shuffle<MODE> {
         if !whole && let Some(flow) = members(cx, &masks) {
             return flow;
         }
+        race::exchange(cx);
         let (a, b, c) = (cx.b32(op.src[0]), cx.b32(op.src[1]), cx.b32(op.src[2]));
         let (mut from, mut inside): (Row<u32>, Row<u32>) = ([0; LANES], [0; LANES]);
         for lane in 0..LANES as u32 {
@@ -165,6 +167,7 @@ fn vote_with(cx: &mut Cx<'_>, op: &Op, f: impl Fn(u32, u32) -> u32) -> std::resu
     if let Some(flow) = members(cx, &masks) {
         return Err(flow);
     }
+    race::exchange(cx);
     let yes = cx.pred(op.src[0]) ^ 0u32.wrapping_sub(op.imm as u32);
     let mut out = [0; LANES];
     each_team(cx, &masks, |_, team| {
@@ -232,6 +235,7 @@ fn match_lanes(cx: &mut Cx<'_>, op: &Op) -> Flow {
     if let Some(flow) = members(cx, &masks) {
         return flow;
     }
+    race::exchange(cx);
     let values = if op.imm & 2 != 0 { cx.b64(op.src[0]) } else { cx.b32(op.src[0]).map(u64::from) };
     let mut out = [0; LANES];
     let mut agree = 0;
@@ -287,6 +291,7 @@ fn reduce(cx: &mut Cx<'_>, op: &Op) -> Flow {
     if let Some(flow) = members(cx, &masks) {
         return flow;
     }
+    race::exchange(cx);
     let values = cx.b32(op.src[0]);
     let imm = op.imm;
     let mut out = [0; LANES];

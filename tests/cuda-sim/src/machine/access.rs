@@ -5,6 +5,7 @@ use super::fault::{Fault, Kind};
 use super::grid::Grid;
 use super::{Cx, FULL, LANES, Row};
 use crate::check;
+use crate::check::lanes::Part;
 use crate::code::{Flow, Src};
 use crate::memory::{LOCAL_WINDOW, Missing, PARAM_WINDOW, SHARED_WINDOW};
 
@@ -259,7 +260,7 @@ impl Cx<'_> {
         access: Access,
     ) -> Result<(), Flow> {
         if self.grid.watched
-            && let Some(flow) = check::observe(self, region, addresses, size, effect, access)
+            && let Some(flow) = check::observe(self, region, addresses, size, effect, access, Part::Own)
         {
             return Err(flow);
         }

@@ -109,7 +109,11 @@ impl Block {
         self.queue = Queue::default();
         let warps = self.live_threads.div_ceil(32);
         let (barriers, clustered) = (self.barriers.len(), grid.cluster_blocks() > 1);
-        self.race = grid.checks.race.then(|| Box::new(race::State::new(warps, grid.shared_size, barriers, clustered)));
+        let lanes = self.race.take().map(|race| race.into_lanes()).unwrap_or_default();
+        self.race = grid
+            .checks
+            .race
+            .then(|| Box::new(race::State::new(warps, grid.shared_size, barriers, clustered).with_lanes(lanes)));
         self.rng = Rng::new(grid.schedule.seed ^ (index + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         self.clock = 0;
         self.progress = 0;

@@ -5,6 +5,7 @@ use super::block::Block;
 use super::fault::{Fault, Kind};
 use super::grid::Grid;
 use super::warp::{Group, Wait, Warp};
+use crate::check::race;
 use crate::code::{Code, Flow, Guard};
 use crate::counters::Counters;
 
@@ -128,7 +129,7 @@ fn choose(cx: &mut Cx<'_>) -> bool {
 }
 
 /// Lets groups go on whose barrier has completed.
-fn release(warp: &mut Warp, block: &Block) {
+fn release(warp: &mut Warp, block: &mut Block) {
     for group in &mut warp.groups {
         if let Wait::Barrier(id, generation) = group.wait
             && block.barriers[id as usize].generation != generation
@@ -136,11 +137,11 @@ fn release(warp: &mut Warp, block: &Block) {
             group.wait = Wait::Released(generation);
         }
     }
-    release_teams(warp);
+    release_teams(warp, block);
 }
 
 /// Lets groups go on all of whose team wait at a `bar.warp.sync`.
-fn release_teams(warp: &mut Warp) {
+fn release_teams(warp: &mut Warp, block: &mut Block) {
     let live = warp.live();
     let here = |warp: &Warp, team| {
         warp.groups.iter().filter(|g| g.wait == Wait::Team(team)).fold(0, |mask, group| mask | group.mask)
@@ -149,6 +150,8 @@ fn release_teams(warp: &mut Warp) {
         if let Wait::Team(team) = warp.groups[index].wait
             && team & live & !here(warp, team) == 0
         {
+            let together = here(warp, team);
+            race::warp_sync(block, warp, together);
             for group in warp.groups.iter_mut().filter(|g| g.wait == Wait::Team(team)) {
                 group.wait = Wait::Released(0);
             }

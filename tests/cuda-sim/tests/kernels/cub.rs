@@ -52,3 +52,21 @@ fn sums_that_look_back() {
     run("cub", |s| scan(s, 17));
     run("cub", |s| scan(s, 40 * TILE - 5));
 }
+
+pub fn warp_sorts(s: &mut Session) -> Outcome {
+    let keys = noise(4, 2 * TILE, |n| n.below(500) as i32 - 250);
+    let dk = s.upload(&keys);
+    s.launch("sort_warps", line(2, 64), &args![dk])?;
+    let mut want = keys;
+    want.chunks_mut(96).for_each(|keys| keys.sort_unstable());
+    same("keys", &s.download::<i32>(dk, want.len()), &want)
+}
+
+pub fn long_scan(s: &mut Session) -> Outcome {
+    scan(s, 3 * TILE - 5)
+}
+
+#[test]
+fn keys_of_each_warp() {
+    run("cub", warp_sorts);
+}

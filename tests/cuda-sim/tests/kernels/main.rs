@@ -29,4 +29,5 @@ mod reduce;
 mod runtime;
 mod sync;
 mod triton;
+mod warps;
 mod wmma;

@@ -3,7 +3,7 @@
 
 use cuda_sim::machine::fault::Kind::{self, *};
 
-use super::{attention, cluster, gemm, gemv, hopper, lanes, language, reduce, sync};
+use super::{attention, cluster, cub, gemm, gemv, hopper, lanes, language, reduce, sync, warps, wmma};
 use crate::device;
 use crate::harness::{ALL, Finding, Scenario, fixture, sweep};
 
@@ -543,6 +543,223 @@ const MUTANTS: &[Mutant] = &[
         scenario: cluster::multicast,
         catch: Fault(&[Race, Async, InvalidOperation]),
     },
+    // Lanes of one warp.
+    Mutant {
+        bug: "reads its partner's sum before that has written it",
+        fixture: "warps",
+        kernel: "warp_sums",
+        edits: &[without("bar.warp.sync -1;")],
+        scenario: warps::sums,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "writes its sum before its partner has read the last",
+        fixture: "warps",
+        kernel: "warp_sums",
+        edits: &[nth(1, without("bar.warp.sync -1;"))],
+        scenario: warps::sums,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "lane 0 reads the sum of lane 31 at once",
+        fixture: "warps",
+        kernel: "warp_sums",
+        edits: &[nth(2, without("bar.warp.sync -1;"))],
+        scenario: warps::sums,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "reads columns before the rows are written",
+        fixture: "warps",
+        kernel: "warp_transpose",
+        edits: &[without("bar.warp.sync -1;")],
+        scenario: warps::transpose,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "writes the next tile while lanes still read this one",
+        fixture: "warps",
+        kernel: "warp_transpose",
+        edits: &[nth(1, without("bar.warp.sync -1;"))],
+        scenario: warps::transpose,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "reads what other lanes have copied when its own copies are there",
+        fixture: "warps",
+        kernel: "warp_ring",
+        edits: &[without("bar.warp.sync -1;")],
+        scenario: warps::ring,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "copies to a stage that other lanes still read",
+        fixture: "warps",
+        kernel: "warp_ring",
+        edits: &[nth(1, without("bar.warp.sync -1;"))],
+        scenario: warps::ring,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "the lower half reads at once",
+        fixture: "warps",
+        kernel: "half_warps",
+        edits: &[without("bar.warp.sync 65535;")],
+        scenario: warps::halves,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "the lower half writes over what it still reads",
+        fixture: "warps",
+        kernel: "half_warps",
+        edits: &[nth(1, without("bar.warp.sync 65535;"))],
+        scenario: warps::halves,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "the upper half reads at once",
+        fixture: "warps",
+        kernel: "half_warps",
+        edits: &[without("bar.warp.sync -65536;")],
+        scenario: warps::halves,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "the upper half writes over what it still reads",
+        fixture: "warps",
+        kernel: "half_warps",
+        edits: &[nth(1, without("bar.warp.sync -65536;"))],
+        scenario: warps::halves,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "the halves do not meet",
+        fixture: "warps",
+        kernel: "half_warps",
+        edits: &[without("bar.warp.sync -1;")],
+        scenario: warps::halves,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "counts before the bins are cleared",
+        fixture: "warps",
+        kernel: "warp_counts",
+        edits: &[without("bar.warp.sync -1;")],
+        scenario: warps::counts,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "reads the counts of other lanes while they count",
+        fixture: "warps",
+        kernel: "warp_counts",
+        edits: &[nth(1, without("bar.warp.sync -1;"))],
+        scenario: warps::counts,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "reads rows of a matrix that other lanes have not written",
+        fixture: "warps",
+        kernel: "warp_matrix",
+        edits: &[without("bar.warp.sync -1;")],
+        scenario: warps::matrix,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "copies a row out before all lanes have written it",
+        fixture: "warps",
+        kernel: "warp_stores",
+        edits: &[without("bar.warp.sync -1;")],
+        scenario: warps::stores,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "writes the next row while this one is copied out",
+        fixture: "warps",
+        kernel: "warp_stores",
+        edits: &[nth(1, without("bar.warp.sync -1;"))],
+        scenario: warps::stores,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "reads what one lane has waited for",
+        fixture: "warps",
+        kernel: "one_lane_waits",
+        edits: &[without("bar.warp.sync -1;")],
+        scenario: warps::one_lane,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "one lane says that a stage is free while others still read it",
+        fixture: "warps",
+        kernel: "one_lane_waits",
+        edits: &[nth(1, without("bar.warp.sync -1;"))],
+        scenario: warps::one_lane,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "stores fragments by stmatrix and reads them at once",
+        fixture: "hopper",
+        kernel: "stmatrix_transpose",
+        edits: &[without("bar.warp.sync -1;")],
+        scenario: hopper::stmatrix,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "multiplies tiles that other lanes have not written",
+        fixture: "wmma",
+        kernel: "wmma_steps",
+        edits: &[without("bar.warp.sync -1;")],
+        scenario: wmma::steps,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "writes the next tiles while other lanes still load these",
+        fixture: "wmma",
+        kernel: "wmma_steps",
+        edits: &[nth(1, without("bar.warp.sync -1;"))],
+        scenario: wmma::steps,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "CUB's transposition to blocks without its barrier",
+        fixture: "cub",
+        kernel: "scan_tiles",
+        edits: &[without("bar.warp.sync -1;")],
+        scenario: cub::long_scan,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "CUB's transposition to stripes without its barrier",
+        fixture: "cub",
+        kernel: "scan_tiles",
+        edits: &[nth(1, without("bar.warp.sync -1;"))],
+        scenario: cub::long_scan,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "CUB's merge sort writes over keys that are still read",
+        fixture: "cub",
+        kernel: "sort_warps",
+        edits: &[without("bar.warp.sync -1;")],
+        scenario: cub::warp_sorts,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "CUB's merge sort reads keys at once",
+        fixture: "cub",
+        kernel: "sort_warps",
+        edits: &[nth(1, without("bar.warp.sync -1;"))],
+        scenario: cub::warp_sorts,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "CUB's exchange reads keys at once",
+        fixture: "cub",
+        kernel: "sort_warps",
+        edits: &[nth(2, without("bar.warp.sync -1;"))],
+        scenario: cub::warp_sorts,
+        catch: Fault(&[Race]),
+    },
 ];
 
 impl Mutant {
@@ -660,9 +877,24 @@ fn of_tiles_that_a_cluster_shares() {
 }
 
 #[test]
+fn of_warps() {
+    hunt("warps");
+}
+
+#[test]
+fn of_cub() {
+    hunt("cub");
+}
+
+#[test]
+fn of_fragments() {
+    hunt("wmma");
+}
+
+#[test]
 fn all_fixtures_are_hunted() {
-    let hunted =
-        ["gemm", "gemv", "attention", "reduce", "lanes", "language", "sync", "hopper", "cluster", "cute_cluster"];
+    let hunted = "gemm gemv attention reduce lanes language sync hopper cluster cute_cluster warps cub wmma";
+    let hunted: Vec<&str> = hunted.split(' ').collect();
     assert!(MUTANTS.iter().all(|m| hunted.contains(&m.fixture)));
     assert!(MUTANTS.len() >= 25);
 }

@@ -51,21 +51,23 @@ fn every_type_and_shape() {
     run("wmma", |s| products(s, "wmma_f64", f64::from, |v| v, &[([8, 8, 4], true, false)]));
 }
 
+pub fn steps(s: &mut Session) -> Outcome {
+    let few = |seed, count| noise(seed, count, |n| f16::from_f32(n.below(9) as f32 - 4.0));
+    let (a, b, old) = (few(1, 768), few(2, 768), noise(3, 256, |n| n.below(9) as f32));
+    let (da, db, c) = (s.upload(&a), s.upload(&b), s.upload(&old));
+    s.launch("wmma_steps", line(1, 32), &args![da, db, c, 3i32])?;
+    // c lies by columns.
+    let mut want: Vec<f64> = wide(&transposed(&old, 16, 16));
+    for step in 0..3 {
+        let (a, b) = (&a[step * 256..][..256], transposed(&b[step * 256..][..256], 16, 16));
+        let product = matmul(&wide(a), &wide(&b), 16, 16, 16);
+        want.iter_mut().zip(product).for_each(|(sum, v)| *sum += 2.0 * v);
+    }
+    let want: Vec<f32> = want.iter().map(|&v| v as f32).collect();
+    same("c", &transposed(&s.download::<f32>(c, 256), 16, 16), &want)
+}
+
 #[test]
 fn steps_through_shared_memory() {
-    run("wmma", |s| {
-        let few = |seed, count| noise(seed, count, |n| f16::from_f32(n.below(9) as f32 - 4.0));
-        let (a, b, old) = (few(1, 768), few(2, 768), noise(3, 256, |n| n.below(9) as f32));
-        let (da, db, c) = (s.upload(&a), s.upload(&b), s.upload(&old));
-        s.launch("wmma_steps", line(1, 32), &args![da, db, c, 3i32])?;
-        // c lies by columns.
-        let mut want: Vec<f64> = wide(&transposed(&old, 16, 16));
-        for step in 0..3 {
-            let (a, b) = (&a[step * 256..][..256], transposed(&b[step * 256..][..256], 16, 16));
-            let product = matmul(&wide(a), &wide(&b), 16, 16, 16);
-            want.iter_mut().zip(product).for_each(|(sum, v)| *sum += 2.0 * v);
-        }
-        let want: Vec<f32> = want.iter().map(|&v| v as f32).collect();
-        same("c", &transposed(&s.download::<f32>(c, 256), 16, 16), &want)
-    });
+    run("wmma", steps);
 }

@@ -297,7 +297,7 @@ fn put_values(cx: &mut Cx<'_>, op: &Op) -> Issued {
             check_targets(cx, mask, to, bytes, on)?;
             let owner = mask.trailing_zeros();
             let warp = cx.warp.id;
-            let number = race::bulk_issue(cx.block, owner, warp, on, (to, bytes), op.line)?;
+            let number = race::bulk_issue(cx.block, owner, (warp, lane as u32), on, (to, bytes), op.line)?;
             let data = Some(std::mem::take(&mut data));
             let transfer = Transfer {
                 work: Work::Put { to, on },
@@ -365,13 +365,19 @@ fn send(cx: &mut Cx<'_>, op: &Op, lane: usize, owner: u32, work: Work) -> Issued
     let (warp, lane) = (cx.warp.id, lane as u32);
     let grouped = matches!(work, Work::Store { .. } | Work::StoreTile { .. });
     let group = grouped.then(|| cx.block.queue.bulk_group(warp, lane));
-    let number = watch(cx, &work, warp, op.line, owner)?;
+    let number = watch(cx, &work, (warp, lane), op.line, owner)?;
     let transfer = Transfer { work, warp, lane, line: op.line, group, number, data: None };
     async_queue::issue_bulk(cx.block, cx.grid, owner, transfer)
 }
 
 /// Shows a copy to a block of the cluster to the checks and counters; its number for [`Transfer::number`].
-fn watch(cx: &mut Cx<'_>, work: &Work, warp: u32, line: u32, owner: u32) -> std::result::Result<u32, Fault> {
+fn watch(
+    cx: &mut Cx<'_>,
+    work: &Work,
+    (warp, lane): (u32, u32),
+    line: u32,
+    owner: u32,
+) -> std::result::Result<u32, Fault> {
     let rows = |cx: &mut Cx<'_>, map: &TensorMap, at: [i32; MAX_RANK], effect: Effect| {
         let inside = map.rows(at).filter(|row| row.inside.0 < row.inside.1);
         check::bulk(cx, inside.map(|row| (row.address, row.inside.1 - row.inside.0)), effect)
@@ -382,23 +388,23 @@ fn watch(cx: &mut Cx<'_>, work: &Work, warp: u32, line: u32, owner: u32) -> std:
         Work::Put { .. } => Ok(0),
         Work::Load { from, to, bytes, on } => {
             check::bulk(cx, once((*from, *bytes)), Effect::Load)?;
-            race::bulk_issue(cx.block, owner, warp, *on, (*to, *bytes), line)
+            race::bulk_issue(cx.block, owner, (warp, lane), *on, (*to, *bytes), line)
         }
         Work::Move { from, to, bytes, on } => {
-            race::shared_range(cx.block, warp, cluster::split(*from).1, *bytes, false, line)?;
-            race::bulk_issue(cx.block, owner, warp, *on, (*to, *bytes), line)
+            race::shared_range(cx, 1 << lane, (cluster::split(*from).1, *bytes), false, line)?;
+            race::bulk_issue(cx.block, owner, (warp, lane), *on, (*to, *bytes), line)
         }
         Work::LoadTile { map, at, to, on } => {
             rows(cx, map, *at, Effect::Load)?;
-            race::bulk_issue(cx.block, owner, warp, *on, (*to, map.tile_bytes()), line)
+            race::bulk_issue(cx.block, owner, (warp, lane), *on, (*to, map.tile_bytes()), line)
         }
         Work::Store { from, to, bytes, reduction } => {
             check::bulk(cx, once((*to, *bytes)), written(reduction))?;
-            race::store_issue(cx.block, warp, *from, *bytes, line).map(|()| 0)
+            race::store_issue(cx.block, (warp, lane), *from, *bytes, line).map(|()| 0)
         }
         Work::StoreTile { map, at, from, reduction } => {
             rows(cx, map, *at, written(reduction))?;
-            race::store_issue(cx.block, warp, *from, map.tile_bytes(), line).map(|()| 0)
+            race::store_issue(cx.block, (warp, lane), *from, map.tile_bytes(), line).map(|()| 0)
         }
     }
 }

@@ -359,7 +359,7 @@ fn wait_group(cx: &mut Cx<'_>, op: &Op) -> Flow {
     let read = op.imm >> 32 != 0;
     match async_queue::bulk_wait(cx.block, cx.grid, cx.warp.id, cx.mask, op.imm as u32, read) {
         Ok(()) => {
-            race::wait_groups(cx.block, cx.warp.id, Engine::Bulk, op.imm as u32 as usize, false);
+            race::wait_groups(cx, Engine::Bulk, op.imm as u32 as usize, false);
             Flow::Next
         }
         Err(fault) => cx.fail(fault),

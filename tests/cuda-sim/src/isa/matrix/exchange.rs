@@ -2,6 +2,7 @@
 
 use super::{aligned, registers};
 use crate::check;
+use crate::check::lanes::Part;
 use crate::code::{Class, Dst, Flow, Op, Src};
 use crate::isa::pointer::{self, Into};
 use crate::lower::{Lower, Modifiers, Result};
@@ -75,9 +76,14 @@ pub fn transpose(row: &Row<u32>) -> Row<u32> {
     out
 }
 
+/// Whose the elements of the rows are.
+const fn part<const TRANSPOSED: bool>() -> Part {
+    if TRANSPOSED { Part::Columns } else { Part::Rows }
+}
+
 /// The row addresses of the first `count` matrices, checked for alignment; lane `8 m + r` gives row `r` of matrix `m`.
 #[inline(always)]
-fn rows(cx: &mut Cx<'_>, op: &Op, count: usize, effect: Effect) -> std::result::Result<Row<u64>, Flow> {
+fn rows(cx: &mut Cx<'_>, op: &Op, count: usize, effect: Effect, part: Part) -> std::result::Result<Row<u64>, Flow> {
     match checked_rows(cx, op, count) {
         Ok(mut addresses) => {
             if cx.grid.watched {
@@ -85,8 +91,8 @@ fn rows(cx: &mut Cx<'_>, op: &Op, count: usize, effect: Effect) -> std::result::
                 let last = addresses[0];
                 addresses[8 * count..].fill(last);
                 let mask = std::mem::replace(&mut cx.mask, (u64::MAX >> (64 - 8 * count)) as u32);
-                let flow =
-                    check::observe(cx, Region::Shared, &addresses, ROW_BYTES, effect, Access::new(Region::Shared));
+                let access = Access::new(Region::Shared);
+                let flow = check::observe(cx, Region::Shared, &addresses, ROW_BYTES, effect, access, part);
                 cx.mask = mask;
                 return flow.map_or(Ok(addresses), Err);
             }
@@ -127,7 +133,7 @@ impl<const TRANSPOSED: bool> Semantics for Load<TRANSPOSED> {
             return flow;
         }
         let list = fragments(cx, op);
-        let addresses = match rows(cx, op, list.len(), Effect::Load) {
+        let addresses = match rows(cx, op, list.len(), Effect::Load, part::<TRANSPOSED>()) {
             Ok(addresses) => addresses,
             Err(flow) => return flow,
         };
@@ -158,7 +164,7 @@ impl<const TRANSPOSED: bool> Semantics for Store<TRANSPOSED> {
             return flow;
         }
         let list = fragments(cx, op);
-        let addresses = match rows(cx, op, list.len(), Effect::Store) {
+        let addresses = match rows(cx, op, list.len(), Effect::Store, part::<TRANSPOSED>()) {
             Ok(addresses) => addresses,
             Err(flow) => return flow,
         };
