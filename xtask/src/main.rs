@@ -66,7 +66,7 @@ fn test() -> Result<(), String> {
 
 /// The same tests of kernels that [`test`] runs on the simulator.
 fn test_on_gpu() -> Result<(), String> {
-    gpu::find_driver()?;
+    gpu::find_driver(&toolkit::target_dir())?;
     for step in gpu::TESTS {
         run(
             Command::new(env!("CARGO")).args(step).env("WEFT_GPU", "1"),

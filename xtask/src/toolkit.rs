@@ -132,7 +132,7 @@ fn fill(staging: &Path, set: &Set) -> Result<PathBuf, String> {
 }
 
 /// Cargo's target directory.
-fn target_dir() -> PathBuf {
+pub fn target_dir() -> PathBuf {
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is in the workspace");
     workspace.join(env::var_os("CARGO_TARGET_DIR").map_or("target".into(), PathBuf::from))
 }
