@@ -125,11 +125,11 @@ extern "C" __global__ void __launch_bounds__(512, 1)
     if (draw.links) {
       if (threadIdx.x == 0) judgements[blockIdx.y] = result;
       if (arrives_last(arrived, step.counts->chained, shared))
-        resolve_chains(draws, step.counts->verdicts, judgements, positions, tokens, drawn, shared);
+        resolve_chains(draws, step.images, step.counts->verdicts, judgements, positions, tokens, drawn, shared);
       return;
     }
     after = result.kept ? token : result.corrected;
-    failed = correct && !result.kept;
+    failed = correct && !result.kept && image.test == WEFT_TEST_THRESHOLD;
   }
   if (threadIdx.x == 0) {
     const uint32_t before = tokens[place];

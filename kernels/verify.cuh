@@ -190,8 +190,9 @@ __device__ __forceinline__ void mark(const uint32_t *tokens, uint32_t count, uin
 
 // Resolves the chains of a list of draws that were judged one by one: a token that follows one that failed, or that was not
 // judged itself, is drawn anew. Done by one block.
-__device__ __forceinline__ void resolve_chains(const WeftDraw *draws, uint32_t count, const WeftJudged *judged,
-                                               uint32_t positions, uint32_t *tokens, WeftDrawn *drawn, Shared &shared) {
+__device__ __forceinline__ void resolve_chains(const WeftDraw *draws, const WeftImage *images, uint32_t count,
+                                               const WeftJudged *judged, uint32_t positions, uint32_t *tokens,
+                                               WeftDrawn *drawn, Shared &shared) {
   uint32_t *follows = shared.low, *kept = shared.high;
   for (uint32_t first = 0; first < count; first += blockDim.x) {
     const uint32_t at = first + threadIdx.x;
@@ -217,8 +218,8 @@ __device__ __forceinline__ void resolve_chains(const WeftDraw *draws, uint32_t c
     uint32_t after = __ldcg(&judged[at].fresh);
     if (alive && __ldcg(&judged[at].kept)) after = before;
     else if (alive) after = __ldcg(&judged[at].corrected);
-    const bool same = alive && !__ldcg(&judged[at].kept) && before == after;  // failed, and replaced by the same
-    drawn[at] = {same ? WEFT_NONE : before, after};
+    const bool failed = alive && !__ldcg(&judged[at].kept) && images[draw.image].test == WEFT_TEST_THRESHOLD;
+    drawn[at] = {failed && before == after ? WEFT_NONE : before, after};
     tokens[place] = after;
   }
 }

@@ -7,7 +7,8 @@
         --batch 32 --procs 1 --cpu --minutes 20
     python low.py --work target/avatar --vq            what the VQ loses at 48 pixels
     python low.py --work target/avatar --sample --n 512 --cfg 3      attribute accuracy, tokens in WORK/low/samples.npy
-    python low.py --work target/avatar --export DIR    config.json, model.safetensors and vq.safetensors, bf16
+    python low.py --work target/avatar --export DIR    a model directory: config.json, tokenizer.json, model and VQ in bf16
+    python low.py --work target/avatar --fixture FILE  what the engine's tests compare with, up-sampler included
 
 It has the prompt format, the text encoder and the layer of the shipped model, but 5 of its 9 layers, and starts
 from its weights. The VQ is a copy of the shipped one that went on training on half-size pictures (as it is, it loses eyes
@@ -115,10 +116,36 @@ def write(o):
     save_file(export.tensors(export.rounded(vq.load(o.work / "low").to(memory_format=torch.contiguous_format)), "vq."), o.export / "vq.safetensors", metadata={"format": "pt"})
     for f in o.export.glob("*.safetensors"):
         f.chmod(0o644)
+    shutil.copyfile(o.work / "tokenizer.json", o.export / "tokenizer.json")
     c = export.config(len(json.loads((o.work / "vocab.json").read_text())), o.cfg)
     c["vq"]["image_size"] = 4 * GRID
     del c["spatial_heads"], c["classifier"]
     (o.export / "config.json").write_text(json.dumps(c, indent=1) + "\n")
+
+
+@torch.no_grad()
+def fixture(o):
+    """One held-out caption and picture through the low-resolution model, its VQ and both ways up, f32 from bf16 weights."""
+    from safetensors.torch import save_file
+    import upsample
+    held, index = sample.Held(o.work, 1, first=11), 11
+    coarse, fine, up = export.rounded(vq.load(o.work / "low")), export.rounded(vq.load(o.work)), upsample.load(o.work)
+    picture = common.to_uint8(half(common.Images(o.work, "held").batch([index])))
+    x = torch.from_numpy(picture).permute(0, 3, 1, 2).float() / 127.5 - 1
+    tokens = coarse.encode(x)
+    decoded = common.to_uint8(coarse.decode(tokens))
+    T.shape(GRID, len(TAKEN))
+    model = export.rounded(T.load(o.work / "low"))
+    ids = torch.tensor([held.ids[0]])
+    model.fast = False
+    at = torch.tensor([0, 1, 2, 11, 12, 13, 30, 77, 100, 143])
+    hidden, _ = model.hidden(ids, tokens[:, :-1])
+    pixels = torch.from_numpy(double(decoded)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    out = {"picture": torch.from_numpy(picture[0]), "tokens": tokens[0], "decoded": torch.from_numpy(decoded[0]),
+           "positions": at, "logits": model.logits(hidden[0, at]),
+           "latent": upsample.quantize(fine, up(upsample.latents(coarse, tokens)))[0][0], "pixel": fine.encode(pixels)[0]}
+    save_file({k: v.contiguous() for k, v in out.items()}, o.fixture, metadata={"prompt": held.texts[0]})
+    o.fixture.chmod(0o644)
 
 
 if __name__ == "__main__":
@@ -133,7 +160,8 @@ if __name__ == "__main__":
     p.add_argument("--vq", action="store_true")
     p.add_argument("--sample", action="store_true")
     p.add_argument("--export", type=pathlib.Path)
+    p.add_argument("--fixture", type=pathlib.Path)
     o = p.parse_args()
     torch.set_num_threads(o.procs)
     torch.manual_seed(0)
-    (prepare if o.prepare else test_vq if o.vq else samples if o.sample else write)(o)
+    (prepare if o.prepare else test_vq if o.vq else samples if o.sample else fixture if o.fixture else write)(o)

@@ -302,8 +302,8 @@ pub(super) fn check_chains(draws: &[Draw]) {
 /// What a drawn token replaced; of [`Rule::Siblings`], which child passed; of [`Rule::Foresee`], what would be drawn.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Drawn {
-    /// The token before, [`NONE`] if it failed its test and was replaced by the same; of siblings the number of the one that
-    /// passed, [`NONE`] if none did; of what is foreseen [`NONE`].
+    /// The token before, [`NONE`] if it failed [`Test::Threshold`] and was replaced by the same; of siblings the number of the
+    /// one that passed, [`NONE`] if none did; of what is foreseen [`NONE`].
     pub before: u32,
     /// The token now.
     pub after: u32,

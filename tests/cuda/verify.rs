@@ -142,6 +142,8 @@ fn pools(neighbours: &[u32]) -> Vec<Test> {
                 pooled(PoolBound::Mass(0.3)),
                 pooled(PoolBound::Ratio(5.0)),
                 Test::Threshold { neighbours, least: 0.02 },
+                // Fails always, and is sometimes replaced by the same.
+                Test::Threshold { neighbours, least: 1.5 },
             ]
         })
         .collect()

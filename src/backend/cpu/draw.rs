@@ -4,7 +4,7 @@ use super::Tensor;
 use super::rows::logits;
 use super::verify::{Case, Codebook, Verdict};
 use crate::backend::step::{CHOICES, check_chains};
-use crate::backend::{CHILDREN, Chosen, Draw, Drawn, Error, Image, NONE, Phase, Rule, Step};
+use crate::backend::{CHILDREN, Chosen, Draw, Drawn, Error, Image, NONE, Phase, Rule, Step, Test};
 use crate::rng::{Purpose, Stream};
 use crate::sampling::{gumbel_max, log_prob, softmax};
 use std::ops::Range;
@@ -155,6 +155,7 @@ impl Canvas {
         };
         self.tokens[index] = after;
         let failed = draw.rule == Rule::AutoCorrect && judged && !self.kept;
+        let failed = failed && matches!(image.test, Test::Threshold { .. });
         Drawn { before: if failed && before == after { NONE } else { before }, after }
     }
 
@@ -622,6 +623,19 @@ mod tests {
         let test = Test::Threshold { neighbours: 2, least: 0.5875 };
         let law = law_of([0.0, 0.0, 1.0, 1.0, 0.0, 1.0], |_| P);
         assert_follows(&law, |seed| judged(test, Some(&codebook), seed));
+    }
+
+    /// Whether a token failed can be told when what replaced it is the same.
+    #[test]
+    fn a_token_that_fails_and_is_drawn_again_is_told_from_one_that_passes() {
+        for (least, before) in [(0.5, 3), (1.5, NONE)] {
+            let mut canvas = Canvas::new(1, 4, 6);
+            canvas.put(2, 3);
+            let image = image(0, Test::Threshold { neighbours: 0, least });
+            let drawn =
+                canvas.apply(&at(2, Rule::AutoCorrect, 0), &image, None, &logs(&[0.0, 0.0, 0.0, 1.0, 0.0, 0.0]));
+            assert_eq!(drawn, Drawn { before, after: 3 });
+        }
     }
 
     #[test]
