@@ -188,7 +188,7 @@ def test(o):
     small = torch.from_numpy(np.load(source)[:o.n].astype(np.int64))
     drafts = {"latent up-sampler": torch.cat([quantize(fine, up(latents(coarse, s)))[0] for s in small.split(64)]),
               "pixel path": torch.cat([pixel_path(coarse, fine, s) for s in small.split(32)]), "tokens of the pictures": truth}
-    if o.samples:
+    if o.samples and (o.work / "samples.npy").exists():
         drafts["samples of the target"] = torch.from_numpy(np.load(o.work / "samples.npy")[:o.n].astype(np.int64))
     for name, tokens in drafts.items():
         mass = torch.cat([pooled(model, fine, held.ids[i:i + 16], tokens[i:i + 16], o.cfg, sizes) for i in range(0, o.n, 16)])
