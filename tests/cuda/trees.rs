@@ -71,6 +71,8 @@ fn siblings_are_judged_as_on_the_cpu() {
         compare(case, 5, 1, &tests[..2]);
     }
     assert_eq!(passed, BTreeSet::from([0, 1, 2, 3, NONE]), "each child passed once, or none did");
+    // Of few tokens, what is left of q after a child differs much from q.
+    compare(Case::new(7, Sampling { temperature: 5.0, ..PLAIN }), 48, 4, &tests[..1]);
 }
 
 #[test]
@@ -91,7 +93,8 @@ fn siblings_are_pooled_and_grouped_as_on_the_cpu() {
 
 #[test]
 fn there_may_be_fewer_tokens_than_children() {
-    compare(Case::new(64, Sampling { top_k: 3, ..PLAIN }), 6, 6, &[Test::Token]);
+    let grouped = Test::Grouped { size: 2, delta: f32::INFINITY, distance: f32::INFINITY };
+    compare(Case::new(64, Sampling { top_k: 3, ..PLAIN }), 24, 6, &[Test::Token, grouped]);
     compare(Case::new(64, Sampling { temperature: 0.0, ..PLAIN }), 6, 3, &[Test::Token]);
 }
 
