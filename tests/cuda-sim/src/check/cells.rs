@@ -702,6 +702,86 @@ mod tests {
     }
 
     #[test]
+    fn other_bytes_of_a_cell_are_not_covered() {
+        let mut cells = Cells::new(16);
+        let clock = Clock { own: vec![1, 0, 1], ..Clock::default() };
+        let who = Who { block: 0, clock: &clock };
+        // Agent 0 does not know that agent 1 has read the last bytes, and covers what it knows of the first.
+        once(&mut cells, who, event(1, 1), (8, 8), false).unwrap();
+        once(&mut cells, who, event(2, 1), (0, 4), false).unwrap();
+        once(&mut cells, who, event(0, 1), (0, 4), true).unwrap();
+        assert_eq!(once(&mut cells, who, event(0, 1), (8, 4), true).unwrap_err().other, event(1, 1));
+    }
+
+    #[test]
+    fn a_visit_of_other_memory_begins_anew() {
+        // Lists of the same numbers, and different accesses in them.
+        let clock = Clock { own: vec![1, 1, 0], ..Clock::default() };
+        let who = Who { block: 0, clock: &clock };
+        let mut pages = [Cells::new(16), Cells::new(16)];
+        for (page, agent) in pages.iter_mut().zip([1, 2]) {
+            once(page, who, event(agent, 1), (0, 16), true).unwrap();
+        }
+        let mut visit = Visit::new(who, event(0, 1), false);
+        let [known, unknown] = &mut pages;
+        known.access(&mut visit, 0, 16).unwrap();
+        known.leave(&mut visit).unwrap();
+        assert_eq!(unknown.access(&mut visit, 0, 16).unwrap_err().other, event(2, 1));
+    }
+
+    #[test]
+    fn one_settled_read_stands_for_those_of_its_bytes_alone() {
+        let none = Clock::new(4);
+        let who = Who { block: 0, clock: &none };
+        let mut cells = Cells::new(16);
+        for agent in 0..2 {
+            once(&mut cells, who, event(agent, 1), (8 * agent as usize, 8), false).unwrap();
+        }
+        cells.tidy(|_| false, |_| true);
+        for agent in 0..2 {
+            let clash = once(&mut cells, who, event(3, 1), (8 * agent as usize, 8), true).unwrap_err();
+            assert_eq!(clash.other, event(agent, 1));
+        }
+    }
+
+    #[test]
+    fn settled_writes_are_all_remembered() {
+        let clock = Clock { own: vec![1, 0, 0], ..Clock::default() };
+        let who = Who { block: 0, clock: &clock };
+        let mut cells = Cells::new(16);
+        once(&mut cells, who, event(0, 1), (0, 16), true).unwrap();
+        once(&mut cells, who, event(1, 1), (4, 4), true).unwrap();
+        cells.tidy(|_| false, |_| true);
+        let clash = once(&mut cells, who, event(2, 1), (0, 16), false).unwrap_err();
+        assert_eq!((clash.other, clash.at), (event(1, 1), 4));
+    }
+
+    #[test]
+    fn writes_that_all_know_are_still_the_last() {
+        let clock = Clock { own: vec![1; 2], ..Clock::default() };
+        let mut cells = Cells::new(16);
+        once(&mut cells, Who { block: 0, clock: &clock }, event(0, 1), (0, 16), true).unwrap();
+        cells.tidy(|_| true, |_| true);
+        assert_eq!(cells.find_write(0, 16, &mut 0, |_| true), Some((0, event(0, 1))));
+    }
+
+    #[test]
+    fn reads_of_different_bytes_are_not_alike() {
+        let none = Clock::new(2);
+        let who = Who { block: 0, clock: &none };
+        let mut cells = Cells::new(16);
+        for clock in 1..100 {
+            once(&mut cells, who, event(0, clock), (8 * (clock as usize % 2), 8), false).unwrap();
+        }
+        cells.limit = 0;
+        cells.tidy(|_| false, |_| false);
+        assert_eq!(cells.nodes.len(), 1 + 2);
+        for (from, clock) in [(0, 98), (8, 99)] {
+            assert_eq!(once(&mut cells, who, event(1, 1), (from, 8), true).unwrap_err().other, event(0, clock));
+        }
+    }
+
+    #[test]
     fn reads_again_and_again_do_not_pile_up() {
         let mut cells = Cells::new(256);
         for clock in 1..20_000 {

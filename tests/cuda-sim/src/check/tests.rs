@@ -93,6 +93,11 @@ fn lanes_of_a_warp_need_its_barrier() {
         silent(1, &format!("{write} {other} {read} {other} {write}"));
     }
     silent(1, &format!("{write} barrier.cluster.arrive; barrier.cluster.wait; {read}"));
+    let arrive =
+        "mbarrier.arrive.shared.b64 _, [bar]; SPIN: mbarrier.try_wait.parity.shared.b64 %p0, [bar], 0; @!%p0 bra SPIN;";
+    let begin = "@%p7 mbarrier.init.shared.b64 [bar], 64; bar.sync 0;";
+    silent(1, &format!("{begin} {write} {arrive} {read}"));
+    races(1, &format!("{begin} {write} {read} {arrive}"));
 }
 
 #[test]
@@ -112,6 +117,9 @@ fn lanes_that_meet_are_those_of_the_mask() {
                  LOW: bar.warp.sync 0x0000ffff; JOIN:";
     silent(1, &by(apart, 60));
     races(1, &by(apart, 64));
+    let meet = "and.b32 %r5, %r24, 16; setp.eq.u32 %p0, %r5, 0; @%p0 bra LOW; bar.warp.sync 0xffffffff; bra JOIN;
+                LOW: bar.warp.sync 0xffffffff; JOIN:";
+    silent(1, &by(meet, 64));
     // A lane that did not come knows nothing, and nobody knows it.
     let most = "and.b32 %r5, %r24, 31; setp.eq.u32 %p0, %r5, 0; @!%p0 bar.warp.sync 0xfffffffe;";
     races(1, &by(most, 4));
@@ -708,7 +716,10 @@ fn what_one_lane_hears_the_others_do_not_know() {
     let flag = "ld.acquire.cta.shared.u32 %r3, [flag]; setp.eq.u32 %p0, %r3, 0; @%p0 bra SPIN;";
     let fenced = "ld.volatile.shared.u32 %r3, [flag]; setp.eq.u32 %p0, %r3, 0; @%p0 bra SPIN; membar.cta;";
     let read = "ld.shared.u32 %r4, [%r21];";
+    let copy = "cp.async.ca.shared.global [%r21], [%rd1], 4; cp.async.wait_all;";
     for heard in [phase, flag, fenced] {
+        silent(1, &wait(heard, "bar.warp.sync -1;", copy));
+        races(1, &wait(heard, "", copy));
         silent(1, &wait(heard, "bar.warp.sync -1;", read));
         races(1, &wait(heard, "", read));
         // With the value it may hand on what it has heard.
