@@ -18,6 +18,7 @@ pub mod islands;
 pub mod jacobi;
 pub mod knobs;
 pub mod lanes;
+mod layout;
 pub mod methods;
 pub mod mulo;
 pub mod pipeline;

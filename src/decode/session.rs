@@ -5,15 +5,13 @@
 //! through the inner ones when it records, not when it replays.
 
 use super::drafting::{Drafting, Shared};
-use super::dynamic_tree::PROPOSED;
+use super::layout::{Row, Rows, Slots, tables};
 use super::tree::{Choice, Family, Growth};
 use super::{Acceptance, Draft, DraftCost, Round, Scene, Source, Target};
 use crate::backend::{
-    Backend, Capacity, Chosen, Copy, Draw, Drawn, Error, Image, NONE, PageTable, Phase, Put, RowPlace, Rule, SCRATCH,
-    Slot, Step, Test,
+    Backend, Capacity, Chosen, Copy, Draw, Drawn, Error, Image, NONE, PageTable, Phase, Put, RowPlace, Rule, Slot,
+    Step, Test,
 };
-use crate::grid::Grid;
-use crate::kv::Allocator;
 use crate::models::avatar::{Avatar, Condition};
 use crate::nn::eagle::Eagle;
 use crate::nn::spatial_heads::{self, Offset};
@@ -138,7 +136,7 @@ impl<'m, B: Backend> Session<'m, B> {
         let mut step = Step { images: vec![self.image], ..Step::default() };
         self.plan_puts(round, &mut step);
         self.plan_drafts(&round.drafts, &mut step);
-        self.plan_rows(round, &mut step);
+        step.layout = rows.layout(&self.tables);
         let wanted = round.asks.iter().map(|ask| ask.position).chain(round.keep);
         let families = round.families.iter().map(|family| rows.before(family.parent, family.position));
         let forecasts = round.forecasts.iter().map(|forecast| rows.before(forecast.parent, forecast.position));
@@ -193,39 +191,6 @@ impl<'m, B: Backend> Session<'m, B> {
             let slot = round.temporary.iter().position(|&at| at == position);
             let place = slot.map_or(position, |slot| self.model.grid().len() + slot);
             step.puts.push(Put { image: 0, position: place as u32, token });
-        }
-    }
-
-    /// The rows of each branch: the block, then those beside the cache, then nodes; or, if those do not see what the block
-    /// sees, nodes in sequences of their own behind all others.
-    fn plan_rows(&self, round: &Round, step: &mut Step) {
-        let grid = round.block.iter().map(|&position| Slot::Grid(position as u32));
-        let scratch = round.temporary.iter().enumerate().map(|(slot, &at)| Slot::Scratch {
-            slot: slot as u32,
-            at: at as u32,
-            ancestors: 1 << slot,
-        });
-        let nodes = round.nodes.iter().map(|node| Slot::Scratch {
-            slot: node.slot as u32,
-            at: node.at as u32,
-            ancestors: node.ancestors,
-        });
-        let (block, nodes): (Vec<Slot>, Vec<Slot>) = (grid.chain(scratch).collect(), nodes.collect());
-        match &round.trunk {
-            None => self.plan_sequences(&round.frontier, &[block, nodes].concat(), step),
-            Some(trunk) => {
-                self.plan_sequences(&round.frontier, &block, step);
-                self.plan_sequences(trunk, &nodes, step);
-            }
-        }
-    }
-
-    /// Adds a sequence for each branch, all with these rows.
-    fn plan_sequences(&self, frontier: &[u32], slots: &[Slot], step: &mut Step) {
-        for table in &self.tables {
-            let sequence = step.layout.sequences.len() as u32;
-            step.layout.sequences.push(PageTable { frontier: frontier.to_vec(), ..table.clone() });
-            step.layout.rows.extend(slots.iter().map(|&slot| RowPlace { sequence, slot }));
         }
     }
 
@@ -501,50 +466,6 @@ impl<B: Backend> Target for Session<'_, B> {
     }
 }
 
-/// Where the rows of a round are in its layout.
-#[derive(Clone, Copy)]
-struct Rows<'r> {
-    round: &'r Round,
-    branches: usize,
-}
-
-/// A row of one branch: of the block and what is beside it, or of the nodes.
-#[derive(Clone, Copy)]
-enum Row {
-    Block(usize),
-    Node(usize),
-}
-
-impl Rows<'_> {
-    /// The row that predicts a position, if it is of the block or stands in for one.
-    fn predicts(&self, position: usize) -> Option<Row> {
-        let (Round { block, temporary, .. }, before) = (self.round, position.checked_sub(1)?);
-        let beside = || temporary.iter().position(|&at| at == before).map(|row| block.len() + row);
-        block.binary_search(&before).ok().or_else(beside).map(Row::Block)
-    }
-
-    /// The row that predicts a position after a node, or without one after the block's.
-    ///
-    /// # Panics
-    /// If that is not fed.
-    fn before(&self, parent: Option<usize>, position: usize) -> Row {
-        let node = |slot| self.round.nodes.iter().position(|node| node.slot == slot).map(Row::Node);
-        parent.map_or_else(|| self.predicts(position), node).expect("it is fed")
-    }
-
-    /// Number of a branch's row in the layout.
-    fn index(&self, branch: usize, row: Row) -> u32 {
-        let (block, nodes) = (self.round.block.len() + self.round.temporary.len(), self.round.nodes.len());
-        let index = match (row, &self.round.trunk) {
-            (Row::Block(row), None) => branch * (block + nodes) + row,
-            (Row::Node(node), None) => branch * (block + nodes) + block + node,
-            (Row::Block(row), Some(_)) => branch * block + row,
-            (Row::Node(node), Some(_)) => self.branches * block + branch * nodes + node,
-        };
-        index as u32
-    }
-}
-
 /// A draw of the only image; a distribution is given by its row in the first branch and the rows of a branch.
 fn draw(position: usize, (rule, round): (Rule, u32), branches: usize, rows: [Option<(usize, usize)>; 2]) -> Draw {
     let of = |branch: usize| {
@@ -561,37 +482,4 @@ fn head_index(offset: Offset, horizontal: usize) -> usize {
         Offset::Right(columns) => columns - 1,
         Offset::Down(rows) => horizontal + rows - 1,
     }
-}
-
-/// What there is beside the grid.
-#[derive(Clone, Copy)]
-struct Slots {
-    /// Slots of the cache.
-    rows: usize,
-    /// Places of the canvas.
-    places: usize,
-    /// Kept states.
-    states: usize,
-}
-
-impl Slots {
-    fn new(grid: Grid, trees: bool, foresight: bool) -> Self {
-        // One for every row that may begin in a pass.
-        let rows = if trees || foresight { SCRATCH } else { grid.height.min(SCRATCH) };
-        Self { rows, places: rows + if trees { PROPOSED } else { 0 }, states: if trees { SCRATCH } else { 0 } }
-    }
-}
-
-/// The pages of each branch's sequence, and how many there are.
-fn tables(lengths: &[usize], grid: Grid, slots: usize) -> (Vec<PageTable>, usize) {
-    let parts = |tokens: usize| [tokens, grid.len(), slots].map(Allocator::pages_for).iter().sum::<usize>();
-    let pages = lengths.iter().map(|&tokens| parts(tokens)).sum();
-    let mut allocator = Allocator::new(pages);
-    let table = |&tokens: &usize| {
-        let prompt = allocator.prompt(tokens)?;
-        let sequence = allocator.sequence(&prompt, grid)?;
-        Ok(PageTable { scratch: allocator.scratch(slots)?, ..sequence.page_table(grid) })
-    };
-    let tables: Result<Vec<PageTable>, crate::kv::OutOfPages> = lengths.iter().map(table).collect();
-    (tables.expect("the pool was sized for them"), pages)
 }
