@@ -115,10 +115,10 @@ fn bad_requests_get_one_line() {
 
 #[test]
 fn bad_options_are_refused() {
-    assert!(
-        refused(&["generate", "x", "-o", "a.png", "--decoder", "magic"])
-            .contains("known are ar, sjd, scd, gsd, zipar, pjd, ssd, wavefront, exact")
-    );
+    let known = weft::decode::methods::DECODERS.map(|decoder| decoder.name).join(", ");
+    assert!(refused(&["generate", "x", "-o", "a.png", "--decoder", "magic"]).contains(&format!("known are {known}")));
+    let tree = refused(&["generate", "x", "-o", "a.png", "--decoder", "exact:tree=8:coupling=maximal"]);
+    assert!(tree.contains("needs coupling=gumbel"), "{tree}");
     assert!(refused(&["generate", "x", "-o", "a.png", "--n", "0"]).contains("0 is not in 1..=100000"));
     assert!(refused(&["generate", "-o", "a.png"]).contains("PROMPT"));
     assert!(refused(&["eval", "--images", "1"]).contains("1 is not in 2..=1000000"));
