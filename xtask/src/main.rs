@@ -54,9 +54,9 @@ fn test() -> Result<(), String> {
     ] {
         run(&mut cargo(step), &format!("cargo {}", step.join(" ")))?;
     }
-    // The simulated device was a Hopper that ran eight schedules; this one is an Ampere, with four to save time.
+    // The simulated device was a Hopper that ran eight schedules; this one is an Ampere, with two to save time.
     let mut ampere = cargo(&["test", "--package", "weft", "--test", "cuda"]);
-    ampere.env("CUDA_SIM_CC", "8.0").env("CUDA_SIM_SWEEP", "4");
+    ampere.env("CUDA_SIM_CC", "8.0").env("CUDA_SIM_SWEEP", "2");
     run(&mut ampere, "cargo test --test cuda, compute capability 8.0")?;
     if clang.is_some() {
         abi::check()?;
