@@ -33,13 +33,17 @@ impl super::knobs::Knobs for Knobs {
             "top" => self.top = count(knob, value, 1)?,
             _ => return Ok(false),
         }
-        // What the drafter continues has slots at the same time.
-        let slots = self.top * (self.depth - 1);
-        if self.nodes > SCRATCH || slots > SCRATCH || self.top > MOST {
-            let limits = format!("nodes and top * (depth - 1) at most {SCRATCH}, top at most {MOST}");
-            return Err(format!("{knob}={value}: must leave {limits}"));
-        }
         Ok(true)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let Self { nodes, depth, top } = *self;
+        // What the drafter continues has slots at the same time.
+        if nodes > SCRATCH || top * (depth - 1) > SCRATCH || top > MOST {
+            let limits = format!("nodes and top * (depth - 1) must be at most {SCRATCH}, top at most {MOST}");
+            return Err(format!("nodes={nodes}, depth={depth}, top={top}: {limits}"));
+        }
+        Ok(())
     }
 }
 

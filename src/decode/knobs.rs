@@ -9,6 +9,10 @@ pub trait Knobs {
     fn list(&self) -> Vec<(&'static str, String)>;
     /// Changes one; `Ok(false)` if there is no such knob, or what its value must be.
     fn set(&mut self, knob: &str, value: &str) -> Result<bool, String>;
+    /// What is wrong with all of them together, once they are set in any order.
+    fn check(&self) -> Result<(), String> {
+        Ok(())
+    }
 }
 
 /// A whole number of at least `least`.

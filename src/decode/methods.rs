@@ -284,44 +284,51 @@ impl Method {
         DECODERS.iter().find(of_kind).expect("every kind has its row")
     }
 
+    fn settings(&self) -> Option<&dyn Knobs> {
+        Some(match self {
+            Self::Ar => return None,
+            Self::Sjd(knobs) => knobs,
+            Self::Scd(knobs) => knobs,
+            Self::Gsd(knobs) => knobs,
+            Self::Zipar(knobs) => knobs,
+            Self::Pjd(knobs) => knobs,
+            Self::Ssd(knobs) => knobs,
+            Self::MuloSd(knobs) => knobs,
+            Self::Eagle1(knobs) => knobs,
+            Self::Eagle2(knobs) => knobs,
+            Self::Lantern(knobs) => knobs,
+            Self::LanternPlus(knobs) => knobs,
+            Self::Wavefront(knobs) | Self::Exact(knobs) => knobs,
+        })
+    }
+
+    fn settings_mut(&mut self) -> Option<&mut dyn Knobs> {
+        Some(match self {
+            Self::Ar => return None,
+            Self::Sjd(knobs) => knobs,
+            Self::Scd(knobs) => knobs,
+            Self::Gsd(knobs) => knobs,
+            Self::Zipar(knobs) => knobs,
+            Self::Pjd(knobs) => knobs,
+            Self::Ssd(knobs) => knobs,
+            Self::MuloSd(knobs) => knobs,
+            Self::Eagle1(knobs) => knobs,
+            Self::Eagle2(knobs) => knobs,
+            Self::Lantern(knobs) => knobs,
+            Self::LanternPlus(knobs) => knobs,
+            Self::Wavefront(knobs) | Self::Exact(knobs) => knobs,
+        })
+    }
+
     /// Every knob with its value.
     pub fn knobs(&self) -> Vec<(&'static str, String)> {
-        match self {
-            Self::Ar => Vec::new(),
-            Self::Sjd(knobs) => knobs.list(),
-            Self::Scd(knobs) => knobs.list(),
-            Self::Gsd(knobs) => knobs.list(),
-            Self::Zipar(knobs) => knobs.list(),
-            Self::Pjd(knobs) => knobs.list(),
-            Self::Ssd(knobs) => knobs.list(),
-            Self::MuloSd(knobs) => knobs.list(),
-            Self::Eagle1(knobs) => knobs.list(),
-            Self::Eagle2(knobs) => knobs.list(),
-            Self::Lantern(knobs) => knobs.list(),
-            Self::LanternPlus(knobs) => knobs.list(),
-            Self::Wavefront(knobs) | Self::Exact(knobs) => knobs.list(),
-        }
+        self.settings().map_or(Vec::new(), |knobs| knobs.list())
     }
 
     /// The same decoder with one knob changed, or why that cannot be.
-    pub fn with_knob(self, knob: &str, value: &str) -> Result<Self, String> {
-        let mut changed = self;
-        let known = match &mut changed {
-            Self::Ar => Ok(false),
-            Self::Sjd(knobs) => knobs.set(knob, value),
-            Self::Scd(knobs) => knobs.set(knob, value),
-            Self::Gsd(knobs) => knobs.set(knob, value),
-            Self::Zipar(knobs) => knobs.set(knob, value),
-            Self::Pjd(knobs) => knobs.set(knob, value),
-            Self::Ssd(knobs) => knobs.set(knob, value),
-            Self::MuloSd(knobs) => knobs.set(knob, value),
-            Self::Eagle1(knobs) => knobs.set(knob, value),
-            Self::Eagle2(knobs) => knobs.set(knob, value),
-            Self::Lantern(knobs) => knobs.set(knob, value),
-            Self::LanternPlus(knobs) => knobs.set(knob, value),
-            Self::Wavefront(knobs) | Self::Exact(knobs) => knobs.set(knob, value),
-        };
-        if known? { Ok(changed) } else { Err(format!("{} has no knob {knob:?}", self.name())) }
+    pub fn with_knob(mut self, knob: &str, value: &str) -> Result<Self, String> {
+        let known = self.settings_mut().map_or(Ok(false), |knobs| knobs.set(knob, value))?;
+        if known { Ok(self) } else { Err(format!("{} has no knob {knob:?}", self.name())) }
     }
 
     /// Does it feed a tree beside its block?
@@ -394,6 +401,10 @@ impl<T: Knobs> Knobs for Lantern<T> {
     fn set(&mut self, knob: &str, value: &str) -> Result<bool, String> {
         Ok(self.tree.set(knob, value)? || self.pool.set(knob, value)?)
     }
+
+    fn check(&self) -> Result<(), String> {
+        self.tree.check()
+    }
 }
 
 impl Knobs for Gsd {
@@ -424,12 +435,8 @@ impl FromStr for Method {
                 part.split_once('=').ok_or_else(|| format!("{part:?} is not of the form knob=value"))?;
             method.with_knob(knob, value)
         })?;
-        match method {
-            Self::Exact(knobs) if knobs.tree > 0 && !knobs.foresees() => {
-                Err("a tree of second guesses needs coupling=gumbel".into())
-            }
-            _ => Ok(method),
-        }
+        method.settings().map_or(Ok(()), |knobs| knobs.check())?;
+        Ok(method)
     }
 }
 
@@ -465,6 +472,7 @@ mod tests {
             "mulo-sd:rows=3:up=pixel:ahead=0:pool=9:tau=0.25:radius=2:resample=serial:window=5:refresh=1",
             "eagle1:tree=paper:nodes=9:depth=3",
             "eagle2:nodes=9:depth=3:top=4",
+            "lantern:top=30:depth=3",
             "lantern:top=4:k=7:delta=0.25",
             "lantern++:tree=paper:k=7:lambda=2.5",
         ] {
@@ -481,6 +489,8 @@ mod tests {
             ("magic", "unknown decoder"),
             ("exact:rounds=3", "exact has no knob \"rounds\""),
             ("exact:tree=200", "tree=200: must be at most 128"),
+            ("lantern:top=33:depth=2", "top at most 32"),
+            ("eagle2:top=30", "nodes=60, depth=6, top=30: nodes and top"),
             ("exact:coupling=maximal:tree=8", "needs coupling=gumbel"),
             ("wavefront:tree=8", "wavefront has no knob \"tree\""),
             ("ar:lag=1", "ar has no knob \"lag\""),
@@ -495,7 +505,6 @@ mod tests {
             ("zipar:adaptive=2", "adaptive=2: must be 0 or 1"),
             ("eagle1:nodes=500", "must be at most 128"),
             ("eagle1:top=4", "eagle1 has no knob \"top\""),
-            ("eagle2:top=30", "top=30: must leave nodes and top * (depth - 1) at most 128"),
             ("lantern:lambda=2", "lantern has no knob \"lambda\""),
             ("lantern++:lambda=0.5", "must be at least 1"),
         ] {

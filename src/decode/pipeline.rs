@@ -93,6 +93,13 @@ impl super::knobs::Knobs for Knobs {
         }
         Ok(true)
     }
+
+    fn check(&self) -> Result<(), String> {
+        match self.tree > 0 && !self.foresees() {
+            true => Err("a tree of second guesses needs coupling=gumbel".into()),
+            false => Ok(()),
+        }
+    }
 }
 
 /// What is known of one position.
