@@ -26,6 +26,33 @@ extern "C" __global__ void add_ragged(float *x, const float *y, WeftRows rows, u
 }
 
 template <int N>
+__device__ __forceinline__ void add_product_vectors(float *x, const float *y, const float *z, WeftRows rows,
+                                                    uint32_t cols) {
+  const size_t count = (size_t)weft_rows(rows) * cols / N;
+  const Floats<N> *left = reinterpret_cast<const Floats<N> *>(y);
+  const Floats<N> *right = reinterpret_cast<const Floats<N> *>(z);
+  Floats<N> *to = reinterpret_cast<Floats<N> *>(x);
+  for (size_t at = (size_t)blockIdx.x * blockDim.x + threadIdx.x; at < count; at += (size_t)gridDim.x * blockDim.x) {
+    Floats<N> sum = to[at];
+    const Floats<N> a = left[at], b = right[at];
+    // Not fused: the processor rounds the product too.
+#pragma unroll
+    for (int j = 0; j < N; ++j) sum.v[j] = __fadd_rn(sum.v[j], __fmul_rn(a.v[j], b.v[j]));
+    to[at] = sum;
+  }
+}
+
+// x += y * z; columns are a multiple of 4.
+extern "C" __global__ void add_product(float *x, const float *y, const float *z, WeftRows rows, uint32_t cols) {
+  add_product_vectors<4>(x, y, z, rows, cols);
+}
+
+// The same for any number of columns.
+extern "C" __global__ void add_product_ragged(float *x, const float *y, const float *z, WeftRows rows, uint32_t cols) {
+  add_product_vectors<1>(x, y, z, rows, cols);
+}
+
+template <int N>
 __device__ __forceinline__ void silu_vectors(const float *x, float *out, WeftRows rows, uint32_t cols) {
   const size_t count = (size_t)weft_rows(rows) * cols / N;
   const Floats<N> *from = reinterpret_cast<const Floats<N> *>(x);

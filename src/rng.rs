@@ -32,6 +32,10 @@ pub enum Purpose {
     Residual = 3,
     /// The choice of an initial guess that no distribution stands behind.
     Guess = 4,
+    /// The order in which a masked model draws its positions.
+    Order = 5,
+    /// The noise of a denoising trajectory; the round is the step.
+    Denoise = 6,
 }
 
 /// The random numbers of one image.
@@ -59,6 +63,16 @@ impl Stream {
         unit(self.block(purpose, round, position as u32, index / 4)[index as usize % 4])
     }
 
+    /// Fills `noise` with independent standard normal variables.
+    pub fn normal(self, purpose: Purpose, round: u32, position: usize, noise: &mut [f32]) {
+        for (index, chunk) in noise.chunks_mut(4).enumerate() {
+            let [a, b, c, d] = self.block(purpose, round, position as u32, index as u32);
+            for (value, normal) in chunk.iter_mut().zip([normals([a, b]), normals([c, d])].concat()) {
+                *value = normal as f32;
+            }
+        }
+    }
+
     /// Fills `noise` with independent standard Gumbel variables, one per vocabulary entry.
     pub fn gumbel(self, purpose: Purpose, round: u32, position: usize, noise: &mut [f32]) {
         for (index, chunk) in noise.chunks_mut(4).enumerate() {
@@ -68,6 +82,14 @@ impl Stream {
             }
         }
     }
+}
+
+/// Two independent standard normal variables (Box and Muller, 1958), in f64.
+fn normals(words: [u32; 2]) -> [f64; 2] {
+    let [radius, angle] = words.map(|word| (f64::from(word) + 0.5) / 4_294_967_296.0);
+    let radius = (-2.0 * radius.ln()).sqrt();
+    let angle = std::f64::consts::TAU * angle;
+    [radius * angle.cos(), radius * angle.sin()]
 }
 
 /// Uniform in (0, 1) with full resolution near 0; the rounding to f32 never reaches 1.
@@ -107,6 +129,23 @@ mod tests {
         // Euler's constant and pi^2/6, with five standard errors.
         assert!((mean - 0.577_215_66).abs() < 0.015, "mean {mean}");
         assert!((variance - 1.644_934).abs() < 0.05, "variance {variance}");
+    }
+
+    #[test]
+    fn normal_has_the_right_moments_and_correlates_with_nothing() {
+        let mut noise = vec![0.0; 200_000];
+        Stream { seed: 7, image: 0 }.normal(Purpose::Denoise, 0, 3, &mut noise);
+        let n = noise.len() as f64;
+        let mean_of = |f: &dyn Fn(f64) -> f64| noise.iter().map(|&x| f(f64::from(x))).sum::<f64>() / n;
+        // Five standard errors of each.
+        let (first, second) = (mean_of(&|x| x), mean_of(&|x| x * x));
+        assert!(first.abs() < 0.012 && (second - 1.0).abs() < 0.016, "{first}, {second}");
+        let fourth = mean_of(&|x| x.powi(4));
+        assert!((fourth - 3.0).abs() < 0.11, "{fourth}");
+        for lag in 1..4 {
+            let product: f64 = noise.windows(lag + 1).map(|w| f64::from(w[0] * w[lag])).sum::<f64>() / n;
+            assert!(product.abs() < 0.012, "lag {lag}: {product}");
+        }
     }
 
     #[test]

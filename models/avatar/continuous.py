@@ -5,7 +5,7 @@
     python continuous.py --work target/avatar --minutes 60                 the target, WORK/mar_target.pt
     python continuous.py --work target/avatar --size draft --minutes 30    the draft
     python continuous.py --work target/avatar --sample --n 64 --cfg 3 [--size draft]
-    python continuous.py --work target/avatar --export DIR
+    python continuous.py --work target/avatar --export DIR [--fixture tests/data]
     python continuous.py --check                                           the diffusion's arithmetic
 
 --resume goes on from the checkpoint, optimizers included (with --start PART of the schedule). The text encoder is the
@@ -194,14 +194,17 @@ class Diffusion:
 
     @torch.no_grad()
     def sample(self, head, z, cfg, start, noises):
-        """z [2m,192] (conditional rows first), start [m,8], noises [steps,m,8] -> x_0 [m,8]. The noise is guided, the variance is not."""
-        x, m = start, len(start)
+        """z [2m,192] (conditional rows first), start [m,8], noises [steps,m,8] -> x_0 [m,8], which is the mean of the last step
+        (its noise is not added), the logarithm of that step's deviation, and the sum of those of all steps before it [m]. The
+        noise is guided, the variance is not."""
+        x, m, spread = start, len(start), 0
         for i in reversed(range(len(self.times))):
             eps, v = head(torch.cat([x, x]), self.times[i].expand(2 * m), z)
             eps = eps[m:] + cfg * (eps[:m] - eps[m:])
             mean, log = self.posterior(x, eps, v[:m], i)
-            x = mean + (i > 0) * (.5 * log).exp() * noises[i]
-        return x
+            if i > 0:
+                x, spread = mean + (.5 * log).exp() * noises[i], spread + .5 * log.sum(1)
+        return mean, .5 * log, spread
 
 
 @torch.no_grad()
@@ -218,7 +221,7 @@ def check(o):
         return d.noise[i] * (x - d.signal[i] * mean) / here, v.expand_as(x)
 
     n = 20000
-    x = d.sample(best, torch.zeros(2 * n, 1), 3.0, torch.randn(n, CHANNELS), torch.randn(o.steps, n, CHANNELS))
+    x = d.sample(best, torch.zeros(2 * n, 1), 3.0, torch.randn(n, CHANNELS), torch.randn(o.steps, n, CHANNELS))[0]
     print(f"mean {x.mean():.4f} of {mean}, deviation {x.std():.4f} of {deviation}")
     assert abs(x.mean() - mean) < .006 and abs(x.std() / deviation - 1) < .01
 
@@ -358,28 +361,35 @@ def train(o):
 
 
 @torch.no_grad()
-def generate(model, encoder, ids, cfg, steps, diffusion, seed=0):
-    """Latents [b,144,8]: random order, `steps` rounds on the cosine schedule, cfg growing linearly with the known share."""
+def generate(model, encoder, ids, cfg, steps, diffusion, seed=0, order=None, noise=None):
+    """Latents [b,144,8]: random order, `steps` rounds on the cosine schedule, cfg growing linearly with the known share.
+
+    noise [b,144,levels+1,8]: where a position's trajectory begins, at the last level, and what each step above 0 adds.
+    """
     b, rng = len(ids), torch.Generator().manual_seed(seed)
     prompt = text.pad(list(ids) + [[1]] * b, max(map(len, ids)))
     enc, length = encoder(prompt), (prompt >= 0).sum(1)
-    order = torch.rand(b, TOKENS, generator=rng).argsort(1)
-    start = torch.randn(b, TOKENS, CHANNELS, generator=rng)
+    order = torch.rand(b, TOKENS, generator=rng).argsort(1) if order is None else order
+    levels = len(diffusion.times)
+    noise = torch.randn(b, TOKENS, levels + 1, CHANNELS, generator=rng) if noise is None else noise
     x, done = torch.zeros(b, TOKENS, CHANNELS), 0
     for s in range(steps):
         left = min(TOKENS - done - 1, max(1, math.floor(TOKENS * math.cos(math.pi / 2 * (s + 1) / steps)))) if s + 1 < steps else 0
         goal = order[:, done:TOKENS - left]
         if goal.size(1) == 0:
             continue
-        z = model(enc, length, x.repeat(2, 1, 1), order[:, :done].repeat(2, 1))
-        z = z.gather(1, goal.repeat(2, 1)[..., None].expand(-1, -1, T.HIDDEN)).flatten(0, 1)
-        at = goal[..., None].expand(-1, -1, CHANNELS)
-        noises = torch.randn(len(diffusion.times), goal.numel(), CHANNELS, generator=rng)
+        z = states(model, enc, length, x.repeat(2, 1, 1), order[:, :done].repeat(2, 1), goal.repeat(2, 1))
+        own = noise.gather(1, goal[..., None, None].expand(-1, -1, levels + 1, CHANNELS)).flatten(0, 1).transpose(0, 1)
         weight = 1 + (cfg - 1) * (TOKENS - left) / TOKENS
-        got = diffusion.sample(model.head, z, weight, start.gather(1, at).flatten(0, 1), noises)
-        x = x.scatter(1, at, got.view(b, -1, CHANNELS))
+        got = diffusion.sample(model.head, z, weight, own[levels], own)[0]
+        x = x.scatter(1, goal[..., None].expand(-1, -1, CHANNELS), got.view(b, -1, CHANNELS))
         done = TOKENS - left
     return x
+
+
+def states(model, enc, length, x, known, goal):
+    """The decoder's output z [b*k,192] at positions `goal` [b,k]."""
+    return model(enc, length, x, known).gather(1, goal[..., None].expand(-1, -1, T.HIDDEN)).flatten(0, 1)
 
 
 @torch.no_grad()
@@ -405,15 +415,57 @@ def test_kl(o):
     print(f"KL tokenizer: PSNR {-10 * ((x - y).square().mean((1, 2, 3)) / 4).log10().mean():.2f} dB, attributes {mean:.4f}")
 
 
+def rounded(module):
+    """Parameters and buffers rounded to bf16."""
+    for b in module.buffers():
+        b.copy_(b.bfloat16().float())
+    return export.rounded(module)
+
+
+@torch.no_grad()
 def write(o):
+    """The parts as they ship, without the tokenizer's encoder, which only training needs."""
     from safetensors.torch import save_file
     o.export.mkdir(parents=True, exist_ok=True)
-    parts = {"kl": load_kl(o.work).to(memory_format=torch.contiguous_format)}
-    parts |= {f"mar_{s}": load(o.work, s) for s in SIZES if (o.work / f"mar_{s}.pt").exists()}
-    for name, part in parts.items():
+    kl = rounded(load_kl(o.work).to(memory_format=torch.contiguous_format))
+    models = {s: rounded(load(o.work, s)) for s in SIZES}
+    for name, part in {"kl": kl, **{f"mar_{s}": m for s, m in models.items()}}.items():
+        kept = {k: v for k, v in export.tensors(part, name.split("_")[0] + ".").items() if "kl.encoder" not in k}
         path = o.export / f"{name}.safetensors"
-        save_file(export.tensors(export.rounded(part), name.split("_")[0] + "."), path, metadata={"format": "pt"})
+        save_file(kept, path, metadata={"format": "pt"})
         path.chmod(0o644)
+    if o.fixture:
+        out, prompt = oracle(o, kl, models)
+        path = o.fixture / "continuous_oracle.safetensors"
+        save_file({k: v.clone().contiguous() for k, v in out.items()}, path, metadata={"prompt": prompt})
+        path.chmod(0o644)
+
+
+def oracle(o, kl, models):
+    """One held-out caption and picture through every part, in fp32 from the bf16 weights, for the Rust tests."""
+    held, rng = sample.Held(o.work, 1, first=11), torch.Generator().manual_seed(5)
+    randn = lambda *shape: torch.randn(*shape, generator=rng)
+    encoder, ids = export.rounded(words(o)), [held.ids[0]]
+    prompt = text.pad(ids + [[1]], len(ids[0]))
+    enc, length = encoder(prompt), (prompt >= 0).sum(1)
+    latents, order = randn(TOKENS, CHANNELS), torch.rand(TOKENS, generator=rng).argsort()
+    known, goal = order[:60], order[60:72]
+    out = {"prompt_ids": torch.tensor(ids[0]), "latents": latents, "known": known, "goals": goal}
+    d, cfg = Diffusion(o.steps), torch.tensor(o.cfg)
+    noise = randn(len(goal), o.steps + 1, CHANNELS)
+    x = randn(len(goal), CHANNELS)
+    out |= {"noise": noise, "x": x, "cfg": cfg[None], "steps": torch.tensor([0, o.steps // 2, o.steps - 1])}
+    for name, model in models.items():
+        z = states(model, enc, length, latents.repeat(2, 1, 1), known.repeat(2, 1), goal.repeat(2, 1))
+        heads = [torch.cat(model.head(x, d.times[i].expand(len(x)), z[:len(x)]), 1) for i in out["steps"]]
+        own = noise.transpose(0, 1)
+        mean, log, spread = d.sample(model.head, z, cfg, own[-1], own)
+        out |= {f"{name}.z": z, f"{name}.head": torch.stack(heads), f"{name}.mean": mean, f"{name}.log_deviation": log, f"{name}.spread": spread}
+    # A whole picture, of few steps.
+    whole = randn(TOKENS, 9, CHANNELS)
+    got = generate(models["target"], encoder, ids, o.cfg, 6, Diffusion(8), order=order[None], noise=whole[None])
+    out |= {"order": order, "whole.noise": whole, "whole.latents": got[0], "whole.picture": torch.from_numpy(common.to_uint8(kl.decode(got))[0])}
+    return out, held.texts[0]
 
 
 if __name__ == "__main__":
@@ -437,6 +489,7 @@ if __name__ == "__main__":
     p.add_argument("--sample", action="store_true")
     p.add_argument("--check", action="store_true", help="the diffusion sampler on Gaussian data")
     p.add_argument("--export", type=pathlib.Path)
+    p.add_argument("--fixture", type=pathlib.Path, help="folder for the oracle of the Rust tests, with --export")
     o = p.parse_args()
     torch.set_num_threads(o.procs)
     torch.manual_seed(0)

@@ -35,12 +35,12 @@ python "$here/upsample.py" --work "$work" --export "$out/upsampler.safetensors"
 # Continuous pair: tokenizer, target, draft
 python "$here/continuous.py" --check
 done_with latents_held.npy || {
-    python "$here/continuous.py" --work "$work" --kl --minutes 15
+    python "$here/continuous.py" --work "$work" --kl --minutes 12
     python "$here/continuous.py" --work "$work" --encode
 }
 python "$here/continuous.py" --work "$work" --test --n 512
-done_with mar_target.pt || python "$here/continuous.py" --work "$work" --minutes 60
-done_with mar_draft.pt || python "$here/continuous.py" --work "$work" --size draft --minutes 30
+done_with mar_target.pt || python "$here/continuous.py" --work "$work" --minutes 42
+done_with mar_draft.pt || python "$here/continuous.py" --work "$work" --size draft --minutes 16
 python "$here/continuous.py" --work "$work" --sample --n 256
 python "$here/continuous.py" --work "$work" --sample --n 256 --size draft
-python "$here/continuous.py" --work "$work" --export "$out/continuous"
+python "$here/continuous.py" --work "$work" --export "$out/continuous" --fixture "$here/../../tests/data"

@@ -343,6 +343,9 @@ pub trait Backend: Clone + Send + Sync {
     fn silu(&self, x: &Self::Tensor, out: &mut Self::Tensor);
     /// `x[m] += y[m]`.
     fn add(&self, x: &mut Self::Tensor, y: &Self::Tensor);
+    /// `x[m] += y[m] * z[m]`, element by element, the product rounded before it is added: scales and gates that are
+    /// computed for every row.
+    fn add_product(&self, x: &mut Self::Tensor, y: &Self::Tensor, z: &Self::Tensor);
 
     /// Inputs of the step's rows, which are of the grid, or nodes of draft trees at positions of it: `out[m] =
     /// tokens[canvas] + rows[row] + cols[col] + bias[sequence]`, summed in this order.

@@ -65,12 +65,38 @@ fn again(args: &Args) -> Result<(), Failure> {
     }
     let mut out = std::io::stdout().lock();
     writeln!(out, "{HEADER}")?;
-    let plain = reports.iter().find(|report| report.decoder == "ar").map(Report::cost);
+    let mut plain = Plain::default();
+    reports.iter().for_each(|report| plain.learn(report));
     for report in &mut reports {
-        plain.iter().for_each(|plain| report.compare(plain));
+        plain.compare(report);
         writeln!(out, "{}", row(report))?;
     }
     draw(args.plot.as_deref(), &reports)
+}
+
+/// What plain decoding costs: of the tokens' model, and of the continuous one.
+#[derive(Default)]
+struct Plain([Option<Cost>; 2]);
+
+impl Plain {
+    fn of(&mut self, report: &Report) -> Option<(Method, &mut Option<Cost>)> {
+        let method: Method = report.knobs.parse().ok()?;
+        Some((method, &mut self.0[usize::from(method.continuous().is_some())]))
+    }
+
+    fn learn(&mut self, report: &Report) {
+        if let Some((method, cost @ None)) = self.of(report)
+            && method.is_plain()
+        {
+            *cost = Some(report.cost());
+        }
+    }
+
+    fn compare(&mut self, report: &mut Report) {
+        if let Some((_, Some(cost))) = self.of(report) {
+            report.compare(cost);
+        }
+    }
 }
 
 fn draw(path: Option<&Path>, reports: &[Report]) -> Result<(), Failure> {
@@ -90,7 +116,7 @@ fn eval<B: Backend>(args: &Args, backend: B) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     let printed = args.json.as_deref().is_some_and(|path| path == Path::new("-"));
     let mut file = args.json.as_ref().filter(|_| !printed).map(std::fs::File::create).transpose()?;
-    let (mut plain, mut sheet): (Option<Cost>, _) = (None, args.sheet.as_ref());
+    let (mut plain, mut sheet) = (Plain::default(), args.sheet.as_ref());
     let mut reports = Vec::new();
     if !printed {
         writeln!(
@@ -108,10 +134,8 @@ fn eval<B: Backend>(args: &Args, backend: B) -> Result<(), Failure> {
         bar.set_length(u64::from(args.images));
         bar.set_message(method.name());
         let mut report = judge.run(&generator, method, sampling, args.images as usize, &|| bar.inc(1))?;
-        if method == Method::Ar {
-            plain = Some(report.cost());
-        }
-        plain.iter().for_each(|plain| report.compare(plain));
+        plain.learn(&report);
+        plain.compare(&mut report);
         bar.suspend(|| -> Result<(), Failure> {
             let object = serde_json::to_string(&report)?;
             if let Some(file) = &mut file {
@@ -196,7 +220,7 @@ fn row(report: &Report) -> String {
         ratio(report.time_ratio),
         100.0 * report.acceptance.value,
         with_error(report.attribute_accuracy, 100.0, 1),
-        with_error(report.nll, 1.0, 3),
+        report.nll.map_or("-".into(), |nll| with_error(nll, 1.0, 3)),
         with_error(report.fid, 1.0, 3),
     )
 }

@@ -72,10 +72,11 @@ fn generate<B: Backend>(args: &Args, backend: B) -> Result<(), Failure> {
     let generator = args.model.load(backend, &files)?;
     let request = request(args, &generator)?;
     warn_about_words(&generator, &request.prompt)?;
-    let bar = progress_bar(u64::from(args.n) * generator.model.grid().len() as u64);
+    let positions = generator.positions(request.method) as u64;
+    let bar = progress_bar(u64::from(args.n) * positions);
     let (mut totals, mut sheet) = (Totals::default(), Vec::new());
     for image in 0..args.n {
-        let done = u64::from(image) * generator.model.grid().len() as u64;
+        let done = u64::from(image) * positions;
         let request = Request { seed: args.seed.wrapping_add(u64::from(image)), ..request.clone() };
         let output = generator.generate(&request, &mut |tokens| bar.set_position(done + tokens as u64))?;
         totals.add(&output);
@@ -96,7 +97,7 @@ fn generate<B: Backend>(args: &Args, backend: B) -> Result<(), Failure> {
         let columns = (f64::from(args.n)).sqrt().ceil() as usize;
         Picture::sheet(&sheet, columns).save(&args.output, &texts(args, &request, &files))?;
     }
-    let summary = totals.summary(&generator.model, request.method.name());
+    let summary = totals.summary(generator.pass_bytes(request.method)?, request.method.name());
     if args.json {
         writeln!(std::io::stderr(), "{summary}")?
     } else {
@@ -180,7 +181,7 @@ fn json<B: Backend>(
     path: &Path,
     output: &Output,
 ) -> serde_json::Value {
-    let (stats, tokens) = (output.outcome.stats, &output.outcome.tokens);
+    let (stats, tokens, positions) = (output.outcome.stats, &output.outcome.tokens, output.outcome.first.len());
     let mut object = serde_json::json!({
         "file": path.to_string_lossy(),
         "width": output.picture.width,
@@ -190,8 +191,8 @@ fn json<B: Backend>(
         "decoder": request.method.name(),
         "exact": request.method.is_exact(),
         "nfe": stats.nfe,
-        "tokens": tokens.len(),
-        "tokens_per_pass": tokens.len() as f64 / stats.nfe as f64,
+        "tokens": positions,
+        "tokens_per_pass": positions as f64 / stats.nfe as f64,
         "acceptance": stats.acceptance(),
         "rows": stats.rows,
         "draft_passes": stats.draft.passes,
@@ -199,7 +200,8 @@ fn json<B: Backend>(
         "seconds": (output.decode_time + output.pixel_time).as_secs_f64(),
     });
     if args.tokens {
-        object["token_ids"] = tokens.as_slice().into();
+        // A continuous picture has positions and no tokens.
+        object["token_ids"] = if tokens.is_empty() { serde_json::Value::Null } else { tokens.as_slice().into() };
     }
     object
 }
@@ -217,7 +219,7 @@ struct Totals {
 impl Totals {
     fn add(&mut self, output: &Output) {
         self.images += 1;
-        self.tokens += output.outcome.tokens.len();
+        self.tokens += output.outcome.first.len();
         self.stats.nfe += output.outcome.stats.nfe;
         self.stats.drafted += output.outcome.stats.drafted;
         self.stats.accepted += output.outcome.stats.accepted;
@@ -226,9 +228,9 @@ impl Totals {
     }
 
     /// The last line: what it cost, per picture. GB/s counts every pass as one read of the decoder's weights.
-    fn summary<B: Backend>(&self, model: &crate::models::avatar::Avatar<B>, decoder: &str) -> String {
+    fn summary(&self, pass_bytes: usize, decoder: &str) -> String {
         let per = |total: f64| total / self.images as f64;
-        let bytes = (self.stats.nfe * model.transformer.weight_bytes()) as f64;
+        let bytes = (self.stats.nfe * pass_bytes) as f64;
         format!(
             "{decoder}: {:.0} passes, {:.1} tokens/pass, {:.0}% accepted, {:.0} ms ({:.0} ms pixels), {:.1} GB/s of weights",
             per(self.stats.nfe as f64),

@@ -5,7 +5,7 @@ use super::drafter::{Preference, SpatialDrafter};
 use super::knobs::{Knobs, choice};
 use super::window::Guess;
 use super::{
-    Scene, Schedule, ar, coarse, dynamic_tree, eagle, jacobi, lanes, mulo, pipeline, pjd, ssd, static_tree, zipar,
+    Scene, Schedule, ar, coarse, cspd, dynamic_tree, eagle, jacobi, lanes, mulo, pipeline, pjd, ssd, static_tree, zipar,
 };
 use crate::backend::{PoolBound, Test};
 use crate::models::low::Up;
@@ -32,6 +32,8 @@ pub enum Method {
     Ssd(ssd::Knobs),
     /// Multi-scale local speculative decoding.
     MuloSd(mulo::Knobs),
+    /// Continuous speculative decoding.
+    Cspd(cspd::Knobs),
     /// EAGLE, its static tree.
     Eagle1(static_tree::Knobs),
     /// EAGLE-2, its dynamic tree.
@@ -97,7 +99,7 @@ const STATIC: static_tree::Knobs = static_tree::Knobs { plan: static_tree::Plan:
 const DYNAMIC: dynamic_tree::Knobs = dynamic_tree::Knobs { nodes: 60, depth: 6, top: 10 };
 
 /// Every decoder.
-pub const DECODERS: [Description; 14] = [
+pub const DECODERS: [Description; 15] = [
     Description {
         name: "ar",
         exact: true,
@@ -161,6 +163,14 @@ pub const DECODERS: [Description; 14] = [
         source: "arXiv 2601.05149",
         method: Method::MULO_SD,
         sweep: &["mulo-sd:tau=0", "mulo-sd:radius=0", "mulo-sd:window=1", "mulo-sd:radius=2", "mulo-sd:up=latent"],
+    },
+    Description {
+        name: "cspd",
+        exact: false,
+        training: "continuous",
+        source: "arXiv 2411.11925",
+        method: Method::CSPD,
+        sweep: &["cspd:drafts=0", "cspd:sigma=one", "cspd:sigma=code:temper=42:schedule=fixed"],
     },
     Description {
         name: "eagle1",
@@ -229,6 +239,16 @@ impl Method {
         window: 2,
         refresh: false,
     });
+    /// The paper's criterion and share of pre-filling.
+    pub const CSPD: Self = Self::Cspd(cspd::Knobs {
+        drafts: 4,
+        schedule: cspd::Schedule::Truncate,
+        criterion: cspd::criterion::Criterion { sigma: cspd::criterion::Sigma::Paper, temper: 1.0 },
+        prefill: 0.05,
+        rounds: 36,
+        steps: 50,
+        noise: true,
+    });
     /// The shape that the exploration in `docs/wavefront.md` chose.
     pub const WAVEFRONT: Self = Self::Wavefront(pipeline::Knobs {
         lag: 1.5,
@@ -274,6 +294,16 @@ impl Method {
         if let Self::MuloSd(knobs) = self { Some(knobs.draft) } else { None }
     }
 
+    /// Is it plain decoding of its target, which others are compared with?
+    pub fn is_plain(&self) -> bool {
+        matches!(self, Self::Ar | Self::Cspd(cspd::Knobs { drafts: 0, .. }))
+    }
+
+    /// Its settings, if it draws a picture of a continuous model, which has no tokens.
+    pub fn continuous(&self) -> Option<cspd::Knobs> {
+        if let Self::Cspd(knobs) = self { Some(*knobs) } else { None }
+    }
+
     /// Does it draft with an EAGLE drafter?
     pub fn needs_eagle(&self) -> bool {
         matches!(self, Self::Eagle1(_) | Self::Eagle2(_) | Self::Lantern(_) | Self::LanternPlus(_))
@@ -294,6 +324,7 @@ impl Method {
             Self::Pjd(knobs) => knobs,
             Self::Ssd(knobs) => knobs,
             Self::MuloSd(knobs) => knobs,
+            Self::Cspd(knobs) => knobs,
             Self::Eagle1(knobs) => knobs,
             Self::Eagle2(knobs) => knobs,
             Self::Lantern(knobs) => knobs,
@@ -312,6 +343,7 @@ impl Method {
             Self::Pjd(knobs) => knobs,
             Self::Ssd(knobs) => knobs,
             Self::MuloSd(knobs) => knobs,
+            Self::Cspd(knobs) => knobs,
             Self::Eagle1(knobs) => knobs,
             Self::Eagle2(knobs) => knobs,
             Self::Lantern(knobs) => knobs,
@@ -339,7 +371,7 @@ impl Method {
     /// What becomes of a token once its distribution is known.
     pub fn acceptance(&self) -> Acceptance {
         match self {
-            Self::Ar => Acceptance::Coupled,
+            Self::Ar | Self::Cspd(_) => Acceptance::Coupled,
             Self::Sjd(_) | Self::Pjd(_) | Self::Ssd(_) | Self::Eagle1(_) | Self::Eagle2(_) => {
                 Acceptance::Judged(Test::Token)
             }
@@ -355,6 +387,9 @@ impl Method {
     }
 
     /// The schedule for an image.
+    ///
+    /// # Panics
+    /// If the method is [`Self::continuous`]: it has a loop of its own.
     pub fn schedule(&self, scene: Scene) -> Box<dyn Schedule + Send> {
         let Scene { grid, heads, .. } = scene;
         let fixed = |knobs| Box::new(eagle::Eagle::new(grid, static_tree::StaticTree::new(knobs)));
@@ -370,6 +405,7 @@ impl Method {
             Self::Eagle2(knobs) | Self::Lantern(Lantern { tree: knobs, .. }) => dynamic(*knobs),
             Self::Ssd(knobs) => Box::new(ssd::Ssd::new(grid, heads, knobs)),
             Self::MuloSd(knobs) => Box::new(mulo::MuLo::new(scene, *knobs)),
+            Self::Cspd(_) => panic!("a continuous picture has no schedule of tokens"),
             Self::Wavefront(knobs) | Self::Exact(knobs) => Box::new(pipeline::Wave::new(grid, heads, *knobs)),
         }
     }
@@ -470,6 +506,7 @@ mod tests {
             "pjd:threshold=9:drafts=4:init=left",
             "ssd:rounds=4:rows=2:refinements=1",
             "mulo-sd:rows=3:up=pixel:ahead=0:pool=9:tau=0.25:radius=2:resample=serial:window=5:refresh=1",
+            "cspd:drafts=3:schedule=fixed:sigma=code:temper=42:prefill=0.1:rounds=20:steps=10:noise=0",
             "eagle1:tree=paper:nodes=9:depth=3",
             "eagle2:nodes=9:depth=3:top=4",
             "lantern:top=30:depth=3",
@@ -502,6 +539,8 @@ mod tests {
             ("sjd:init=middle", "init=middle: must be random or left or above"),
             ("gsd:g=5000", "must be at most"),
             ("mulo-sd:up=sideways", "up=sideways: must be pixel or latent"),
+            ("cspd:temper=0.5", "temper=0.5: must be at least 1"),
+            ("cspd:sigma=two", "sigma=two: must be paper or code or one"),
             ("zipar:adaptive=2", "adaptive=2: must be 0 or 1"),
             ("eagle1:nodes=500", "must be at most 128"),
             ("eagle1:top=4", "eagle1 has no knob \"top\""),

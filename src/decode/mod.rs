@@ -9,6 +9,7 @@
 pub mod acceptance;
 pub mod ar;
 pub mod coarse;
+pub mod cspd;
 pub mod drafter;
 mod drafting;
 pub mod dynamic_tree;
@@ -186,11 +187,13 @@ pub trait Schedule {
     fn done(&self) -> usize;
 }
 
-/// The tokens of an image and what they cost.
+/// The tokens of an image, or the numbers of one that has none, and what they cost.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
-    /// One token per position, raster order.
+    /// One token per position, raster order; empty if the model is continuous.
     pub tokens: Vec<u32>,
+    /// Latents `[positions, channels]` of a continuous model; empty if there are tokens.
+    pub latents: Vec<f32>,
     /// Counters.
     pub stats: Stats,
     /// What the first verification of each position's token said; `None` where there was none.
@@ -269,7 +272,7 @@ pub fn run<T: Target + ?Sized>(
     }
     progress(positions);
     stats.draft = target.draft_cost();
-    Ok(Outcome { tokens: target.tokens()?, stats, first })
+    Ok(Outcome { tokens: target.tokens()?, latents: Vec::new(), stats, first })
 }
 
 /// The next round, once its draft tree is grown.

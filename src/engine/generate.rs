@@ -5,10 +5,12 @@ use crate::backend::{Backend, Image, Test};
 use crate::checkpoint::Files;
 use crate::decode;
 use crate::decode::coarse::Coarse;
+use crate::decode::cspd;
 use crate::decode::methods::Method;
 use crate::decode::session::{Aids, Session};
 use crate::decode::{Acceptance, Outcome, Progress, Target};
 use crate::models::avatar::{Avatar, Condition, Prompt};
+use crate::models::continuous::{self, Continuous};
 use crate::models::low::Low;
 use crate::nn::Formats;
 use crate::nn::eagle::Eagle;
@@ -27,6 +29,7 @@ pub struct Generator<B: Backend> {
     codebooks: Mutex<Vec<Known<B>>>,
     low: Mutex<Option<Arc<Low<B>>>>,
     eagle: Mutex<Option<Arc<Eagle<B>>>>,
+    continuous: Mutex<Option<Arc<Continuous<B>>>>,
     formats: Formats,
 }
 
@@ -55,7 +58,7 @@ pub struct Request {
 /// A picture and how it came about.
 #[derive(Clone, Debug)]
 pub struct Output {
-    /// Tokens and counters.
+    /// Tokens, or latents, and counters.
     pub outcome: Outcome,
     /// Pixels.
     pub picture: Picture,
@@ -82,6 +85,7 @@ impl<B: Backend> Generator<B> {
             codebooks: Mutex::new(Vec::new()),
             low: Mutex::new(None),
             eagle: Mutex::new(None),
+            continuous: Mutex::new(None),
             formats,
         })
     }
@@ -97,9 +101,12 @@ impl<B: Backend> Generator<B> {
         Ok(self.model.prompt(text)?)
     }
 
-    /// Makes a picture. `progress` is told how many tokens are done.
+    /// Makes a picture. `progress` is told how many tokens, or positions of a continuous picture, are done.
     pub fn generate(&self, request: &Request, progress: &mut Progress<'_>) -> Result<Output, Error> {
         let _span = tracing::info_span!("generate").entered();
+        if let Some(knobs) = request.method.continuous() {
+            return self.generate_continuous(request, knobs, progress);
+        }
         if request.method.needs_heads() && self.model.heads.is_none() {
             return Err(Error::Request(format!(
                 "{} drafts with spatial heads, this model has none",
@@ -135,6 +142,50 @@ impl<B: Backend> Generator<B> {
         let start = Instant::now();
         let picture = self.picture(&outcome.tokens)?;
         Ok(Output { outcome, picture, decode_time, pixel_time: start.elapsed() })
+    }
+
+    /// The same of the continuous model.
+    fn generate_continuous(
+        &self,
+        request: &Request,
+        knobs: cspd::Knobs,
+        progress: &mut Progress<'_>,
+    ) -> Result<Output, Error> {
+        let Request { sampling, method, .. } = *request;
+        sampling.validate().map_err(Error::Request)?;
+        let refused = match (sampling.temperature > 0.0, sampling.top_k == 0 && sampling.top_p >= 1.0) {
+            (false, _) => Some("compares densities: the temperature must be above 0"),
+            (_, false) => Some("draws no tokens: top-k and top-p do not apply"),
+            _ => None,
+        };
+        if let Some(reason) = refused {
+            return Err(Error::Request(format!("{} {reason}", method.name())));
+        }
+        let models = self.continuous(method.name())?;
+        let stream = Stream { seed: request.seed, image: 0 };
+        let prompt = self.prompt(&request.prompt)?;
+        let start = Instant::now();
+        let mut session = cspd::session::Session::new(&self.model, &models, &prompt, sampling, knobs, stream)?;
+        let plan = cspd::plan::Plan::new(continuous::GRID.len(), knobs.rounds, sampling.cfg, stream);
+        let outcome = cspd::run(&mut session, &plan, knobs, stream, progress)?;
+        let decode_time = start.elapsed();
+        let start = Instant::now();
+        let (rgb, width) = models.pixels(&self.model.backend, &outcome.latents)?;
+        let picture = Picture { width, height: rgb.len() / (3 * width), rgb };
+        Ok(Output { outcome, picture, decode_time, pixel_time: start.elapsed() })
+    }
+
+    /// Tokens, or positions of a continuous picture, that a method draws for a picture.
+    pub fn positions(&self, method: Method) -> usize {
+        method.continuous().map_or(self.model.grid().len(), |_| continuous::GRID.len())
+    }
+
+    /// Bytes of weights that a pass of a method's target reads.
+    pub fn pass_bytes(&self, method: Method) -> Result<usize, Error> {
+        match method.continuous() {
+            None => Ok(self.model.transformer.weight_bytes()),
+            Some(_) => Ok(self.continuous(method.name())?.target.weight_bytes()),
+        }
     }
 
     /// Pixels of a grid of tokens.
@@ -186,6 +237,9 @@ impl<B: Backend> Generator<B> {
         if method.coarse().is_some() {
             self.low(method.name())?;
         }
+        if method.continuous().is_some() {
+            self.continuous(method.name())?;
+        }
         Ok(())
     }
 
@@ -221,6 +275,16 @@ impl<B: Backend> Generator<B> {
         let beside = self.extra(decoder, ".", "upsampler.safetensors")?;
         let loaded = Arc::new(Low::load(&self.model, &files, &beside, self.formats)?);
         Ok(low.insert(loaded).clone())
+    }
+
+    /// The continuous model and its draft, which `decoder` needs; they are loaded once.
+    pub fn continuous(&self, decoder: &str) -> Result<Arc<Continuous<B>>, Error> {
+        let mut continuous = self.continuous.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(continuous) = &*continuous {
+            return Ok(continuous.clone());
+        }
+        let files = self.extra(decoder, "continuous", "mar_target.safetensors")?;
+        Ok(continuous.insert(Arc::new(Continuous::load(&self.model, &files)?)).clone())
     }
 
     /// What an acceptance rule looks at: groups at the transformer's embeddings, pools at the tokenizer's codes.

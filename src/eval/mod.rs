@@ -64,11 +64,11 @@ pub struct Report {
     /// Rows fed to it per picture, in each branch.
     #[serde(default)]
     pub draft_rows: Option<Estimate>,
-    /// Plain AR's passes over these, when it was measured in the same run.
+    /// Passes of plain decoding of the same target over these, when it was measured in the same run.
     pub passes_ratio: Option<f64>,
     /// Seconds per picture, one picture at a time on all threads, without pixels.
     pub seconds: Estimate,
-    /// Plain AR's seconds over these, when it was measured in the same run.
+    /// Seconds of that over these, when it was measured in the same run.
     pub time_ratio: Option<f64>,
     /// Share of drafts that their first verification left unchanged.
     pub acceptance: Estimate,
@@ -76,8 +76,8 @@ pub struct Report {
     pub acceptance_by_position: Vec<Option<f64>>,
     /// Share of the named attributes that the classifier finds.
     pub attribute_accuracy: Estimate,
-    /// Bits per token of the samples under plain AR's processed distribution.
-    pub nll: Estimate,
+    /// Bits per token of the samples under plain AR's processed distribution; null of pictures that have no tokens.
+    pub nll: Option<Estimate>,
     /// Fréchet distance to reconstructions of held-out pictures, in the classifier's features; bootstrap error.
     pub fid: Estimate,
     /// The first pictures, at most [`SHOWN`].
@@ -89,7 +89,7 @@ struct Sample {
     stats: Stats,
     first: Vec<Option<bool>>,
     accuracy: Option<f64>,
-    nll: f64,
+    nll: Option<f64>,
     features: Vec<f32>,
     picture: Picture,
 }
@@ -162,7 +162,7 @@ impl<B: Backend> Judge<B> {
             acceptance: over(|sample| Some(sample.stats.acceptance())),
             acceptance_by_position: by_position(&samples),
             attribute_accuracy: over(|sample| sample.accuracy),
-            nll: over(|sample| Some(sample.nll)),
+            nll: method.continuous().is_none().then(|| over(|sample| sample.nll)),
             fid: self.fid(&samples),
             pictures: samples.into_iter().take(SHOWN).map(|sample| sample.picture).collect(),
         })
@@ -177,7 +177,9 @@ impl<B: Backend> Judge<B> {
             matches!((classes, logits), (Some(classes), Some(logits)) if classes[argmax(logits)] == **class)
         });
         let (named, right) = (case.attributes.len(), right.count());
-        let nll = generator.bits_per_token(&request.prompt, request.sampling, &output.outcome.tokens)?;
+        let tokens = Some(&output.outcome.tokens).filter(|tokens| !tokens.is_empty());
+        let nll =
+            tokens.map(|tokens| generator.bits_per_token(&request.prompt, request.sampling, tokens)).transpose()?;
         Ok(Sample {
             stats: output.outcome.stats,
             first: output.outcome.first,
@@ -240,7 +242,7 @@ fn by_position(samples: &[Sample]) -> Vec<Option<f64>> {
 }
 
 impl Report {
-    /// States the ratios to plain AR's report.
+    /// States the ratios to the report of plain decoding of the same target.
     pub fn compare(&mut self, plain: &Cost) {
         self.passes_ratio = Some(plain.nfe / self.nfe.value);
         self.time_ratio = Some(plain.seconds / self.seconds.value);
@@ -252,7 +254,7 @@ impl Report {
     }
 }
 
-/// What plain AR needs for a picture.
+/// What plain decoding of a target needs for a picture.
 #[derive(Clone, Copy, Debug)]
 pub struct Cost {
     /// Passes.

@@ -6,14 +6,18 @@ use std::fmt::Write;
 /// What a panel shows.
 struct Panel {
     title: &'static str,
-    of: fn(&Report) -> Estimate,
+    of: fn(&Report) -> Option<Estimate>,
     scale: f64,
 }
 
 const PANELS: [Panel; 3] = [
     Panel { title: "NLL of the samples, bits/token (lower is better)", of: |report| report.nll, scale: 1.0 },
-    Panel { title: "attribute accuracy, % (higher is better)", of: |report| report.attribute_accuracy, scale: 100.0 },
-    Panel { title: "FID, classifier features (lower is better)", of: |report| report.fid, scale: 1.0 },
+    Panel {
+        title: "attribute accuracy, % (higher is better)",
+        of: |report| Some(report.attribute_accuracy),
+        scale: 100.0,
+    },
+    Panel { title: "FID, classifier features (lower is better)", of: |report| Some(report.fid), scale: 1.0 },
 ];
 
 /// Width and height of a panel's field, and the space left of it and above it.
@@ -129,9 +133,12 @@ fn legend(out: &mut String, reports: &[Report], names: &[&str]) {
 }
 
 fn field(out: &mut String, panel: &Panel, reports: &[Report], names: &[&str]) {
-    let value = |report: &Report| (panel.of)(report).value * panel.scale;
-    let across = Axis::over(reports.iter().map(|report| report.nfe.value), FIELD[0], true);
-    let up = Axis::over(reports.iter().map(value), FIELD[1], false);
+    let estimate = |report: &Report| (panel.of)(report).unwrap_or(Estimate { value: f64::NAN, error: f64::NAN });
+    let value = |report: &Report| estimate(report).value * panel.scale;
+    // A measure that has no meaning for a report is not drawn.
+    let reports = || reports.iter().filter(|report| (panel.of)(report).is_some());
+    let across = Axis::over(reports().map(|report| report.nfe.value), FIELD[0], true);
+    let up = Axis::over(reports().map(value), FIELD[1], false);
     let [width, height] = FIELD;
     push(out, format_args!("<text x=\"0\" y=\"-10\" font-size=\"13\">{}</text>", panel.title));
     push(out, format_args!("<rect width=\"{width}\" height=\"{height}\" fill=\"none\" stroke=\"#888\"/>"));
@@ -148,12 +155,12 @@ fn field(out: &mut String, panel: &Panel, reports: &[Report], names: &[&str]) {
     }
     let x = width / 2.0;
     push(out, format_args!("<text x=\"{x}\" y=\"{}\" text-anchor=\"middle\">forward passes</text>", height + 31.0));
-    if let Some(plain) = reports.iter().find(|report| report.decoder == "ar") {
+    if let Some(plain) = reports().find(|report| report.decoder == "ar") {
         let y = height - up.at(value(plain));
         push(out, format_args!("<path d=\"M0 {y:.1}H{width}\" stroke=\"#444\" stroke-dasharray=\"4 3\"/>"));
     }
     for (index, name) in names.iter().enumerate() {
-        let mut of_name: Vec<&Report> = reports.iter().filter(|report| report.decoder == *name).collect();
+        let mut of_name: Vec<&Report> = reports().filter(|report| report.decoder == *name).collect();
         of_name.sort_by(|a, b| a.nfe.value.total_cmp(&b.nfe.value));
         let point = |report: &&Report| (across.at(report.nfe.value), height - up.at(value(report)));
         let points: Vec<(f64, f64)> = of_name.iter().map(point).collect();
@@ -161,7 +168,7 @@ fn field(out: &mut String, panel: &Panel, reports: &[Report], names: &[&str]) {
         let stroke = colour(index);
         push(out, format_args!("<polyline points=\"{}\" fill=\"none\" stroke=\"{stroke}\"/>", line.join(" ")));
         for (report, &(x, y)) in of_name.iter().zip(&points) {
-            let error = (panel.of)(report).error * panel.scale / (up.to - up.from) * height;
+            let error = estimate(report).error * panel.scale / (up.to - up.from) * height;
             if error.is_finite() {
                 push(out, format_args!("<path d=\"M{x:.1} {:.1}V{:.1}\" stroke=\"{stroke}\"/>", y - error, y + error));
             }
@@ -191,7 +198,7 @@ mod tests {
             acceptance: estimate(0.5),
             acceptance_by_position: Vec::new(),
             attribute_accuracy: estimate(quality),
-            nll: estimate(quality),
+            nll: Some(estimate(quality)),
             fid: estimate(quality),
             pictures: Vec::new(),
         }
@@ -205,6 +212,10 @@ mod tests {
         assert_eq!(svg.matches("<polyline").count(), 2 * 3);
         assert!(svg.contains(">ar (exact)</text>") && svg.contains(">zipar</text>"));
         assert_eq!(svg.matches("stroke-dasharray").count(), 3);
+        let continuous = Report { nll: None, ..report("cspd", 36.0, 3.0) };
+        let with = super::svg(&[reports.to_vec(), vec![continuous]].concat());
+        assert_eq!(with.matches("<circle").count(), 3 + 4 * 3 - 1, "it has no mark among the likelihoods");
+        assert!(!with.contains("NaN"));
         assert_eq!(svg.matches("<g ").count(), svg.matches("</g>").count());
     }
 

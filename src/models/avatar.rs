@@ -164,10 +164,15 @@ impl<B: Backend> Avatar<B> {
         Prompt { ids: vec![self.bos], unknown: Vec::new(), dropped: 0 }
     }
 
-    /// Runs the text encoder.
+    /// Runs the text encoder: `[ids, its width]`, an operand of products.
+    pub fn encode(&self, prompt: &Prompt) -> Result<B::Tensor, BackendError> {
+        self.text.encode(&self.backend, &prompt.ids)
+    }
+
+    /// A prompt as the decoder takes it.
     pub fn condition(&self, prompt: &Prompt) -> Result<Condition, BackendError> {
         let (backend, hidden) = (&self.backend, self.config.hidden_size);
-        let encoded = self.text.encode(backend, &prompt.ids)?;
+        let encoded = self.encode(prompt)?;
         let mut projected = backend.tensor(prompt.ids.len(), hidden)?;
         backend.linear(&encoded, &self.text_proj, &mut projected, Epilogue::Store, Grouping::One);
         let mut prefix = backend.read(&projected)?.into_owned();

@@ -2,7 +2,11 @@
 
 pub mod classifier;
 pub mod conv;
+pub mod diffusion;
+pub mod diffusion_head;
 pub mod eagle;
+pub mod kl;
+pub mod mar;
 pub mod resize;
 pub mod spatial_heads;
 pub mod text_encoder;

@@ -6,8 +6,8 @@ use crate::backend::{Backend, Error as BackendError};
 use crate::checkpoint::{Error, VqConfig};
 use crate::grid::Grid;
 
-/// One side of the tokenizer: a level is residual blocks, then a change of resolution to the next level.
-struct Side<B: Backend> {
+/// One side of a tokenizer: a level is residual blocks, then a change of resolution to the next level.
+pub(super) struct Side<B: Backend> {
     conv_in: Conv3x3<B>,
     levels: Vec<Vec<ResBlock<B>>>,
     between: Vec<Conv3x3<B>>,
@@ -52,16 +52,7 @@ impl<B: Backend> Vq<B> {
 
     /// RGB pixels `[height * f, width * f, 3]` of a grid of tokens, each below the codebook's size.
     pub fn decode(&self, backend: &B, tokens: &[u32], grid: Grid) -> Result<Vec<u8>, BackendError> {
-        let latents = self.entries(tokens);
-        let mut x = self.decoder.conv_in.forward(backend, &image(backend, &latents, (grid.height, grid.width))?)?;
-        for (level, blocks) in self.decoder.levels.iter().enumerate() {
-            if level > 0 {
-                x = self.decoder.between[level - 1].forward(backend, &upsample(backend, &x)?)?;
-            }
-            x = blocks.iter().try_fold(x, |x, block| block.forward(backend, x))?;
-        }
-        let out = self.decoder.finish(backend, &x)?;
-        Ok(backend.read(&out.data)?.iter().map(|&value| from_unit(value)).collect())
+        self.decoder.pixels(backend, &self.entries(tokens), grid)
     }
 
     /// Tokens of RGB pixels `[height, width, 3]`; both sides are multiples of the downscale.
@@ -96,7 +87,20 @@ impl<B: Backend> Vq<B> {
 }
 
 impl<B: Backend> Side<B> {
-    fn load(
+    /// RGB pixels of latents `[height * width, channels]`: of a decoder.
+    pub(super) fn pixels(&self, backend: &B, latents: &[f32], grid: Grid) -> Result<Vec<u8>, BackendError> {
+        let mut x = self.conv_in.forward(backend, &image(backend, latents, (grid.height, grid.width))?)?;
+        for (level, blocks) in self.levels.iter().enumerate() {
+            if level > 0 {
+                x = self.between[level - 1].forward(backend, &upsample(backend, &x)?)?;
+            }
+            x = blocks.iter().try_fold(x, |x, block| block.forward(backend, x))?;
+        }
+        let out = self.finish(backend, &x)?;
+        Ok(backend.read(&out.data)?.iter().map(|&value| from_unit(value)).collect())
+    }
+
+    pub(super) fn load(
         loader: &Loader<'_, B>,
         name: &str,
         between: &str,

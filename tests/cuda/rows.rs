@@ -143,6 +143,21 @@ fn tensors_are_added() {
     }
 }
 
+#[test]
+fn products_are_added() {
+    let (cuda, cpu) = (backend(), cpu());
+    fn sum<B: Backend>(b: &B, rows: usize, cols: usize) -> Vec<f32> {
+        let mut noise = Noise(6);
+        let mut next = || tensor(b, &noise.values(rows * cols), cols);
+        let (mut x, y, z) = (next(), next(), next());
+        b.add_product(&mut x, &y, &z);
+        b.read(&x).unwrap().into_owned()
+    }
+    for (rows, cols) in [(1, 1), (3, 192), (5, 7), (300, 64), (4096, 32)] {
+        assert_eq!(bits(&sum(&*cuda, rows, cols)), bits(&sum(&cpu, rows, cols)), "{rows} x {cols}");
+    }
+}
+
 /// Both are within 4 ulp of the true value, and no number is too large or too small.
 #[test]
 fn tensors_are_activated() {

@@ -13,6 +13,15 @@ per_isa! {
 }
 
 per_isa! {
+    /// `x += y * z`.
+    pub(super) fn add_product(x: &mut [f32], y: &[f32], z: &[f32]) {
+        for (x, (y, z)) in x.iter_mut().zip(y.iter().zip(z)) {
+            *x += y * z;
+        }
+    }
+}
+
+per_isa! {
     /// `out = silu(x)`.
     pub(super) fn silu(x: &[f32], out: &mut [f32]) {
         for (out, x) in out.iter_mut().zip(x) {

@@ -278,6 +278,11 @@ impl Backend for CpuBackend {
         elementwise::add(self.level, x.get_mut(), y.get());
     }
 
+    fn add_product(&self, x: &mut Tensor, y: &Tensor, z: &Tensor) {
+        assert_eq!([(x.rows, x.cols); 2], [(y.rows, y.cols), (z.rows, z.cols)], "factors of different sizes");
+        elementwise::add_product(self.level, x.get_mut(), y.get(), z.get());
+    }
+
     fn embed(&self, step: &Step, tables: Embedding<'_, Tensor>, canvas: &Canvas, out: &mut Tensor) {
         rows::embed(step, tables, canvas, out);
     }

@@ -300,6 +300,18 @@ fn add_adds() {
     }
 }
 
+#[test]
+fn add_product_rounds_twice() {
+    for backend in backends() {
+        let of = |x: [f32; 3]| tensor(&backend, &x, 3);
+        // (1 + e)^2 - 1 is 2 e once the product is rounded, and e^2 more if it is not.
+        let near = 1.0 + f32::EPSILON;
+        let (mut x, y) = (of([1.0, 2.0, -1.0]), of([0.5, 3.0, near]));
+        backend.add_product(&mut x, &y, &of([4.0, -1.0, near]));
+        assert_eq!(*backend.read(&x).unwrap(), [3.0, -1.0, 2.0 * f32::EPSILON]);
+    }
+}
+
 /// Worst error of a function in units of the last place of the true value.
 fn worst_ulp(f: impl Fn(f32) -> f32, truth: impl Fn(f64) -> f64, from: f32, to: f32) -> f64 {
     let steps = 400_000;

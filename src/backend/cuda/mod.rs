@@ -184,6 +184,10 @@ impl Backend for CudaBackend {
         self.op_add(x, y);
     }
 
+    fn add_product(&self, x: &mut Tensor, y: &Tensor, z: &Tensor) {
+        self.op_add_product(x, y, z);
+    }
+
     fn embed(&self, step: &DeviceStep, tables: Embedding<'_, Tensor>, canvas: &Canvas, out: &mut Tensor) {
         self.op_embed(step, tables, canvas, out);
     }

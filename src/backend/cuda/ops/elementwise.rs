@@ -28,4 +28,17 @@ impl CudaBackend {
         // SAFETY: the kernel's parameters are these, and both tensors have so many rows and columns.
         unsafe { self.launch(&kernels::ELEMENTWISE, name, grid, args) };
     }
+
+    /// See [`Backend::add_product`](crate::backend::Backend::add_product).
+    pub(in crate::backend::cuda) fn op_add_product(&self, x: &mut Tensor, y: &Tensor, z: &Tensor) {
+        let size = |t: &Tensor| (t.rows.most(), t.cols);
+        assert_eq!([size(x); 2], [size(y), size(z)], "factors of different sizes");
+        let (name, vectors) = match x.cols % 4 {
+            0 => ("add_product", x.rows.most() * x.cols / 4),
+            _ => ("add_product_ragged", x.rows.most() * x.cols),
+        };
+        let args = args![*x.floats(), *y.floats(), *z.floats(), x.rows.arg(), x.cols as u32];
+        // SAFETY: the kernel's parameters are these, and all three tensors have so many rows and columns.
+        unsafe { self.launch(&kernels::ELEMENTWISE, name, self.grid_over(vectors), args) };
+    }
 }
