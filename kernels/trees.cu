@@ -198,16 +198,31 @@ __device__ __forceinline__ WeftDrawn judge_siblings(const Distribution &law, con
   return {WEFT_NONE, block_best(best, shared).token};
 }
 
+__device__ __forceinline__ bool judges_siblings(const WeftDraw &draw) {
+  return draw.rule == WEFT_RULE_SIBLINGS || draw.rule == WEFT_RULE_CHOSEN;
+}
+
+// How many verdicts before this block's are of siblings.
+__device__ __forceinline__ uint32_t siblings_before(const WeftStep &step) {
+  uint32_t before = 0;
+  for (uint32_t first = 0; first < blockIdx.x; first += blockDim.x) {
+    const uint32_t at = first + threadIdx.x;
+    before += __syncthreads_count(at < blockIdx.x && judges_siblings(step.verdicts[at]));
+  }
+  return before;
+}
+
 // A grid of verdicts, at least as many as the list; those of other rules are none of this kernel's. Tokens are
 // [images, positions], `proposals` is [images, positions, vocab], null if all siblings were chosen; `rows` is
-// [verdicts, 3, vocab].
+// [verdicts of siblings, 3, vocab].
 extern "C" __global__ void __launch_bounds__(512, 1)
     siblings(WeftStep step, const float *logits, uint32_t vocab, uint32_t positions, const uint32_t *tokens,
              const float *proposals, float *rows, WeftDrawn *drawn, WeftCodebook codebook) {
   __shared__ Shared shared;
   if (blockIdx.x >= step.counts->verdicts) return;
   const WeftDraw draw = step.verdicts[blockIdx.x];
-  if (draw.rule != WEFT_RULE_SIBLINGS && draw.rule != WEFT_RULE_CHOSEN) return;
+  if (!judges_siblings(draw)) return;
+  float *own = rows + (size_t)siblings_before(step) * 3 * vocab;
   const WeftImage image = step.images[draw.image];
   Distribution law = distribution(draw, image, logits, vocab);
   Cuts(law, image).find(law, image, shared);
@@ -216,6 +231,6 @@ extern "C" __global__ void __launch_bounds__(512, 1)
   const bool kept = draw.rule == WEFT_RULE_SIBLINGS && draw.count > 0;
   const WeftDrawn result = judge_siblings(law, draw, image, codebook, tokens + place,
                                           kept ? proposals + (size_t)place * vocab : nullptr,
-                                          rows + (size_t)blockIdx.x * 3 * vocab, shared);
+                                          own, shared);
   if (threadIdx.x == 0) drawn[blockIdx.x] = result;
 }

@@ -22,6 +22,7 @@ pub fn run(backend: &CudaBackend, watch: &Stopwatch, copy: f64, small: bool) -> 
         layer.set_rows(backend, m);
         let mut step = backend.step(scene.capacity(most))?;
         backend.set_step(scene.step(m, scene.side * scene.side / 4), &mut step)?;
+        backend.reserve(&mut step, &mut |backend, step| layer.forward(backend, step))?;
         let mut seconds = f64::INFINITY;
         for _ in 0..7 {
             let queue = || backend.run(&mut step, &mut |backend, step| layer.forward(backend, step));

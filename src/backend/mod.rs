@@ -10,8 +10,8 @@
 //!
 //! **Queued work.** An op is handed over, not finished, when its call returns. What goes wrong on a device is
 //! reported by the next call that returns an [`Error`]; until then the ops that follow do nothing. If there was no memory for
-//! an op, that is said once, to the thread that handed it over: what the ops since were to write is undefined, and the
-//! backend goes on.
+//! an op outside of [`Backend::run`], that is said once, to the thread that handed it over: what the ops since were to write
+//! is undefined, and the backend goes on. Ops of steps that were reserved always have theirs ([`Backend::reserve`]).
 //!
 //! **Steps.** What varies from step to step (rows, slots, frontiers, draws) is in a [`Step`], sent to the machine in
 //! one piece by [`Backend::set_step`]; ops read it there. So [`Backend::run`] may record the ops of a step once and
@@ -215,6 +215,8 @@ pub struct Capacity {
     pub sources: usize,
     /// Groups of sources.
     pub groups: usize,
+    /// Verdicts of [`Rule::Siblings`]: each needs room for three distributions while it is judged.
+    pub siblings: usize,
 }
 
 /// The ops of the network and of decoding. Implementations own their memory; nothing allocates on the hot path. A clone is
@@ -280,8 +282,18 @@ pub trait Backend: Clone + Send + Sync {
 
     /// Replaces the step: one copy to the device. Lists may have any length up to the capacity.
     fn set_step(&self, host: Step, step: &mut Self::Step) -> Result<(), Error>;
-    /// Runs `ops`, which must be the same ops on the same objects whenever the step has the same lists empty. A device
-    /// may record them the first time it sees a size of step and replay them afterwards without calling `ops`.
+    /// Makes room for what `ops` need between their kernels, in steps of any size up to the capacity: from then on these
+    /// steps allocate nothing, in [`Backend::run`] or op by op. `ops` may be called, several times, but nothing is computed;
+    /// they are all that such a step may have.
+    fn reserve(&self, _step: &mut Self::Step, _ops: &mut dyn FnMut(&Self, &Self::Step)) -> Result<(), Error> {
+        Ok(())
+    }
+    /// Runs `ops`, which were reserved, and must be the same ops on the same objects whenever the step has the same lists
+    /// empty. A device may record them the first time it sees a size of step and replay them afterwards without calling
+    /// `ops`.
+    ///
+    /// # Panics
+    /// If a device needs more memory for them than was reserved.
     fn run(&self, step: &mut Self::Step, ops: &mut dyn FnMut(&Self, &Self::Step));
 
     /// `out[m, n] (+)= sum_k bf16(x[m, k]) * w[n, k]`, f32 accumulation in an order fixed by k.

@@ -14,19 +14,24 @@ use std::sync::Arc;
 
 /// The drafter's part of an image.
 pub(super) struct Drafting<B: Backend> {
-    eagle: Arc<Eagle<B>>,
     /// Pages as the session's, without a prompt.
     tables: Vec<PageTable>,
+    pass: Pass<B>,
+    step: B::Step,
+    /// Positions that it has seen.
+    seen: usize,
+    pub(super) cost: DraftCost,
+}
+
+/// What a pass of it works with.
+struct Pass<B: Backend> {
+    eagle: Arc<Eagle<B>>,
     kv: B::KvPool,
     /// What each branch's condition adds to its inputs.
     bias: B::Tensor,
     guesses: B::Tensor,
     logits: B::Tensor,
     activations: Activations<B>,
-    step: B::Step,
-    /// Positions that it has seen.
-    seen: usize,
-    pub(super) cost: DraftCost,
 }
 
 /// What it shares with the session.
@@ -52,51 +57,59 @@ impl<B: Backend> Drafting<B> {
         let bare = |table: &PageTable| PageTable { prefix: Vec::new(), prefix_len: 0, ..table.clone() };
         // All that is fed at once: a path and a level, of a tree that has as many slots.
         let rows = branches * 2 * slots;
-        let capacity = Capacity { rows, sources: rows, groups: 1, ..capacity };
+        let capacity = Capacity { rows, sources: rows, groups: 1, siblings: 0, ..capacity };
         Ok(Self {
             tables: tables.iter().map(bare).collect(),
-            kv: eagle.kv_pool(backend, capacity.pages)?,
-            bias: eagle.project(backend, biases)?,
-            guesses: backend.tensor(rows, config.hidden_size)?,
-            logits: backend.tensor(rows, config.image_vocab_size)?,
-            activations: eagle.activations(backend, rows)?,
+            pass: Pass {
+                kv: eagle.kv_pool(backend, capacity.pages)?,
+                bias: eagle.project(backend, biases)?,
+                guesses: backend.tensor(rows, config.hidden_size)?,
+                logits: backend.tensor(rows, config.image_vocab_size)?,
+                activations: eagle.activations(backend, rows)?,
+                eagle,
+            },
             step: backend.step(capacity)?,
-            eagle,
             seen: 0,
             cost: DraftCost::default(),
         })
     }
 
+    /// Makes room for all that a pass needs between its kernels.
+    pub(super) fn reserve(&mut self, mut shared: Shared<'_, B>) -> Result<(), Error> {
+        let Self { pass, step, .. } = self;
+        let backend = &shared.model.backend;
+        backend.reserve(step, &mut |backend, step| {
+            backend.put(step, shared.canvas);
+            pass.run(backend, step, &mut shared);
+        })
+    }
+
     /// Runs a pass; what it chose.
-    pub(super) fn grow(&mut self, growth: &Growth, shared: Shared<'_, B>) -> Result<Vec<Chosen>, Error> {
-        let Shared { model, stride, states, canvas, .. } = shared;
-        let plan = self.plan(growth, shared.image, model.grid(), stride);
+    pub(super) fn grow(&mut self, growth: &Growth, mut shared: Shared<'_, B>) -> Result<Vec<Chosen>, Error> {
+        let backend = &shared.model.backend;
+        let plan = self.plan(growth, shared.image, shared.model.grid(), shared.stride);
         let (feeding, putting) = (!plan.layout.rows.is_empty(), !plan.puts.is_empty());
         self.cost.passes += usize::from(feeding);
         self.cost.rows += growth.trunk.len() + growth.nodes.len();
-        let Self { eagle, kv, bias, guesses, logits, activations, step, .. } = self;
-        model.backend.set_step(plan, step)?;
-        model.backend.run(step, &mut |backend, step| {
+        let Self { pass, step, .. } = self;
+        backend.set_step(plan, step)?;
+        backend.run(step, &mut |backend, step| {
             if putting {
-                backend.put(step, canvas);
+                backend.put(step, shared.canvas);
             }
             if feeding {
-                let inputs = Inputs { states, tokens: model.token_table(), bias, canvas };
-                eagle.forward(backend, step, inputs, kv, activations, guesses);
-                backend.keep_states(step, guesses, stride, states);
-                model.transformer.logits(backend, guesses, &mut activations.layer.normed, logits);
-                backend.draw(step, Phase::Verdicts, logits, canvas, None);
+                pass.run(backend, step, &mut shared);
             }
         });
         if growth.broods.iter().all(|brood| brood.choice == Choice::Drawn) {
             return Ok(Vec::new());
         }
-        model.backend.chosen(step, canvas)
+        backend.chosen(step, shared.canvas)
     }
 
     /// Logits of the last pass, `[branch][row][vocab]`, on the host.
     pub(super) fn logits(&self, model: &Avatar<B>) -> Result<Vec<f32>, Error> {
-        Ok(model.backend.read(&self.logits)?.into_owned())
+        Ok(model.backend.read(&self.pass.logits)?.into_owned())
     }
 
     fn plan(&mut self, growth: &Growth, mut image: Image, grid: Grid, stride: usize) -> Step {
@@ -147,5 +160,17 @@ impl<B: Backend> Drafting<B> {
             });
         }
         step
+    }
+}
+
+impl<B: Backend> Pass<B> {
+    fn run(&mut self, backend: &B, step: &B::Step, shared: &mut Shared<'_, B>) {
+        let Self { eagle, kv, bias, guesses, logits, activations } = self;
+        let (model, states, canvas) = (shared.model, &mut *shared.states, &mut *shared.canvas);
+        let inputs = Inputs { states, tokens: model.token_table(), bias, canvas };
+        eagle.forward(backend, step, inputs, kv, activations, guesses);
+        backend.keep_states(step, guesses, shared.stride, states);
+        model.transformer.logits(backend, guesses, &mut activations.layer.normed, logits);
+        backend.draw(step, Phase::Verdicts, logits, canvas, None);
     }
 }

@@ -9,8 +9,8 @@ use super::layout::{Row, Rows, Slots, tables};
 use super::tree::{Choice, Family, Growth};
 use super::{Acceptance, Draft, DraftCost, Round, Scene, Source, Target};
 use crate::backend::{
-    Backend, Capacity, Chosen, Copy, Draw, Drawn, Error, Image, NONE, PageTable, Phase, Put, RowPlace, Rule, Slot,
-    Step, Test,
+    Backend, Capacity, Chosen, Copy, Draw, Drawn, Error, Image, NONE, PageTable, Phase, Put, RowPlace, Rule, SCRATCH,
+    Slot, Step, Test,
 };
 use crate::models::avatar::{Avatar, Condition};
 use crate::nn::eagle::Eagle;
@@ -51,6 +51,23 @@ impl<B: Backend> Default for Aids<B> {
     fn default() -> Self {
         Self { codebook: None, eagle: None, foresight: false }
     }
+}
+
+/// What a step has.
+#[derive(Clone, Copy)]
+struct Parts {
+    putting: bool,
+    drafting: bool,
+    feeding: bool,
+}
+
+/// What there is for each branch, however many sequences a step has: those of trees keep nothing.
+#[derive(Clone, Copy)]
+struct Kept {
+    branches: usize,
+    /// Of all branches together.
+    pages: usize,
+    slots: Slots,
 }
 
 /// What lives on the device.
@@ -105,12 +122,15 @@ impl<'m, B: Backend> Session<'m, B> {
             frontiers: sequences * grid.height,
             sources: 2 * branches * grid.len(),
             groups: config.heads().0 + config.heads().1,
+            // Of the children of each node and of the root.
+            siblings: if aids.eagle.is_some() { SCRATCH + 1 } else { 0 },
         };
         let of_sequences = conditions.iter().cycle().take(sequences);
         let bias: Vec<f32> = of_sequences.flat_map(|condition| &condition.bias).copied().collect();
         let beside = |eagle| Drafting::new(model, eagle, &tables, (capacity, slots.rows), &bias);
         let drafting = aids.eagle.map(beside).transpose()?;
-        Ok(Self {
+        let of_branches = Kept { branches, pages, slots };
+        let mut session = Self {
             model,
             image: Image { test, ..image },
             acceptance,
@@ -119,10 +139,23 @@ impl<'m, B: Backend> Session<'m, B> {
             kept: 0,
             capacity,
             step: backend.step(capacity)?,
-            state: State::new(model, acceptance, aids.codebook, (capacity, pages, slots), &bias)?,
+            state: State::new(model, acceptance, aids.codebook, capacity, of_branches, &bias)?,
             drafting,
             prompts: conditions.into_iter().map(|condition| condition.prefix).collect(),
-        })
+        };
+        session.reserve()?;
+        Ok(session)
+    }
+
+    /// Makes room for all that its steps and its drafter's need between their kernels.
+    fn reserve(&mut self) -> Result<(), Error> {
+        let Self { model, image, step, state, drafting, .. } = self;
+        let all = Parts { putting: true, drafting: state.heads.is_some(), feeding: true };
+        model.backend.reserve(step, &mut |backend, step| state.run(model, backend, step, all))?;
+        match drafting {
+            Some(drafting) => drafting.reserve(shared(model, *image, state)),
+            None => Ok(()),
+        }
     }
 
     fn branches(&self) -> usize {
@@ -284,22 +317,13 @@ impl<'m, B: Backend> Session<'m, B> {
     /// Runs what [`Self::plan`] made.
     fn execute(&mut self, plan: Step) -> Result<(), Error> {
         let Self { model, step, state, .. } = self;
-        let (drafting, feeding) = (!plan.sources.is_empty(), !plan.layout.rows.is_empty());
-        let putting = !plan.puts.is_empty();
+        let parts = Parts {
+            putting: !plan.puts.is_empty(),
+            drafting: !plan.sources.is_empty(),
+            feeding: !plan.layout.rows.is_empty(),
+        };
         model.backend.set_step(plan, step)?;
-        model.backend.run(step, &mut |backend, step| {
-            if putting {
-                backend.put(step, &mut state.canvas);
-            }
-            if drafting {
-                state.draft(model, step);
-            }
-            if feeding {
-                let tables = model.embedding(&state.bias);
-                backend.embed(step, tables, &state.canvas, &mut state.hidden);
-                state.pass(model, step);
-            }
-        });
+        model.backend.run(step, &mut |backend, step| state.run(model, backend, step, parts));
         Ok(())
     }
 
@@ -365,7 +389,8 @@ impl<B: Backend> State<B> {
         model: &Avatar<B>,
         acceptance: Acceptance,
         codebook: Option<Arc<B::Codebook>>,
-        (capacity, pages, slots): (Capacity, usize, Slots),
+        capacity: Capacity,
+        Kept { branches, pages, slots }: Kept,
         bias: &[f32],
     ) -> Result<Self, Error> {
         let (config, grid, backend) = (&model.config, model.grid(), &model.backend);
@@ -379,10 +404,10 @@ impl<B: Backend> State<B> {
             stride,
             codebook,
             bias: backend.tensor(capacity.sequences, hidden)?,
-            states: backend.tensor(capacity.sequences * stride, hidden)?,
+            states: backend.tensor(branches * stride, hidden)?,
             hidden: backend.tensor(capacity.rows, hidden)?,
             selected: backend.tensor(capacity.rows, hidden)?,
-            logits: backend.tensor(capacity.rows + capacity.sequences, vocab)?,
+            logits: backend.tensor(capacity.rows + branches, vocab)?,
             source: backend.operand(capacity.sources, 2 * hidden)?,
             drafted: backend.tensor(capacity.sources, hidden)?,
             draft_logits: backend.tensor(capacity.sources, vocab)?,
@@ -391,6 +416,20 @@ impl<B: Backend> State<B> {
         };
         backend.upload(bias, &mut state.bias);
         Ok(state)
+    }
+
+    /// The ops of a step.
+    fn run(&mut self, model: &Avatar<B>, backend: &B, step: &B::Step, parts: Parts) {
+        if parts.putting {
+            backend.put(step, &mut self.canvas);
+        }
+        if parts.drafting {
+            self.draft(model, step);
+        }
+        if parts.feeding {
+            backend.embed(step, model.embedding(&self.bias), &self.canvas, &mut self.hidden);
+            self.pass(model, step);
+        }
     }
 
     /// Runs the heads of the step's sources and draws its drafts.
@@ -438,9 +477,8 @@ impl<B: Backend> Target for Session<'_, B> {
     fn grow(&mut self, growth: &Growth) -> Result<Vec<Chosen>, Error> {
         let _span = info_span!("grow").entered();
         let Self { model, image, state, drafting, .. } = self;
-        let State { stride, states, canvas, .. } = state;
-        let shared = Shared { model, image: *image, stride: *stride, states, canvas };
-        drafting.as_mut().expect("trees are asked of a session with a drafter").grow(growth, shared)
+        let drafting = drafting.as_mut().expect("trees are asked of a session with a drafter");
+        drafting.grow(growth, shared(model, *image, state))
     }
 
     fn round(&mut self, round: &Round) -> Result<Vec<Drawn>, Error> {
@@ -464,6 +502,12 @@ impl<B: Backend> Target for Session<'_, B> {
     fn draft_cost(&self) -> DraftCost {
         self.drafting.as_ref().map(|drafting| drafting.cost).unwrap_or_default()
     }
+}
+
+/// What a drafter shares.
+fn shared<'a, B: Backend>(model: &'a Avatar<B>, image: Image, state: &'a mut State<B>) -> Shared<'a, B> {
+    let State { stride, states, canvas, .. } = state;
+    Shared { model, image, stride: *stride, states, canvas }
 }
 
 /// A draw of the only image; a distribution is given by its row in the first branch and the rows of a branch.

@@ -115,13 +115,8 @@ impl<B: Backend> Generator<B> {
         }
         let image =
             Image { stream: Stream { seed: request.seed, image: 0 }, sampling: request.sampling, test: Test::Token };
-        let acceptance = request.method.acceptance();
-        let foresight = request.method.foresees();
-        let mut aids = Aids { codebook: self.codebook(acceptance)?, foresight, ..Aids::default() };
-        if request.method.needs_eagle() {
-            aids.eagle = Some(self.eagle(request.method.name())?);
-        }
-        let mut session = self.aided(&request.prompt, image, acceptance, aids)?;
+        let aids = self.aids(&request.method)?;
+        let mut session = self.aided(&request.prompt, image, request.method.acceptance(), aids)?;
         let low = request.method.coarse().map(|knobs| Ok::<_, Error>((knobs, self.low(request.method.name())?)));
         let low = low.transpose()?;
         let start = Instant::now();
@@ -227,6 +222,12 @@ impl<B: Backend> Generator<B> {
         image.sampling.validate().map_err(Error::Request)?;
         let condition = self.model.condition(&self.prompt(prompt)?)?;
         Ok(Session::new(&self.model, condition, self.unconditional.clone(), image, acceptance, aids)?)
+    }
+
+    /// What a decoder's session needs besides the model.
+    pub fn aids(&self, method: &Method) -> Result<Aids<B>, Error> {
+        let eagle = method.needs_eagle().then(|| self.eagle(method.name())).transpose()?;
+        Ok(Aids { codebook: self.codebook(method.acceptance())?, eagle, foresight: method.foresees() })
     }
 
     /// Loads what a decoder needs besides the model, which is an error where that is missing.

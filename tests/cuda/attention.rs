@@ -363,7 +363,10 @@ fn a_recorded_step_follows_lengths_and_frontiers() {
         let wide: Vec<f32> = queries.chunks(shape.query()).flat_map(|q| [q, &beside].concat()).collect();
         gpu.upload(&wide, &mut x);
         gpu.set_step(sequences.step(&rows(at)), &mut step).unwrap();
-        gpu.run(&mut step, &mut |gpu, step| gpu.attention(&x, step, 1, &kv, &mut out));
+        let mut attend =
+            |gpu: &CudaBackend, step: &<CudaBackend as Backend>::Step| gpu.attention(&x, step, 1, &kv, &mut out);
+        gpu.reserve(&mut step, &mut attend).unwrap();
+        gpu.run(&mut step, &mut attend);
         let replayed = read(&*gpu, &out);
         let step = set(&*gpu, sequences.step(&rows(at)));
         gpu.attention(&x, &step, 1, &kv, &mut out);

@@ -76,8 +76,9 @@ impl<B: Backend> Machine<B> {
             frontiers: SEQUENCES * GRID.0,
             sources: 40,
             groups: HEADS,
+            siblings: 0,
         };
-        Ok(Machine {
+        let mut machine = Machine {
             tokens,
             rows,
             cols,
@@ -101,7 +102,11 @@ impl<B: Backend> Machine<B> {
             sources: backend.operand(40, 2 * HIDDEN)?,
             drafted: backend.tensor(40, HIDDEN)?,
             draft_logits: backend.tensor(40, VOCAB)?,
-        })
+        };
+        let mut step = machine.step.take().expect("it is not running");
+        backend.reserve(&mut step, &mut |backend, step| machine.ops(backend, step))?;
+        machine.step = Some(step);
+        Ok(machine)
     }
 
     /// Runs step `index` of the test, recorded or op by op.
@@ -300,6 +305,7 @@ fn a_replayed_step_is_one_copy_one_graph_and_one_answer() {
         machine.step = Some(step);
         let downloads = u64::from(!plan(index).verdicts.is_empty());
         let once = Traffic { replays: 1, uploads: 1, downloads, ..Traffic::default() };
+        assert_eq!(spent.allocations, 0, "step {index}");
         if spent.recordings == 0 {
             assert_eq!(spent, once, "step {index}");
         } else {
@@ -322,7 +328,7 @@ fn a_step_beyond_the_capacity_is_refused() {
 #[test]
 fn what_points_to_nowhere_is_refused() {
     let backend = &*backend();
-    let capacity = Capacity { rows: 9, sequences: 2, pages: 40, frontiers: 20, sources: 4, groups: 2 };
+    let capacity = Capacity { rows: 9, sequences: 2, pages: 40, frontiers: 20, sources: 4, groups: 2, siblings: 0 };
     let mut step = backend.step(capacity).unwrap();
     let whole =
         || Step { layout: layout(&mut Noise(1), 1, 9), images: plan(0).images[..1].to_vec(), ..Step::default() };
@@ -422,112 +428,176 @@ fn graphs_that_were_given_up_are_recorded_again() {
     assert_eq!(run(sizes[0], 3), 0, "and is kept again");
 }
 
-/// A step that needs more workspace than there is finds out while it is recorded, and is recorded again; the graphs that
-/// use the old one go on using it.
-#[test]
-fn the_workspace_grows_for_a_step_that_is_recorded() {
-    let _one_at_a_time = backend();
-    // Of its own: that of the other tests has grown already.
-    let backend = &CudaBackend::new(0).unwrap();
-    // A pool of many pages reserves many parts, whatever is in them.
-    let mut pools = [PAGES, 4000].map(|pages| backend.kv_pool(1, pages, SHAPE, KvFormat::Bf16).unwrap());
-    let mut noise = Noise(33);
-    let rotary = Rotary { theta: 1e4, axes: Axes::Two, pairing: Pairing::Halves };
-    let capacity =
-        Capacity { rows: ROWS, sequences: SEQUENCES, pages: PAGES, frontiers: GRID.0, ..Capacity::default() };
-    let mut steps = [0, 1].map(|_| backend.step(capacity).unwrap());
-    let mut outs = [0, 1].map(|_| backend.tensor(ROWS, SHAPE.query()).unwrap());
-    let mut heads = backend.tensor(ROWS, SHAPE.qkv()).unwrap();
-    let mut grew = Vec::new();
-    for round in 0..6 {
-        // The small pool, then the large one, then both again from their graphs.
-        let which = round % 2;
-        let layout = layout(&mut noise, 1, 30);
-        let rows = layout.rows.len();
-        let values = noise.values(rows * SHAPE.qkv());
-        let host = Step { images: plan(0).images, layout, ..Step::default() };
-        let mut run = |recorded: bool, out: &mut <CudaBackend as Backend>::Tensor| {
-            backend.upload(&values, &mut heads);
-            backend.set_step(host.clone(), &mut steps[which]).unwrap();
-            let pool = &mut pools[which];
-            let mut ops = |backend: &CudaBackend, step: &<CudaBackend as Backend>::Step| {
-                backend.rotate_and_store(&mut heads, None, rotary, step, 0, pool);
-                backend.attention(&heads, step, 0, pool, out);
-            };
-            match recorded {
-                true => backend.run(&mut steps[which], &mut ops),
-                false => ops(backend, &steps[which]),
-            }
+/// Attention over a pool, whose partial results are most of what a step needs between its kernels.
+struct Attending {
+    backend: CudaBackend,
+    pool: <CudaBackend as Backend>::KvPool,
+    step: <CudaBackend as Backend>::Step,
+    heads: <CudaBackend as Backend>::Tensor,
+    out: <CudaBackend as Backend>::Tensor,
+}
+
+impl Attending {
+    /// A pool of many pages reserves many parts, whatever is in them.
+    fn new(backend: &CudaBackend, pages: usize) -> Self {
+        let capacity = Capacity {
+            rows: ROWS,
+            sequences: SEQUENCES,
+            pages: PAGES,
+            frontiers: SEQUENCES * GRID.0,
+            ..Capacity::default()
         };
-        let before = backend.device().traffic();
-        run(true, &mut outs[which]);
-        let spent = since(before, backend.device().traffic());
-        grew.push((spent.allocations, spent.recordings));
-        let recorded = backend.read(&outs[which]).unwrap().into_owned();
-        let mut eager = backend.tensor(ROWS, SHAPE.query()).unwrap();
-        run(false, &mut eager);
-        // A replay does not tell the tensor how many rows there are now.
-        let eager = backend.read(&eager).unwrap();
-        let both = recorded.len().min(eager.len());
-        assert!(both > 25 * SHAPE.query());
-        assert_same(&recorded[..both], &eager[..both], &format!("round {round}"));
+        Attending {
+            backend: backend.clone(),
+            pool: backend.kv_pool(1, pages, SHAPE, KvFormat::Bf16).unwrap(),
+            step: backend.step(capacity).unwrap(),
+            heads: backend.tensor(ROWS, SHAPE.qkv()).unwrap(),
+            out: backend.tensor(ROWS, SHAPE.query()).unwrap(),
+        }
     }
-    assert_eq!(grew, [(0, 1), (1, 1), (0, 0), (0, 0), (0, 0), (0, 0)], "allocations and recordings of each round");
+
+    fn set(&mut self, layout: &Layout, values: &[f32]) {
+        self.backend.upload(values, &mut self.heads);
+        // A replay does not tell the tensor how many rows there are.
+        self.backend.upload(&vec![f32::NAN; layout.rows.len() * SHAPE.query()], &mut self.out);
+        let host = Step { images: plan(0).images, layout: layout.clone(), ..Step::default() };
+        self.backend.set_step(host, &mut self.step).unwrap();
+    }
+
+    /// Calls `with` with the ops.
+    fn ops<T>(
+        &mut self,
+        with: impl FnOnce(
+            &CudaBackend,
+            &mut <CudaBackend as Backend>::Step,
+            &mut dyn FnMut(&CudaBackend, &<CudaBackend as Backend>::Step),
+        ) -> T,
+    ) -> T {
+        let rotary = Rotary { theta: 1e4, axes: Axes::Two, pairing: Pairing::Halves };
+        let Self { backend, pool, step, heads, out } = self;
+        with(backend, step, &mut |backend, step| {
+            backend.rotate_and_store(heads, None, rotary, step, 0, pool);
+            backend.attention(heads, step, 0, pool, out);
+        })
+    }
+
+    fn reserve(&mut self) -> Result<(), Error> {
+        self.ops(|backend, step, ops| backend.reserve(step, ops))
+    }
+
+    fn run(&mut self) {
+        self.ops(|backend, step, ops| backend.run(step, ops));
+    }
+
+    fn run_one_by_one(&mut self) {
+        self.ops(|backend, step, ops| ops(backend, step));
+    }
+
+    fn results(&self) -> Vec<f32> {
+        read(&self.backend, &self.out)
+    }
+}
+
+/// Whatever the size of a step, recorded or not, nothing is allocated once it is reserved, also when the workspace has
+/// grown for another since; and the bytes were known before.
+#[test]
+fn a_reserved_step_allocates_nothing_whatever_its_size() {
+    let _one_at_a_time = backend();
+    // Of its own: that of the other tests has a workspace already.
+    let backend = &CudaBackend::new(0).unwrap();
+    let mut all = [PAGES, 4000].map(|pages| Attending::new(backend, pages));
+    let mut noise = Noise(33);
+    let mut most = 0;
+    for round in 0..4 {
+        // The small pool, then the large one, then both again, from graphs that use the old workspace and the new.
+        let sizes: &[(usize, usize)] = if round < 2 { &[(1, 30)] } else { &[(1, 1), (2, 13), (4, 25)] };
+        let attending = &mut all[round % 2];
+        if round < 2 {
+            attending.set(&Layout::default(), &[]);
+            let before = backend.device().traffic();
+            attending.reserve().unwrap();
+            let spent = since(before, backend.device().traffic());
+            assert_eq!(spent, Traffic { allocations: 1, ..Traffic::default() }, "pool {round}");
+            attending.reserve().unwrap();
+            assert_eq!(since(before, backend.device().traffic()), spent, "there is room already");
+        }
+        for &(sequences, rows) in sizes {
+            let layout = layout(&mut noise, sequences, rows);
+            let rows = layout.rows.len();
+            let values = noise.values(rows * SHAPE.qkv());
+            attending.set(&layout, &values);
+            let (before, free) = (backend.device().traffic(), backend.device().memory().unwrap());
+            attending.run();
+            let recorded = attending.results();
+            // The queries were turned in place.
+            attending.set(&layout, &values);
+            attending.run_one_by_one();
+            assert_same(&recorded, &attending.results(), &format!("round {round}, {rows} rows"));
+            assert_eq!(recorded.len(), rows * SHAPE.query());
+            assert_eq!(backend.device().traffic().allocations, before.allocations, "round {round}, {rows} rows");
+            if !on_gpu() {
+                assert_eq!(backend.device().memory().unwrap(), free, "round {round}, {rows} rows");
+            }
+            most = most.max(rows);
+        }
+    }
+    assert!(most > 80, "{most} rows at most");
 }
 
 #[test]
-fn a_step_without_memory_is_an_error_and_the_backend_goes_on() {
+#[should_panic(expected = "bytes of workspace, 16 are reserved")]
+fn a_step_that_was_not_reserved_is_refused() {
+    let _one_at_a_time = backend();
+    let mut attending = Attending::new(&CudaBackend::new(0).unwrap(), PAGES);
+    let mut noise = Noise(35);
+    let layout = layout(&mut noise, 1, 30);
+    attending.set(&layout, &noise.values(layout.rows.len() * SHAPE.qkv()));
+    attending.run();
+}
+
+/// There is no memory to reserve a step with, or for an op by itself: an error that says so, once, and the backend goes on.
+#[test]
+fn without_memory_for_the_workspace_there_is_an_error_and_the_backend_goes_on() {
     if on_gpu() {
         return;
     }
     let _one_at_a_time = backend();
-    // Of its own: that of the other tests has a large workspace.
     let backend = &CudaBackend::new(0).unwrap();
-    let mut pool = backend.kv_pool(1, 4000, SHAPE, KvFormat::Bf16).unwrap();
-    let capacity =
-        Capacity { rows: ROWS, sequences: SEQUENCES, pages: PAGES, frontiers: GRID.0, ..Capacity::default() };
-    let mut step = backend.step(capacity).unwrap();
-    let mut out = backend.tensor(ROWS, SHAPE.query()).unwrap();
-    let mut heads = backend.tensor(ROWS, SHAPE.qkv()).unwrap();
+    let mut attending = Attending::new(backend, 4000);
     let mut other = backend.tensor(2, 8).unwrap();
     let mut noise = Noise(34);
     let layout = layout(&mut noise, 1, 30);
-    let values = noise.values(layout.rows.len() * SHAPE.qkv());
-    let host = Step { images: plan(0).images, layout, ..Step::default() };
-    let rotary = Rotary { theta: 1e4, axes: Axes::Two, pairing: Pairing::Halves };
-    let mut attempt = |recorded: bool, fails: bool| {
-        backend.upload(&values, &mut heads);
-        backend.set_step(host.clone(), &mut step).unwrap();
-        simulate("CUDA_SIM_FAIL", if fails { "alloc=1" } else { "" });
-        let mut ops = |backend: &CudaBackend, step: &<CudaBackend as Backend>::Step| {
-            backend.rotate_and_store(&mut heads, None, rotary, step, 0, &mut pool);
-            backend.attention(&heads, step, 0, &pool, &mut out);
-        };
-        match recorded {
-            true => backend.run(&mut step, &mut ops),
-            false => ops(backend, &step),
+    let rows = layout.rows.len();
+    let values = noise.values(rows * SHAPE.qkv());
+    attending.set(&layout, &values);
+    let wanted = |error: Result<(), Error>| match error {
+        Err(Error::OutOfMemory { what, needed, free, .. }) => {
+            assert!(what.contains("workspace") && free > needed, "{what}: {needed} of {free}");
+            needed
         }
-        simulate("CUDA_SIM_FAIL", "");
-        if fails {
-            // Another thread's work is done, and it is told nothing.
-            let elsewhere = || {
-                backend.upload(&[2.5; 16], &mut other);
-                read(backend, &other)
-            };
-            let theirs = std::thread::scope(|scope| scope.spawn(elsewhere).join().unwrap());
-            assert_eq!(theirs, [2.5; 16]);
-        }
-        backend.read(&out).map(|values| values.into_owned())
+        other => panic!("{other:?}"),
     };
-    for recorded in [true, false] {
-        match attempt(recorded, true) {
-            Err(Error::OutOfMemory { what, needed, .. }) => {
-                assert!(what.contains("workspace") && needed > 4 << 20, "{what}: {needed}");
-            }
-            other => panic!("recorded: {recorded}: {:?}", other.map(|values| values.len())),
-        }
-    }
-    let (recorded, eager) = (attempt(true, false).unwrap(), attempt(false, false).unwrap());
-    assert_same(&recorded[..eager.len()], &eager, "after the failures");
-    assert!(eager.len() > 25 * SHAPE.query());
+    // Of an op by itself: what it was to write is undefined, and another thread's work is done.
+    simulate("CUDA_SIM_FAIL", "alloc=1");
+    attending.run_one_by_one();
+    simulate("CUDA_SIM_FAIL", "");
+    let elsewhere = || {
+        backend.upload(&[2.5; 16], &mut other);
+        read(backend, &other)
+    };
+    assert_eq!(std::thread::scope(|scope| scope.spawn(elsewhere).join().unwrap()), [2.5; 16]);
+    let by_itself = wanted(backend.read(&attending.out).map(drop));
+    // Of the steps: more, for there are larger ones.
+    simulate("CUDA_SIM_FAIL", "alloc=1");
+    let needed = wanted(attending.reserve());
+    simulate("CUDA_SIM_FAIL", "");
+    assert!(needed > by_itself && by_itself > 4 << 20, "{needed}, and {by_itself} for {rows} rows");
+    let (_, before) = (attending.reserve().unwrap(), backend.device().traffic().allocations);
+    attending.set(&layout, &values);
+    attending.run();
+    let recorded = attending.results();
+    attending.set(&layout, &values);
+    attending.run_one_by_one();
+    assert_same(&recorded, &attending.results(), "after the failures");
+    assert_eq!(backend.device().traffic().allocations, before);
 }

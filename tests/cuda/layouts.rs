@@ -79,8 +79,7 @@ pub fn set<B: Backend>(backend: &B, step: Step) -> B::Step {
         sequences: layout.sequences.len(),
         pages: layout.sequences.iter().map(pages).sum(),
         frontiers: layout.sequences.iter().map(|table| table.frontier.len()).sum(),
-        sources: 0,
-        groups: 0,
+        ..Capacity::default()
     };
     let mut set = backend.step(capacity).unwrap();
     backend.set_step(step, &mut set).unwrap();

@@ -18,7 +18,7 @@ const PREFIX: usize = 3;
 const ROOM: usize = 80;
 
 const CAPACITY: Capacity =
-    Capacity { rows: ROOM, sequences: 2 * IMAGES, pages: 32, frontiers: 32, sources: 16, groups: 4 };
+    Capacity { rows: ROOM, sequences: 2 * IMAGES, pages: 32, frontiers: 32, sources: 16, groups: 4, siblings: 0 };
 
 /// A step over two branches of each image, whose rows are `slots`, with so many copies.
 fn step(slots: &[Slot], copies: u32) -> Step {

@@ -33,14 +33,18 @@ impl<B: Backend> Bench<B> {
         logits: &[f32],
         (vectors, dim, near): (&[f32], usize, usize),
     ) -> Self {
-        let capacity = Capacity { rows: positions, sequences: 1, sources: positions, ..Capacity::default() };
-        Self {
+        let capacity =
+            Capacity { rows: positions, sequences: 1, sources: positions, siblings: positions, ..Capacity::default() };
+        let mut bench = Self {
             step: b.step(capacity).unwrap(),
             canvas: b.canvas(1, positions, case.vocab, true).unwrap(),
             logits: tensor(b, logits, case.vocab),
             codebook: b.codebook(vectors, dim, near).unwrap(),
             sampling: case.sampling,
-        }
+        };
+        let Self { step, logits, canvas, codebook, .. } = &mut bench;
+        b.reserve(step, &mut |b, step| draw(b, step, logits, canvas, codebook)).unwrap();
+        bench
     }
 
     /// What was drawn, and the tokens then.
@@ -50,11 +54,7 @@ impl<B: Backend> Bench<B> {
         let (puts, drafts, verdicts) = (puts.clone(), drafts.clone(), verdicts.clone());
         b.set_step(Step { images, puts, drafts, verdicts, ..Step::default() }, &mut self.step).unwrap();
         let (logits, canvas, codebook) = (&self.logits, &mut self.canvas, &self.codebook);
-        b.run(&mut self.step, &mut |b, step| {
-            b.put(step, canvas);
-            b.draw(step, Phase::Drafts, logits, canvas, Some(codebook));
-            b.draw(step, Phase::Verdicts, logits, canvas, Some(codebook));
-        });
+        b.run(&mut self.step, &mut |b, step| draw(b, step, logits, canvas, codebook));
         (b.drawn(&self.step, &self.canvas).unwrap(), b.tokens(&self.canvas, 0).unwrap())
     }
 
@@ -62,6 +62,12 @@ impl<B: Backend> Bench<B> {
     pub fn chosen(&self, b: &B) -> Vec<Chosen> {
         b.chosen(&self.step, &self.canvas).unwrap()
     }
+}
+
+fn draw<B: Backend>(b: &B, step: &B::Step, logits: &B::Tensor, canvas: &mut B::Canvas, codebook: &B::Codebook) {
+    b.put(step, canvas);
+    b.draw(step, Phase::Drafts, logits, canvas, Some(codebook));
+    b.draw(step, Phase::Verdicts, logits, canvas, Some(codebook));
 }
 
 /// Judges tokens that were drafted, and tokens that were put, by each test on both backends. Returns how many were kept and

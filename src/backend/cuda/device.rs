@@ -37,8 +37,9 @@ pub struct Device {
     gate: Gate,
     /// Pinned memory of the host for what comes back from a step: [`INBOX`] bytes, used inside the gate.
     inbox: *mut u8,
-    /// Whether the thread that is inside the gate records a step.
+    /// Whether the thread that is inside the gate records a step, or measures what steps need.
     recording: AtomicBool,
+    measuring: AtomicBool,
     pub(super) counters: Counters,
 }
 
@@ -115,6 +116,7 @@ impl Device {
             gate: Gate::default(),
             inbox: std::ptr::null_mut(),
             recording: AtomicBool::new(false),
+            measuring: AtomicBool::new(false),
             counters: Counters::default(),
         };
         let kind = result::stream::StreamKind::NonBlocking;
@@ -198,6 +200,17 @@ impl Device {
         self.recording.store(recording, Ordering::Relaxed);
     }
 
+    /// Whether the calling thread measures what steps need: its ops queue nothing.
+    pub(super) fn is_measuring(&self) -> bool {
+        let _inside = self.enter();
+        self.measuring.load(Ordering::Relaxed)
+    }
+
+    /// Says whether steps are measured, by the thread that is inside.
+    pub(super) fn set_measuring(&self, measuring: bool) {
+        self.measuring.store(measuring, Ordering::Relaxed);
+    }
+
     /// The pinned memory for what comes back, which is the caller's as long as it is inside the gate.
     pub(super) fn inbox(&self) -> *mut u8 {
         self.inbox
@@ -224,6 +237,11 @@ impl Device {
     /// Whether something failed: what is queued from then on does nothing.
     pub(super) fn failed(&self) -> bool {
         lock(&self.failure).is_some() || lock(&self.short).iter().any(|(thread, _)| *thread == current().id())
+    }
+
+    /// Whether what the calling thread queues does nothing.
+    pub(super) fn is_idle(&self) -> bool {
+        self.failed() || self.is_measuring()
     }
 
     /// What failed. That memory ran out is said once, to the thread whose work was not done: the device is as good as before.

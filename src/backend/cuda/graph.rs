@@ -7,9 +7,10 @@ use cudarc::driver::sys::{self, CUgraphInstantiate_flags, CUstreamCaptureMode};
 
 use super::CudaBackend;
 use super::device::{Device, count_one, lock};
-use super::kernels::{Launcher, Recording};
+use super::kernels::Launcher;
 use super::memory::Allocation;
 use super::step::{Bucket, DeviceStep};
+use crate::backend::Error;
 
 /// Graphs of a step at most; the one that was used longest ago goes first.
 const GRAPHS: usize = 64;
@@ -72,6 +73,26 @@ impl Graphs {
 }
 
 impl CudaBackend {
+    /// See [`Backend::reserve`](crate::backend::Backend::reserve). Every size of step is measured: which kernels serve it,
+    /// and what they leave for each other, is not the same for all.
+    pub(super) fn reserve_step(
+        &self,
+        step: &mut DeviceStep,
+        ops: &mut dyn FnMut(&Self, &DeviceStep),
+    ) -> Result<(), Error> {
+        self.device.check()?;
+        let _inside = self.device.enter();
+        let was = step.bucket();
+        let mut most = 0;
+        for bucket in Bucket::sizes(step.capacity()) {
+            step.pad_to(bucket);
+            most = most.max(self.launcher.measure(|| ops(self, step)));
+        }
+        step.pad_to(was);
+        self.device.check()?;
+        self.launcher.grow(most)
+    }
+
     /// Records `ops` for the step's size if that was not done, and replays what was recorded.
     pub(super) fn run_step(&self, step: &mut DeviceStep, ops: &mut dyn FnMut(&Self, &DeviceStep)) {
         if self.device.failed() {
@@ -93,21 +114,10 @@ impl CudaBackend {
 
     /// A graph of `ops`.
     fn record(&self, step: &DeviceStep, ops: &mut dyn FnMut(&Self, &DeviceStep)) -> Option<Graph> {
-        loop {
-            let capture = Capture::begin(self)?;
-            ops(self, step);
-            let (graph, recording) = capture.end()?;
-            if recording.missing > 0 {
-                self.destroy(graph);
-                // Larger now, or the device has failed.
-                drop(self.workspace::<u8>(recording.missing));
-            } else {
-                return self.instantiate(graph, recording.memory);
-            }
-            if self.device.failed() {
-                return None;
-            }
-        }
+        let capture = Capture::begin(self)?;
+        ops(self, step);
+        let (graph, memory) = capture.end()?;
+        self.instantiate(graph, memory)
     }
 
     fn instantiate(&self, graph: sys::CUgraph, memory: Vec<Arc<Allocation>>) -> Option<Graph> {
@@ -150,29 +160,30 @@ impl<'a> Capture<'a> {
             device.failed_with(device.error(e, "recording a step"));
             return None;
         }
-        *lock(&backend.launcher.recording) = Some(Recording::default());
+        *lock(&backend.launcher.recording) = Some(Vec::new());
         device.set_recording(true);
         Some(Capture { backend, ended: false })
     }
 
-    fn end(mut self) -> Option<(sys::CUgraph, Recording)> {
+    /// The graph and the memory that it uses.
+    fn end(mut self) -> Option<(sys::CUgraph, Vec<Arc<Allocation>>)> {
         self.ended = true;
-        let (graph, recording) = self.stop();
+        let (graph, memory) = self.stop();
         let device = &self.backend.device;
         match graph {
-            Ok(graph) if !device.failed() => return Some((graph, recording)),
+            Ok(graph) if !device.failed() => return Some((graph, memory)),
             Ok(graph) => self.backend.destroy(graph),
             Err(e) => drop(device.failed_with(device.error(e, "recording a step"))),
         }
         None
     }
 
-    fn stop(&self) -> (Result<sys::CUgraph, DriverError>, Recording) {
+    fn stop(&self) -> (Result<sys::CUgraph, DriverError>, Vec<Arc<Allocation>>) {
         let device = &self.backend.device;
         device.set_recording(false);
-        let recording = lock(&self.backend.launcher.recording).take().unwrap_or_default();
+        let memory = lock(&self.backend.launcher.recording).take().unwrap_or_default();
         // SAFETY: the capture was begun by this object.
-        (device.call(|| unsafe { result::stream::end_capture(device.stream()) }), recording)
+        (device.call(|| unsafe { result::stream::end_capture(device.stream()) }), memory)
     }
 }
 

@@ -18,8 +18,6 @@ include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
 /// The first driver that can tell a kernel's parameters.
 const CAN_TELL: i32 = 12040;
-/// Bytes of the workspace at first.
-const WORKSPACE: usize = 4 << 20;
 const WORKSPACE_NAME: &str = "the workspace of the kernels";
 
 /// One kernels/*.cu, compiled for every architecture.
@@ -186,35 +184,29 @@ struct Function {
 // SAFETY: as for a module.
 unsafe impl Send for Function {}
 
-/// What a recording will need as long as its graph lives.
-#[derive(Default)]
-pub(super) struct Recording {
-    /// Memory that its kernels use.
-    pub(super) memory: Vec<Arc<Allocation>>,
-    /// Workspace that was wanted and not there: what was recorded is of no use.
-    pub(super) missing: usize,
-}
-
 /// Loads and launches kernels.
 pub(super) struct Launcher {
     device: Arc<Device>,
     functions: Mutex<HashMap<(&'static str, &'static str), Function>>,
     modules: Mutex<HashMap<&'static str, Module>>,
     workspace: Mutex<Arc<Allocation>>,
-    /// Set while a step is recorded.
-    pub(super) recording: Mutex<Option<Recording>>,
+    /// Set while a step is recorded: the memory that its kernels use, which its graph keeps.
+    pub(super) recording: Mutex<Option<Vec<Arc<Allocation>>>>,
+    /// Set while steps are measured: the most workspace that an op wants.
+    measuring: Mutex<Option<usize>>,
 }
 
 impl Launcher {
     /// Loads one fatbin: a driver that takes it takes all.
     pub(super) fn new(device: Arc<Device>) -> Result<Launcher, Error> {
-        let workspace = Allocation::new(&device, WORKSPACE, WORKSPACE_NAME)?;
+        let workspace = Allocation::new(&device, 0, WORKSPACE_NAME)?;
         let launcher = Launcher {
             device,
             functions: Mutex::default(),
             modules: Mutex::default(),
             workspace: Mutex::new(Arc::new(workspace)),
             recording: Mutex::default(),
+            measuring: Mutex::default(),
         };
         if let Some(first) = ALL.first() {
             launcher.device.call(|| launcher.module(first)).map_err(|e| launcher.device.refused(e))?;
@@ -233,8 +225,12 @@ impl Launcher {
             return;
         }
         let [x, y, z] = grid.blocks.map(|n| n as u32);
+        let measured = self.device.is_measuring();
         let launched = self.device.call(|| {
             let function = self.function(fatbin, name, grid.shared, &args)?;
+            if measured {
+                return Ok(());
+            }
             let (threads, shared, stream) = ((grid.threads as u32, 1, 1), grid.shared as u32, self.device.stream());
             // SAFETY: the function is of a module that lives as long as this; the parameters are as the caller says.
             // Freeing their memory waits for the work, or for the graph that records it.
@@ -244,9 +240,12 @@ impl Launcher {
             self.device.failed_with(self.device.error(e, &format!("launching {name}")));
             return;
         }
+        if measured {
+            return;
+        }
         count_one(&self.device.counters.launches);
         if let Some(recording) = &mut *lock(&self.recording) {
-            recording.memory.append(&mut args.memory);
+            recording.append(&mut args.memory);
         }
     }
 
@@ -293,22 +292,49 @@ impl Launcher {
 
     /// Memory for what a kernel leaves to the next kernel of the same op: whoever asks next gets the same. Its values
     /// are undefined.
+    ///
+    /// # Panics
+    /// In a step that is recorded, if it was not reserved.
     pub(super) fn workspace<T>(&self, len: usize) -> Workspace<'_, T> {
         let inside = self.device.enter();
         let bytes = len * size_of::<T>();
+        if let Some(most) = &mut *lock(&self.measuring) {
+            *most = (*most).max(bytes);
+        } else if let Err(error) = self.grow(bytes) {
+            // What this thread launches until it is told does nothing.
+            self.device.fell_short(error);
+        }
+        Workspace { buffer: Buffer::within(lock(&self.workspace).clone(), len), _inside: inside }
+    }
+
+    /// Makes the workspace so large. Graphs go on using the one that they were recorded with.
+    pub(super) fn grow(&self, bytes: usize) -> Result<(), Error> {
         let mut workspace = lock(&self.workspace);
-        if workspace.bytes() < bytes {
-            match &mut *lock(&self.recording) {
-                // Nothing is allocated in a recording; it is made again when there is room.
-                Some(recording) => recording.missing = recording.missing.max(bytes),
-                None => match Allocation::new(&self.device, bytes, WORKSPACE_NAME) {
-                    Ok(larger) => *workspace = Arc::new(larger),
-                    // What this thread launches until it is told does nothing.
-                    Err(error) => self.device.fell_short(error),
-                },
+        let there = workspace.bytes();
+        if there < bytes {
+            assert!(!self.device.is_recording(), "a step takes {bytes} bytes of workspace, {there} are reserved");
+            *workspace = Arc::new(Allocation::new(&self.device, bytes, WORKSPACE_NAME)?);
+        }
+        Ok(())
+    }
+
+    /// The most workspace that one of `ops` wants, in bytes. They are not run, but their kernels are loaded.
+    pub(super) fn measure(&self, ops: impl FnOnce()) -> usize {
+        /// It ends, also if an op panics.
+        struct Measuring<'a>(&'a Launcher);
+        impl Drop for Measuring<'_> {
+            fn drop(&mut self) {
+                *lock(&self.0.measuring) = None;
+                self.0.device.set_measuring(false);
             }
         }
-        Workspace { buffer: Buffer::within(workspace.clone(), len), _inside: inside }
+        let _inside = self.device.enter();
+        assert!(!self.device.is_recording() && !self.device.is_measuring(), "steps are measured inside a step");
+        *lock(&self.measuring) = Some(0);
+        self.device.set_measuring(true);
+        let measuring = Measuring(self);
+        ops();
+        lock(&measuring.0.measuring).unwrap_or(0)
     }
 }
 

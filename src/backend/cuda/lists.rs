@@ -109,12 +109,18 @@ impl<'a> Lists<'a> {
             before = Some(index);
             let tile = self.tiles.last_mut().expect("there is one for every row");
             see(tile, &row, table);
-            if row.kind == WEFT_SLOT_GRID {
-                self.reaches(Bound::Images, table.image);
-                self.reaches(Bound::Positions, row.at);
-            } else if row.kind == WEFT_SLOT_SCRATCH {
-                self.reaches(Bound::Images, table.image);
-                self.reaches(Bound::Places, (table.width * table.frontier.len()) as u32 + row.slot);
+            match place.slot {
+                Slot::Prefix(_) => self.reaches(Bound::Grids, place.sequence),
+                Slot::Grid(_) => {
+                    self.reaches(Bound::Grids, place.sequence);
+                    self.reaches(Bound::Images, table.image);
+                    self.reaches(Bound::Positions, row.at);
+                }
+                Slot::Scratch { .. } => {
+                    self.reaches(Bound::Trees, place.sequence);
+                    self.reaches(Bound::Images, table.image);
+                    self.reaches(Bound::Places, (table.width * table.frontier.len()) as u32 + row.slot);
+                }
             }
             self.rows.push(row);
         }
@@ -220,6 +226,7 @@ impl<'a> Lists<'a> {
             ("verdicts", step.verdicts.len(), capacity.rows),
             ("copies", step.copies.len(), capacity.rows),
             ("puts", step.puts.len(), capacity.rows),
+            ("siblings", siblings(&step.verdicts) as usize, capacity.siblings),
         ] {
             assert!(length <= room, "a step of {length} {what} where there is room for {room}");
         }
@@ -239,7 +246,7 @@ impl<'a> Lists<'a> {
             puts: step.puts.len() as u32,
             draft_children: children(&step.drafts),
             children: children(&step.verdicts),
-            siblings: count(&step.verdicts, |rule| matches!(rule, Rule::Siblings { .. })),
+            siblings: siblings(&step.verdicts),
             chained: self.verdicts.iter().filter(|draw| draw.links != 0).count() as u32,
         }
     }
@@ -253,6 +260,7 @@ impl<'a> Lists<'a> {
             frontiers: self.frontiers.len(),
             groups: self.step.groups.len(),
             images: self.step.images.len(),
+            tokens: [&self.step.drafts, &self.step.verdicts].map(|draws| draws.iter().any(|draw| is_alone(draw.rule))),
         };
         exact.padded(&Bucket::largest(capacity))
     }
@@ -369,6 +377,11 @@ fn judges(rule: Rule) -> bool {
     matches!(rule, Rule::AutoCorrect | Rule::Siblings { .. })
 }
 
+/// Whether it draws one token, in `draw.cu`, rather than looks at a tree's.
+fn is_alone(rule: Rule) -> bool {
+    matches!(rule, Rule::Coupled | Rule::Draft | Rule::AutoCorrect)
+}
+
 /// How many draws have such a rule.
 fn count(draws: &[Draw], is: impl Fn(Rule) -> bool) -> u32 {
     draws.iter().filter(|draw| is(draw.rule)).count() as u32
@@ -376,6 +389,10 @@ fn count(draws: &[Draw], is: impl Fn(Rule) -> bool) -> u32 {
 
 fn children(draws: &[Draw]) -> u32 {
     count(draws, |rule| matches!(rule, Rule::Children { .. }) || rule.chooses() > 0)
+}
+
+fn siblings(draws: &[Draw]) -> u32 {
+    count(draws, |rule| matches!(rule, Rule::Siblings { .. }))
 }
 
 /// How many tokens a list of draws chooses.
@@ -422,11 +439,23 @@ pub(super) struct Region {
 impl Bucket {
     /// Of steps as large as they may become.
     pub(super) fn largest(capacity: Capacity) -> Bucket {
-        let Capacity { rows, sequences, pages, frontiers, sources, groups } = capacity;
+        let Capacity { rows, sequences, pages, frontiers, sources, groups, siblings } = capacity;
         let tiles = rows.div_ceil(WEFT_ATTENTION_ROWS as usize) + sequences;
         // As in `Count`; of trees it counts whether there are any.
-        let counts = [rows, sequences, tiles, sources, rows, sources, rows, rows, rows, 1, 1, 1];
-        Bucket { counts, pages, frontiers, groups: groups + 1, images: sequences }
+        let counts = [rows, sequences, tiles, sources, rows, sources, rows, rows, rows, 1, 1, siblings.min(1)];
+        Bucket { counts, pages, frontiers, groups: groups + 1, images: sequences, tokens: [true; 2] }
+    }
+
+    /// With all lists as long as each other, as far as there is room: every length to which a list is padded is in one.
+    pub(super) fn sizes(capacity: Capacity) -> impl Iterator<Item = Bucket> {
+        let largest = Bucket::largest(capacity);
+        let longest = largest.counts.into_iter().max().unwrap_or(0);
+        let lengths = (0..usize::BITS).map(|bit| 1 << bit).take_while(move |length| length / 2 < longest);
+        lengths.map(move |length: usize| {
+            let mut bucket = largest;
+            bucket.counts = largest.counts.map(|most| most.min(length));
+            bucket
+        })
     }
 
     /// With every length rounded up to a power of two, or to the largest.

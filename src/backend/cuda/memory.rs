@@ -23,11 +23,12 @@ impl Allocation {
     /// Memory whose values are undefined.
     pub(super) fn new(device: &Arc<Device>, bytes: usize, what: &str) -> Result<Allocation, Error> {
         device.check()?;
-        assert!(!device.is_recording(), "{what}: allocated inside a step");
+        assert!(!device.is_recording() && !device.is_measuring(), "{what}: allocated inside a step");
         count_one(&device.counters.allocations);
         // Nothing is an allocation too: it has an address.
+        let bytes = bytes.max(16);
         // SAFETY: what the driver gives is freed once, on drop.
-        let allocated = device.call(|| unsafe { result::malloc_sync(bytes.max(16)) });
+        let allocated = device.call(|| unsafe { result::malloc_sync(bytes) });
         match allocated {
             Ok(address) => Ok(Allocation { device: device.clone(), address, bytes }),
             Err(e) => Err(refused(device, e, bytes, what)),
@@ -139,7 +140,7 @@ impl<T> Buffer<T> {
     /// Sets every byte to zero.
     pub(super) fn clear(&self) {
         let device = self.device();
-        if self.len == 0 || device.failed() {
+        if self.len == 0 || device.is_idle() {
             return;
         }
         // SAFETY: the range is inside the allocation, which outlives the queued work: freeing waits for it.
@@ -154,7 +155,7 @@ impl<T> Buffer<T> {
     pub(super) fn copy_from(&self, other: &Buffer<T>) {
         assert_eq!(self.len, other.len, "buffers of different lengths");
         let device = self.device();
-        if self.len == 0 || device.failed() {
+        if self.len == 0 || device.is_idle() {
             return;
         }
         // SAFETY: both ranges are inside their allocations, which outlive the queued work: freeing waits for it.
@@ -174,7 +175,7 @@ impl<T> Buffer<T> {
         assert!(data.len() <= self.len, "{} values in a buffer of {}", data.len(), self.len);
         let device = self.device();
         assert!(!device.is_recording(), "values of the host are copied inside a step");
-        if data.is_empty() || device.failed() {
+        if data.is_empty() || device.is_idle() {
             return;
         }
         count_one(&device.counters.uploads);

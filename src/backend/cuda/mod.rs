@@ -1,7 +1,7 @@
 //! The CUDA backend: kernels of `kernels/`, launched on one stream, recorded into one graph per size of step.
 //!
-//! Memory is allocated when weights, tensors, caches and steps are made, never in between; a step crosses to the
-//! device in one copy, runs as one graph, and comes back as a few words.
+//! Memory is allocated when weights, tensors, caches and steps are made and when steps are reserved, never in between; a
+//! step crosses to the device in one copy, runs as one graph, and comes back as a few words.
 
 mod abi;
 mod device;
@@ -134,6 +134,10 @@ impl Backend for CudaBackend {
 
     fn set_step(&self, host: Step, step: &mut DeviceStep) -> Result<(), Error> {
         step.set(&self.device, host)
+    }
+
+    fn reserve(&self, step: &mut DeviceStep, ops: &mut dyn FnMut(&Self, &DeviceStep)) -> Result<(), Error> {
+        self.reserve_step(step, ops)
     }
 
     fn run(&self, step: &mut DeviceStep, ops: &mut dyn FnMut(&Self, &DeviceStep)) {

@@ -83,10 +83,14 @@ pub(super) enum Bound {
     Codebooks = 11,
     /// Places of an image of the canvas: its positions and the nodes of its tree.
     Places = 12,
+    /// Sequences with states for the positions of their grids.
+    Grids = 13,
+    /// Sequences with states for the nodes of their trees.
+    Trees = 14,
 }
 
 /// Bounds that [`Bound`] names.
-pub(super) const BOUNDS: usize = 13;
+pub(super) const BOUNDS: usize = 15;
 
 /// Names of the bounds, in their order.
 const NAMES: [&str; BOUNDS] = [
@@ -103,6 +107,8 @@ const NAMES: [&str; BOUNDS] = [
     "neighbour",
     "codebook",
     "place",
+    "sequence with states",
+    "sequence with states of a tree",
 ];
 
 /// The lengths that grids are made for: those of the current step, rounded up so that few graphs serve all steps.
@@ -121,6 +127,8 @@ pub(super) struct Bucket {
     pub(super) groups: usize,
     /// Images.
     pub(super) images: usize,
+    /// Whether there are drafts, and verdicts, that are no draft tree's.
+    pub(super) tokens: [bool; 2],
 }
 
 /// Room for a step on the device, what it was last set to, and the graphs recorded for it.
@@ -197,14 +205,24 @@ impl DeviceStep {
         unsafe { staging.memory.send(bytes, &self.memory) };
         staging.sent.record();
         device.check()?;
+        self.pad_to(bucket);
+        self.reach = lists.reach;
+        self.host = host;
+        Ok(())
+    }
+
+    /// Makes its lists as long as a bucket's.
+    pub(super) fn pad_to(&mut self, bucket: Bucket) {
         for (limit, count) in self.limits.iter().zip(bucket.counts) {
             limit.store(count, Ordering::Relaxed);
         }
-        self.pointers = region.pointers(self.memory.address());
-        self.reach = lists.reach;
+        self.pointers = bucket.region().pointers(self.memory.address());
         self.bucket = bucket;
-        self.host = host;
-        Ok(())
+    }
+
+    /// What it has room for.
+    pub(super) fn capacity(&self) -> Capacity {
+        self.capacity
     }
 
     /// The kernel's parameter, a `WeftStep`.

@@ -12,7 +12,7 @@ use std::f64::consts::LOG2_E;
 /// Keys that a stage of the kernel's pipeline holds, and its stages.
 const CHUNK: usize = 64;
 const STAGES: usize = 2;
-/// Floats at most that blocks leave for each other; steps that would need more do without.
+/// Floats at most that blocks leave for each other; blocks for which there is no room do without.
 const PARTIALS: usize = 4 << 20;
 /// Floats that a query leaves for so many parts: (largest score, sum) of each in whole lines of 128 bytes, the values of
 /// the largest head.

@@ -169,7 +169,9 @@ impl CudaBackend {
         assert!(codebook.is_none_or(|codebook| codebook.vocab() == vocab), "a codebook of another vocabulary");
         assert!(codebook.is_none() || vocab <= POOLED, "neighbours among {vocab} tokens, more than {POOLED}");
         let threads = vocab.div_ceil(4).next_power_of_two().clamp(128, 512);
-        let grid = Grid { blocks: [blocks(vocab), step.most(which), 1], threads, shared: 0 };
+        // Without blocks when all draws are of trees.
+        let draws = if step.bucket().tokens[usize::from(phase == Phase::Verdicts)] { step.most(which) } else { 0 };
+        let grid = Grid { blocks: [blocks(vocab), draws, 1], threads, shared: 0 };
         let args = args![
             step.arg(),
             u32::from(phase == Phase::Verdicts),
@@ -217,7 +219,7 @@ impl CudaBackend {
 
     fn judge_siblings(&self, trees: &Trees<'_>, draws: usize) {
         let Trees { step, logits, canvas, codebook, threads, .. } = trees;
-        let rows = self.workspace::<f32>(draws * 3 * canvas.vocab);
+        let rows = self.workspace::<f32>(step.capacity().siblings * 3 * canvas.vocab);
         let args = args![
             step.arg(),
             *logits.floats(),
@@ -230,7 +232,7 @@ impl CudaBackend {
             *codebook,
         ];
         // SAFETY: the kernel's parameters are these; the places of siblings lie in the canvas, and there are three rows for
-        // each verdict.
+        // each verdict of siblings: a step has no more of them than its capacity says.
         unsafe { self.launch(&kernels::TREES, "siblings", Grid::of(draws, *threads), args) };
     }
 

@@ -48,8 +48,12 @@ impl CudaBackend {
     ) {
         assert_eq!(x.cols, states.cols, "states of another width");
         step.require(Bound::Positions, positions);
-        let sequences = step.host().layout.sequences.len();
-        assert!(sequences * positions <= states.max_rows, "states of {sequences} sequences in {}", states.max_rows);
+        let sequences = states.max_rows / positions.max(1);
+        step.require(Bound::Grids, sequences);
+        // Nodes of which no state is kept may be anywhere.
+        if step.host().layout.sequences.iter().any(|table| table.width * table.frontier.len() < positions) {
+            step.require(Bound::Trees, sequences);
+        }
         let args = args![step.arg(), *x.floats(), positions as u32, *states.floats(), x.cols as u32];
         // SAFETY: the kernel's parameters are these; there is a row of `states` for each position of each sequence.
         unsafe { self.rows(["keep_states", "keep_states_ragged"], step.most(Count::Rows), x.cols, args) };
