@@ -18,8 +18,11 @@ use serde_json::Value;
 use support::{backend, load_driver, on_gpu, operand, tensor};
 use weft::backend::cuda::{CudaBackend, Weight};
 use weft::backend::{
-    AttentionShape, Axes, Backend, Epilogue, Fp8, Grouping, Int4, KvFormat, Pairing, Rotary, RowPlace, Slot,
+    AttentionShape, Axes, Backend, Capacity, Draw, Epilogue, Fp8, Grouping, Image, Int4, KvFormat, NONE, Pairing,
+    Phase, Rotary, RowPlace, Rule, Slot, Step, Test,
 };
+use weft::rng::Stream;
+use weft::sampling::Sampling;
 
 unsafe extern "C" {
     fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void;
@@ -231,5 +234,70 @@ fn a_layer_is_eight_launches_that_move_what_they_must() {
         let ratio = moved_by_all as f64 / least_of_all as f64;
         println!("{m:3} rows, the layer: {ratio:.4} of {:.2} MB", least_of_all as f64 / 1e6);
         assert!(ratio <= 1.03, "{m} rows: a layer moves {ratio} of what it must");
+    }
+}
+
+/// Tokens drawn under guidance from a vocabulary of 16384, plain ones and those of draft trees: a launch for each kind
+/// that there is, and each logit, kept probability and row of scratch between memory and chip once, however often it is
+/// looked at.
+#[test]
+fn draws_read_each_logit_once_and_launch_what_there_is() {
+    const VOCAB: usize = 16384;
+    const NODES: usize = 12;
+    const CHILDREN: usize = 4;
+    if on_gpu() {
+        return;
+    }
+    let gpu = start();
+    let places = NODES * (CHILDREN + 2);
+    let mut canvas = gpu.canvas(1, places, VOCAB, true).unwrap();
+    let noise = |i: usize| (i * 2654435761 % 65521) as f32 / 16384.0;
+    let logits = tensor(&*gpu, &(0..2 * NODES * VOCAB).map(noise).collect::<Vec<_>>(), VOCAB);
+    let capacity =
+        Capacity { rows: 2 * NODES, sequences: 1, sources: 2 * NODES, siblings: NODES, ..Capacity::default() };
+    let mut step = gpu.step(capacity).unwrap();
+    let draw = |node: usize, position: usize, rule: Rule| Draw {
+        image: 0,
+        position: position as u32,
+        rule,
+        follows: false,
+        round: 0,
+        conditional: [node as u32, NONE],
+        unconditional: [(NODES + node) as u32, NONE],
+    };
+    let first = |node: usize| node * CHILDREN;
+    let of_all = |of: &dyn Fn(usize) -> Draw| (0..NODES).map(of).collect::<Vec<Draw>>();
+    let count = CHILDREN as u32;
+    let children = of_all(&|node| draw(node, first(node), Rule::Children { count }));
+    let plain = of_all(&|node| draw(node, first(NODES) + node, Rule::Coupled));
+    let judged = |node: usize| Rule::Siblings { first: first(node) as u32, count, drawn: true };
+    let siblings = of_all(&|node| draw(node, first(NODES) + NODES + node, judged(node)));
+    let row = NODES * VOCAB * 4;
+    let both = [plain.clone(), siblings.clone()].concat();
+    for (verdicts, wanted) in [
+        (plain, vec![("draw", 2 * row)]),
+        // Logits, and the law that is kept.
+        (children, vec![("children", 3 * row)]),
+        // Logits, the law that was kept, two rows that are written; the first child passes, for the laws are the same.
+        (siblings, vec![("siblings", 5 * row)]),
+        (both, vec![("draw", 2 * row), ("siblings", 5 * row)]),
+    ] {
+        let sampling = Sampling { cfg: 3.0, temperature: 1.0, top_k: 0, top_p: 1.0 };
+        let images = vec![Image { stream: Stream { seed: 5, image: 0 }, sampling, test: Test::Token }];
+        gpu.set_step(Step { images, verdicts, ..Step::default() }, &mut step).unwrap();
+        gpu.reserve(&mut step, &mut |gpu, step| gpu.draw(step, Phase::Verdicts, &logits, &mut canvas, None)).unwrap();
+        gpu.read(&logits).unwrap();
+        launches();
+        gpu.draw(&step, Phase::Verdicts, &logits, &mut canvas, None);
+        gpu.drawn(&step, &canvas).unwrap();
+        let all = launches();
+        let names: Vec<&str> = all.iter().map(|launch| launch["kernel"].as_str().unwrap()).collect();
+        assert_eq!(names, wanted.iter().map(|(name, _)| *name).collect::<Vec<_>>());
+        for (launch, (name, most)) in all.iter().zip(wanted) {
+            let ratio = moved(launch) as f64 / most as f64;
+            println!("{name}: {:.2} MB, {ratio:.4} of what it may", moved(launch) as f64 / 1e6);
+            assert!(ratio <= 1.03, "{name}: {ratio} of {most} bytes");
+            assert!(ratio > 0.97, "{name}: {ratio}: it did not look");
+        }
     }
 }

@@ -164,8 +164,10 @@ impl CudaBackend {
         assert!(chosen(draws) <= CHOICES * canvas.tokens.len(), "{} tokens are chosen", chosen(draws));
         let vocab = canvas.vocab;
         step.require(Bound::Laws, usize::from(canvas.proposals.is_some()));
-        step.require(Bound::Neighbours, codebook.map_or(0, |codebook| codebook.each));
-        step.require(Bound::Codebooks, usize::from(codebook.is_some()));
+        if phase == Phase::Verdicts {
+            step.require(Bound::Neighbours, codebook.map_or(0, |codebook| codebook.each));
+            step.require(Bound::Codebooks, usize::from(codebook.is_some()));
+        }
         assert!(codebook.is_none_or(|codebook| codebook.vocab() == vocab), "a codebook of another vocabulary");
         assert!(codebook.is_none() || vocab <= POOLED, "neighbours among {vocab} tokens, more than {POOLED}");
         let threads = vocab.div_ceil(4).next_power_of_two().clamp(128, 512);
