@@ -5,12 +5,16 @@
 // resolved by the block that is done last. The noise differs from the CPU's as philox.cuh says.
 #include "verify.cuh"
 
-// argmax(weight + noise) over the quads from `begin` to `end`.
+// argmax(weight + noise) over the quads from `begin` to `end`; `token` has `slack` more.
 __device__ __forceinline__ Best coupled(const Distribution &law, const Numbers &numbers, uint32_t begin, uint32_t end,
-                                        Shared &shared) {
+                                        uint32_t token, float slack, Shared &shared) {
   Best best = {-INFINITY, 0};
-  for (uint32_t quad = begin + threadIdx.x; quad < end; quad += blockDim.x)
-    offer_quad(best, quad, law.weights(quad), numbers.block(quad));
+  for (uint32_t quad = begin + threadIdx.x; quad < end; quad += blockDim.x) {
+    Floats<4> weights = law.weights(quad);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) weights.v[j] += quad * 4 + j == token ? slack : 0.0f;
+    offer_quad(best, quad, weights, numbers.block(quad));
+  }
   return block_best(best, shared);
 }
 
@@ -51,7 +55,7 @@ __device__ __forceinline__ WeftJudged judged(const Distribution &law, const Weft
   if (correct) corrected = block_best(corrected, shared);
   if (redraw) fresh = block_best(fresh, shared);
   // Should rounding have left nothing of the residual.
-  if (correct && corrected.score == -INFINITY) corrected = coupled(law, numbers, 0, law.vocabulary.quads(), shared);
+  if (correct && corrected.score == -INFINITY) corrected = coupled(law, numbers, 0, law.vocabulary.quads(), 0, 0.0f, shared);
   return {verdict == Verdict::Keep, verdict == Verdict::Redraw ? fresh.token : corrected.token, fresh.token};
 }
 
@@ -110,7 +114,8 @@ extern "C" __global__ void __launch_bounds__(512, 1)
     const uint32_t blocks = shared_by_blocks ? gridDim.x : 1;
     const uint32_t share = (law.vocabulary.quads() + blocks - 1) / blocks;
     const uint32_t begin = blockIdx.x * share, end = min(begin + share, law.vocabulary.quads());
-    Best best = coupled(law, numbers_of(draw, image, PURPOSE_TOKEN, 0), begin, end, shared);
+    const Numbers noise = numbers_of(draw, image, PURPOSE_TOKEN, 0);
+    Best best = coupled(law, noise, begin, end, tokens[place], draw.slack, shared);
     if (shared_by_blocks &&
         !merge_blocks(best, partial + (size_t)place * gridDim.x, arrived + 1 + place, shared))
       return;

@@ -186,10 +186,16 @@ pub struct Source {
 ///
 /// The nodes of a draft tree have places in the canvas behind the grid: that of scratch slot `s` is `positions + s`, in a
 /// canvas with so many more places. A node's token is what the pass embeds in its row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Rule {
     /// Coupled randomness: argmax(log p + Gumbel noise of the position), whatever the token is now.
     Coupled,
+    /// The same, relaxed: the token that is there has `slack` more, so that it stays until another is better by more than
+    /// that. One that p excludes does not stay. Of equal sums the lower token's counts.
+    Cling {
+        /// Nats, not negative; added to log p before the noise is.
+        slack: f32,
+    },
     /// argmax(log p + noise of its own), and p is kept as the law that the token was drawn from. For
     /// [`Rule::AutoCorrect`] to judge later.
     Draft,
@@ -251,7 +257,7 @@ pub enum Phase {
 }
 
 /// A token to draw. Row numbers are rows of the logits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Draw {
     /// Index into [`Step::images`].
     pub image: u32,

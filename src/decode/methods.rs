@@ -259,6 +259,7 @@ impl Method {
         drafter: DRAFTER,
         coupling: Coupling::Gumbel,
         relaxation: Some(Relaxation::NONE),
+        slack: 0.0,
         tree: 0,
     });
     /// A window of about three rows: wider ones save few passes and feed many more rows.
@@ -271,6 +272,7 @@ impl Method {
         drafter: DRAFTER,
         coupling: Coupling::Gumbel,
         relaxation: None,
+        slack: 0.0,
         tree: 0,
     });
 
@@ -499,6 +501,7 @@ mod tests {
         for text in [
             "wavefront:lag=2:rounds=5:reach=2:draft=left:coupling=maximal:pool=9:mass=0.2",
             "wavefront:reach=all",
+            "wavefront:slack=0.35",
             "exact:window=4:tree=64",
             "scd:window=64:init=above:coupling=gumbel",
             "gsd:window=8:init=left:g=25:delta=0.3:distance=inf",
@@ -529,6 +532,9 @@ mod tests {
             ("lantern:top=33:depth=2", "top at most 32"),
             ("eagle2:top=30", "nodes=60, depth=6, top=30: nodes and top"),
             ("exact:coupling=maximal:tree=8", "needs coupling=gumbel"),
+            ("wavefront:slack=-1", "slack=-1: must be"),
+            ("wavefront:slack=0.5:coupling=maximal", "slack needs coupling=gumbel"),
+            ("exact:slack=0.5", "exact has no knob \"slack\""),
             ("wavefront:tree=8", "wavefront has no knob \"tree\""),
             ("ar:lag=1", "ar has no knob \"lag\""),
             ("wavefront:lag=-1", "lag=-1: must be"),

@@ -42,6 +42,9 @@ pub struct Knobs {
     pub coupling: Coupling,
     /// How loosely tokens are judged under [`Coupling::Maximal`]; `None` for exactly, whatever the other knobs.
     pub relaxation: Option<Relaxation>,
+    /// Nats by which another token must be better before the one that is there gives way, under [`Coupling::Gumbel`]; 0 without
+    /// a cap on rounds. A correction of a nearly equal token costs those behind it more than it is worth.
+    pub slack: f32,
     /// Nodes of a tree of second guesses at the front ([`Foresight`]), 0 for none. For [`Coupling::Gumbel`] without a cap on
     /// rounds.
     pub tree: usize,
@@ -57,6 +60,7 @@ impl Knobs {
     pub fn acceptance(&self) -> Acceptance {
         match (self.coupling, self.relaxation) {
             (Coupling::Maximal, Some(relaxation)) => Acceptance::Judged(relaxation.test()),
+            (Coupling::Gumbel, _) if self.slack > 0.0 => Acceptance::Clinging { slack: self.slack },
             (coupling, _) => coupling.acceptance(),
         }
     }
@@ -64,12 +68,13 @@ impl Knobs {
 
 impl super::knobs::Knobs for Knobs {
     fn list(&self) -> Vec<(&'static str, String)> {
-        let Self { lag, slope, window, rounds, reach, drafter, coupling, relaxation, tree } = self;
+        let Self { lag, slope, window, rounds, reach, drafter, coupling, relaxation, slack, tree } = self;
         let mut list = vec![("lag", lag.to_string()), ("slope", slope.to_string()), ("window", window.to_string())];
         list.extend(rounds.map(|rounds| ("rounds", rounds.to_string())));
         let columns = reach.map_or("all".into(), |columns| columns.to_string());
         list.extend(rounds.map(|_| ("reach", columns)));
         list.extend([("draft", drafter.preference.to_string()), ("coupling", coupling.to_string())]);
+        list.extend(rounds.map(|_| ("slack", slack.to_string())));
         list.extend(relaxation.iter().flat_map(|relaxation| relaxation.list()));
         list.extend(rounds.is_none().then(|| ("tree", tree.to_string())));
         list
@@ -83,6 +88,7 @@ impl super::knobs::Knobs for Knobs {
             "rounds" if self.rounds.is_some() => self.rounds = Some(count(knob, value, 1)? as u32),
             "reach" if self.rounds.is_some() && value == "all" => self.reach = None,
             "reach" if self.rounds.is_some() => self.reach = Some(count(knob, value, 0)?),
+            "slack" if self.rounds.is_some() => self.slack = number(knob, value, f64::from(f32::MAX))? as f32,
             "draft" => self.drafter.preference = choice(knob, value)?,
             "coupling" => self.coupling = choice(knob, value)?,
             "tree" if self.rounds.is_none() => match count(knob, value, 0)? {
@@ -95,8 +101,11 @@ impl super::knobs::Knobs for Knobs {
     }
 
     fn check(&self) -> Result<(), String> {
-        match self.tree > 0 && !self.foresees() {
-            true => Err("a tree of second guesses needs coupling=gumbel".into()),
+        if self.tree > 0 && !self.foresees() {
+            return Err("a tree of second guesses needs coupling=gumbel".into());
+        }
+        match self.slack > 0.0 && self.coupling != Coupling::Gumbel {
+            true => Err("slack needs coupling=gumbel; maximal has the knobs of its tests".into()),
             false => Ok(()),
         }
     }
@@ -361,6 +370,7 @@ mod tests {
             drafter: SpatialDrafter { preference: Preference::Both },
             coupling: Coupling::Gumbel,
             relaxation: None,
+            slack: 0.0,
             tree: 0,
         }
     }
@@ -424,6 +434,22 @@ mod tests {
         };
         assert_eq!(differing(40), 0);
         assert!(differing(1) > 10);
+    }
+
+    #[test]
+    fn slack_keeps_tokens_that_are_nearly_right() {
+        let shape = knobs(1.0, 0.2, f64::INFINITY, Some(6));
+        let run = |slack: f32, seed| {
+            let knobs = Knobs { slack, ..shape };
+            let mut toy = Toy::new(5, 7, 6, knobs.acceptance(), seed);
+            let mut wave = Wave::new(toy.grid(), toy.heads(), knobs);
+            toy.decode(&mut wave)
+        };
+        let kept = |slack| (0..40).map(|seed| run(slack, seed).stats.accepted).sum::<usize>();
+        assert_eq!((0..40).filter(|&seed| run(1e-30, seed).tokens != run(0.0, seed).tokens).count(), 0);
+        let (none, some, all) = (kept(0.0), kept(0.5), kept(100.0));
+        assert!(none < some && some < all, "{none}, {some}, {all} drafts accepted");
+        assert_eq!(all, (0..40).map(|seed| run(100.0, seed).stats.drafted).sum::<usize>(), "what gives way to nothing");
     }
 
     #[test]

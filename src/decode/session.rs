@@ -242,7 +242,8 @@ impl<'m, B: Backend> Session<'m, B> {
     fn rule(&mut self, position: usize, verify: bool) -> (Rule, u32) {
         let rounds = &mut self.rounds[position];
         match (self.acceptance, verify) {
-            (Acceptance::Coupled, _) => (Rule::Coupled, 0),
+            (Acceptance::Clinging { slack }, true) => (Rule::Cling { slack }, 0),
+            (Acceptance::Coupled | Acceptance::Clinging { .. }, _) => (Rule::Coupled, 0),
             (Acceptance::Judged(_), false) => {
                 *rounds = 0;
                 (Rule::Draft, 0)
@@ -395,7 +396,7 @@ impl<B: Backend> State<B> {
     ) -> Result<Self, Error> {
         let (config, grid, backend) = (&model.config, model.grid(), &model.backend);
         let (hidden, vocab) = (config.hidden_size, config.image_vocab_size);
-        let proposals = acceptance != Acceptance::Coupled;
+        let proposals = matches!(acceptance, Acceptance::Judged(_));
         let (places, stride) = (grid.len() + slots.places, grid.len() + slots.states);
         let mut state = Self {
             kv: model.transformer.kv_pool(backend, pages)?,

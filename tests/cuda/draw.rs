@@ -185,6 +185,28 @@ fn tokens_are_those_of_the_cpu() {
 }
 
 #[test]
+fn tokens_cling_as_on_the_cpu() {
+    let (cuda, cpu, draws) = (backend(), cpu(), 24);
+    for (vocab, sampling) in [(517, PLAIN), (16_384, PLAIN), (512, Sampling { cfg: 3.0, top_k: 50, ..PLAIN })] {
+        let case = Case::new(vocab, sampling);
+        let (first, noise) = (case.logits(draws, 1), case.logits(draws, 2));
+        // Near enough that the token of the first is often nearly the best of the second.
+        let second: Vec<f32> = first.iter().zip(noise).map(|(first, noise)| first + 0.4 * noise).collect();
+        let all = |rule| (0..draws).map(|i| case.draw(i, i, rule, 0)).collect::<Vec<_>>();
+        let (coupled, clinging) = (all(Rule::Coupled), all(Rule::Cling { slack: 0.7 }));
+        let (mut device, mut host) = (Easel::new(&*cuda, &case, draws, draws), Easel::new(&cpu, &case, draws, draws));
+        device.draw(&*cuda, Phase::Verdicts, &first, &coupled);
+        host.draw(&cpu, Phase::Verdicts, &first, &coupled);
+        let got = device.draw(&*cuda, Phase::Verdicts, &second, &clinging);
+        assert_eq!(got, host.draw(&cpu, Phase::Verdicts, &second, &clinging), "{case:?}");
+        let without = host.draw(&cpu, Phase::Verdicts, &second, &coupled).1;
+        let stayed = got.1.iter().zip(&without).filter(|(clung, best)| clung != best).count();
+        let left = got.0.iter().filter(|drawn| drawn.before != drawn.after).count();
+        assert!(stayed > 2 && left > 2, "{case:?}: {stayed} stayed, {left} left");
+    }
+}
+
+#[test]
 fn large_vocabularies_are_shared_by_blocks() {
     for (vocab, draws) in [(16_384, 3), (65_536, 1), (65_533, 1)] {
         compare(Case::new(vocab, Sampling { cfg: 3.0, ..PLAIN }), draws);

@@ -136,6 +136,7 @@ impl Canvas {
         self.kept = false;
         let after = match draw.rule {
             Rule::Coupled => self.coupled(index, draw, image.stream, log_weights),
+            Rule::Cling { slack } => self.clinging(index, slack, draw, image.stream, log_weights),
             Rule::Draft => {
                 let mut q = vec![0.0; log_weights.len()].into_boxed_slice();
                 softmax(log_weights, &mut q);
@@ -171,6 +172,16 @@ impl Canvas {
 
     fn coupled(&mut self, index: usize, draw: &Draw, stream: Stream, log_weights: &[f32]) -> u32 {
         gumbel_max(log_weights, self.noise(index, draw, stream, log_weights.len()))
+    }
+
+    fn clinging(&mut self, index: usize, slack: f32, draw: &Draw, stream: Stream, log_weights: &[f32]) -> u32 {
+        let mut weights = std::mem::take(&mut self.scratch[0]);
+        weights.clear();
+        weights.extend_from_slice(log_weights);
+        weights[self.tokens[index] as usize] += slack;
+        let token = self.coupled(index, draw, stream, &weights);
+        self.scratch[0] = weights;
+        token
     }
 
     /// The noise of a position's coupled draws.
@@ -419,6 +430,31 @@ mod tests {
 
     fn apply(canvas: &mut Canvas, draw: Draw, seed: u64, p: &[f32]) -> Drawn {
         canvas.apply(&draw, &image(seed, Test::Token), None, &logs(p))
+    }
+
+    #[test]
+    fn a_token_clings_while_no_other_is_better_by_more_than_the_slack() {
+        let (p, slack) = ([0.4, 0.3, 0.0, 0.3], 0.5);
+        let (mut stayed, mut left) = (0, 0);
+        for seed in 0..400 {
+            let mut noise = [0.0; 4];
+            image(seed, Test::Token).stream.gumbel(Purpose::Token, 0, 5, &mut noise);
+            let sums: Vec<f32> = logs(&p).iter().zip(noise).map(|(weight, noise)| weight + noise).collect();
+            let best = gumbel_max(&logs(&p), &noise);
+            for token in 0..4 {
+                let mut canvas = Canvas::new(1, 8, 4);
+                canvas.put(5, token);
+                let drawn = apply(&mut canvas, at(5, Rule::Cling { slack }, 3), seed, &p);
+                let stays = sums[best as usize] - sums[token as usize] <= slack;
+                assert_eq!(drawn, Drawn { before: token, after: if stays { token } else { best } });
+                assert_eq!(canvas.at(5), drawn.after);
+                stayed += u32::from(stays && token != best);
+                left += u32::from(!stays);
+                let drawn = apply(&mut canvas, at(5, Rule::Cling { slack: 0.0 }, 3), seed, &p);
+                assert_eq!(drawn.after, best, "without slack it is a coupled draw");
+            }
+        }
+        assert!(stayed > 100 && left > 400, "{stayed} stayed, {left} left");
     }
 
     #[test]

@@ -158,6 +158,7 @@ impl<'a> Lists<'a> {
                 self.reaches(Bound::Places, draw.position);
                 match draw.rule {
                     Rule::Coupled => {}
+                    Rule::Cling { slack } => assert!(slack >= 0.0, "a slack of {slack}"),
                     Rule::Draft | Rule::AutoCorrect => self.reaches(Bound::Laws, 0),
                     Rule::Children { count } => {
                         self.reaches(Bound::Laws, 0);
@@ -410,7 +411,7 @@ fn draws(draws: &[Draw], mut before: u32) -> Vec<WeftDraw> {
         let Draw { image, position, rule, follows, round, conditional, unconditional } = *draw;
         let links = if follows { WEFT_FOLLOWS } else { 0 } | if followed { WEFT_FOLLOWED } else { 0 };
         let (rule, first, count) = match rule {
-            Rule::Coupled => (WEFT_RULE_COUPLED, 0, 0),
+            Rule::Coupled | Rule::Cling { .. } => (WEFT_RULE_COUPLED, 0, 0),
             Rule::Draft => (WEFT_RULE_DRAFT, 0, 0),
             Rule::AutoCorrect => (WEFT_RULE_AUTO_CORRECT, 0, 0),
             Rule::Children { count } => (WEFT_RULE_CHILDREN, position, count),
@@ -420,7 +421,8 @@ fn draws(draws: &[Draw], mut before: u32) -> Vec<WeftDraw> {
             Rule::Siblings { first, count, drawn: false } => (WEFT_RULE_CHOSEN, first, count),
         };
         before += draw.rule.chooses() as u32;
-        WeftDraw { image, position, rule, links, first, count, round, conditional, unconditional }
+        let slack = if let Rule::Cling { slack } = draw.rule { slack } else { 0.0 };
+        WeftDraw { image, position, rule, links, first, count, round, slack, conditional, unconditional }
     };
     draws.iter().zip(followed).map(draw).collect()
 }

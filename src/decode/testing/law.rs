@@ -39,8 +39,18 @@ fn wave(rounds: Option<u32>) -> impl Fn(&Toy) -> Box<dyn Schedule> {
 
 fn coupled_wave(rounds: Option<u32>, coupling: Coupling) -> impl Fn(&Toy) -> Box<dyn Schedule> {
     let drafter = drafter::SpatialDrafter { preference: drafter::Preference::Both };
-    let knobs =
-        Knobs { lag: 1.0, slope: 0.5, window: 2.0, rounds, reach: None, drafter, coupling, relaxation: None, tree: 0 };
+    let knobs = Knobs {
+        lag: 1.0,
+        slope: 0.5,
+        window: 2.0,
+        rounds,
+        reach: None,
+        drafter,
+        coupling,
+        relaxation: None,
+        slack: 0.0,
+        tree: 0,
+    };
     move |toy| Box::new(Wave::new(toy.grid(), toy.heads(), knobs))
 }
 
