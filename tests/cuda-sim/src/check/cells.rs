@@ -243,6 +243,16 @@ impl Cells {
     /// noted of a cell of which but a part is accessed waits for [`Cells::close`], or for an access to another one.
     #[inline(always)]
     pub fn access(&mut self, visit: &mut Visit<'_>, from: usize, size: usize) -> Result<(), Clash> {
+        // A row of a matrix, or a vector: mostly it becomes what its neighbour has become.
+        if size == UNIT
+            && from.is_multiple_of(UNIT)
+            && visit.memo.bytes == ALL
+            && let Some(cell) = self.cells.get_mut(from / UNIT)
+            && *cell == visit.memo.cell[0]
+        {
+            *cell = visit.memo.cell[1];
+            return Ok(());
+        }
         each_piece(from, size, |first, count, bytes| {
             if bytes != ALL {
                 if visit.open.0 != first {
@@ -685,6 +695,23 @@ mod tests {
         for from in 0..256 {
             let read = once(&mut cells, who, event(1, 1), (from, 1), false);
             assert_eq!(read.is_err(), from % 4 < 2, "byte {from}");
+        }
+    }
+
+    #[test]
+    fn a_whole_cell_does_not_become_what_a_part_has() {
+        let mut cells = Cells::new(64);
+        let clock = Clock { own: vec![1; 4], ..Clock::default() };
+        let mut visit = Visit::new(Who { block: 0, clock: &clock }, event(0, 1), true);
+        for (from, size) in [(0, 4), (16, 4), (32, 16), (48, 16)] {
+            cells.access(&mut visit, from, size).unwrap();
+        }
+        cells.leave(&mut visit).unwrap();
+        let none = Clock::new(4);
+        let who = Who { block: 0, clock: &none };
+        for from in 0..64 {
+            let read = once(&mut cells, who, event(1, 1), (from, 1), false);
+            assert_eq!(read.is_err(), from >= 32 || from % 16 < 4, "byte {from}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! Races between lanes of one warp in shared memory.
+//! Races between lanes of one warp.
 //!
 //! Since Volta nothing orders the lanes of a warp but `bar.warp.sync` and what orders threads of different warps too. The
 //! instructions that only exchange registers (`shfl.sync`, `vote.sync`, `match.sync`, `redux.sync`, `elect.sync`) let lanes
@@ -11,12 +11,19 @@
 //! beginning. Where only some were, a table says up to which interval each lane knows each other one; of two accesses before
 //! the last that a lane does not know, the older may be forgotten then.
 //!
+//! Words are marked only when they must be: the accesses of an interval are listed, and as long as none comes near another
+//! one with which it could race, no lane races. Most intervals end before.
+//!
+//! Global memory has no such layers: there, an access is compared with the last ones since the lanes met, of each kind so
+//! many ([`REMEMBERED`]).
+//!
 //! What orders lanes by way of memory is taken generously: a lane that comes behind a barrier of the block, finds the phase
 //! of an mbarrier complete, or reads by an acquiring access, or by a strong one with a fence after it, knows all that its
 //! warp has done until then, whoever told it.
 
 use std::collections::VecDeque;
 
+use super::recent::{Entry, Reach, Recent};
 use super::runs::Runs;
 use crate::machine::{FULL, LANES, Row};
 
@@ -125,8 +132,12 @@ impl Layer {
 struct Order {
     /// The present interval.
     now: u32,
-    /// The layers that were marked in it.
-    marked: [bool; 3],
+    /// Pieces of shared memory whose layers were marked in it.
+    marked: [u64; 3],
+    /// Accesses in it that are not marked.
+    recent: [Recent; 3],
+    /// The last accesses to global memory since all lanes were ordered.
+    global: [Recent; 3],
     /// Since some lanes were ordered and not all.
     partly: Option<Box<Partly>>,
     /// Lanes that have read strongly and made no fence since.
@@ -158,7 +169,7 @@ struct Flight {
 
 enum Flown {
     /// `cp.async` of lanes to these addresses, so many bytes each.
-    Copy(u32, Box<Row<u64>>, u64),
+    Copy(u32, Row<u32>, u64),
     /// A bulk copy of a lane from a range of shared memory.
     Store(u32, u64, u64),
 }
@@ -166,9 +177,39 @@ enum Flown {
 /// Operations in flight beyond which the oldest is forgotten.
 const MANY: usize = 1 << 8;
 
+/// Accesses that wait to be marked: beyond them, they are.
+const WAITING: usize = 1 << 5;
+
+/// Accesses of each kind to global memory that are remembered.
+const REMEMBERED: usize = 1 << 6;
+
+/// Pieces of global memory of 2 to this power bytes are told apart, modulo 64.
+const PIECE: u32 = 9;
+
 const WRITES: usize = 0;
 const READS: usize = 1;
 const STRONG: usize = 2;
+
+impl How {
+    /// The layer in which it is noted.
+    #[inline(always)]
+    fn layer(self) -> Option<usize> {
+        match (self.write, self.strong) {
+            (true, true) => Some(STRONG),
+            (true, false) => Some(WRITES),
+            (false, false) => Some(READS),
+            // What a strong read needs is told apart by what it has read.
+            (false, true) => None,
+        }
+    }
+
+    /// The layers with which it may race. A race with a weak write is found last.
+    #[inline(always)]
+    fn rivals(self) -> impl Iterator<Item = usize> {
+        let layers = [(READS, self.write), (STRONG, !self.strong), (WRITES, true)];
+        layers.into_iter().filter_map(|(layer, rival)| rival.then_some(layer))
+    }
+}
 
 /// What the check remembers of the lanes of a block.
 #[derive(Default)]
@@ -176,6 +217,8 @@ pub struct Lanes {
     size: u64,
     /// A mark stands for 2 to this power bytes.
     shift: u32,
+    /// Shared memory has at most 64 pieces of 2 to this power bytes.
+    piece: u32,
     layers: [Layer; 3],
     /// PTX lines of the writes.
     lines: Vec<u32>,
@@ -202,14 +245,18 @@ fn masks(marks: usize) -> &'static [u32] {
 impl Lanes {
     /// Begins another block. Its intervals are new ones, so that what is marked from the last means nothing.
     pub fn restart(&mut self, warps: u32, bytes: u32) {
-        self.orders.clear();
-        self.orders.resize_with(warps as usize, Order::default);
         if self.size != u64::from(bytes) || self.last > u32::MAX / 2 {
-            *self =
-                Lanes { size: bytes.into(), shift: 2, orders: std::mem::take(&mut self.orders), ..Lanes::default() };
+            let (piece, orders) =
+                (bytes.div_ceil(64).max(1).next_power_of_two().ilog2(), std::mem::take(&mut self.orders));
+            *self = Lanes { size: bytes.into(), shift: 2, piece, orders, ..Lanes::default() };
         }
+        self.orders.resize_with(warps as usize, Order::default);
         for warp in 0..warps {
             self.begin(warp);
+            let order = &mut self.orders[warp as usize];
+            (order.partly, order.heard) = (None, 0);
+            order.flying.clear();
+            order.global.iter_mut().for_each(Recent::clear);
         }
     }
 
@@ -218,25 +265,104 @@ impl Lanes {
         self.last += 1;
         let order = &mut self.orders[warp as usize];
         order.now = self.last;
-        order.marked = [false; 3];
+        order.marked = [0; 3];
+        order.recent.iter_mut().for_each(Recent::clear);
     }
 
-    /// Notes an access of lanes of a warp, unless it races with an earlier one of another lane. A race with a weak write
-    /// is found last.
-    #[inline(never)]
+    /// Notes an access of lanes of a warp to shared memory, unless it races with an earlier one of another lane. A race with
+    /// a weak write is found last.
     pub fn access(&mut self, warp: u32, touch: Touch<'_>, how: How) -> Result<(), Clash> {
-        self.check(warp, touch, how)?;
-        self.note(warp, touch, how);
+        let reach = Reach::of(touch.runs, self.piece);
+        if self.is_near(warp, &reach, how) {
+            self.settle(warp);
+            self.compare(warp, touch, how)?;
+            self.mark(warp, touch, how);
+        } else {
+            self.list(warp, touch, reach, how);
+        }
         Ok(())
     }
 
     /// Whether an access races with an earlier one of another lane.
+    fn check(&mut self, warp: u32, touch: Touch<'_>, how: How) -> Result<(), Clash> {
+        if self.is_near(warp, &Reach::of(touch.runs, self.piece), how) {
+            self.settle(warp);
+            self.compare(warp, touch, how)?;
+        }
+        Ok(())
+    }
+
+    /// Notes an access of lanes to shared memory.
+    pub fn note(&mut self, warp: u32, touch: Touch<'_>, how: How) {
+        if self.orders[warp as usize].partly.is_some() {
+            return self.mark(warp, touch, how);
+        }
+        self.list(warp, touch, Reach::of(touch.runs, self.piece), how);
+    }
+
+    /// Whether an access comes near an earlier one with which it could race.
     #[inline(always)]
-    pub fn check(&mut self, warp: u32, touch: Touch<'_>, how: How) -> Result<(), Clash> {
+    fn is_near(&self, warp: u32, reach: &Reach, how: How) -> bool {
+        let order = &self.orders[warp as usize];
+        order.partly.is_some()
+            || how.rivals().any(|layer| order.marked[layer] & reach.pieces != 0 || order.recent[layer].meets(reach))
+    }
+
+    /// Puts an access on the list of those that are not marked.
+    #[inline(always)]
+    fn list(&mut self, warp: u32, touch: Touch<'_>, reach: Reach, how: How) {
+        let Some(layer) = how.layer() else { return };
+        if self.orders[warp as usize].recent[layer].len() == WAITING {
+            self.settle(warp);
+        }
+        let order = &mut self.orders[warp as usize];
+        order.recent[layer].push(Entry::new(touch, reach, order.now, how.line), touch.addresses, WAITING);
+    }
+
+    /// Marks the accesses that are not.
+    #[cold]
+    fn settle(&mut self, warp: u32) {
+        for layer in [WRITES, READS, STRONG] {
+            let mut recent = std::mem::take(&mut self.orders[warp as usize].recent[layer]);
+            for (entry, addresses) in recent.iter() {
+                let runs = Runs::of(entry.mask, &addresses, entry.size);
+                let touch =
+                    Touch { mask: entry.mask, addresses: &addresses, size: entry.size, runs: &runs, part: entry.part };
+                self.mark(warp, touch, How { write: layer != READS, strong: layer == STRONG, line: entry.line });
+            }
+            recent.clear();
+            self.orders[warp as usize].recent[layer] = recent;
+        }
+    }
+
+    /// Notes an access of lanes of a warp to global memory, unless it races with an earlier one of another lane.
+    pub fn global(&mut self, warp: u32, touch: Touch<'_>, how: How) -> Result<(), Clash> {
+        let reach = Reach::of(touch.runs, PIECE);
+        let order = &mut self.orders[warp as usize];
+        for layer in how.rivals() {
+            if !order.global[layer].meets(&reach) {
+                continue;
+            }
+            let unknown = |interval: u32, lane: usize, other: usize| {
+                interval == order.now || order.partly.as_ref().is_none_or(|partly| partly.known[lane][other] < interval)
+            };
+            if let Some((at, lane, other, entry)) = order.global[layer].clash(touch, &reach, unknown) {
+                let wrote = (layer != READS).then_some(entry.line);
+                return Err(Clash { at, lane, other, wrote, strong: layer == STRONG });
+            }
+        }
+        if let Some(layer) = how.layer() {
+            order.global[layer].push(Entry::new(touch, reach, order.now, how.line), touch.addresses, REMEMBERED);
+        }
+        Ok(())
+    }
+
+    /// Whether an access races with what other lanes have marked.
+    fn compare(&mut self, warp: u32, touch: Touch<'_>, how: How) -> Result<(), Clash> {
         self.prepare(touch.size);
         let order = &self.orders[warp as usize];
-        for (layer, looked_at) in [(READS, how.write), (STRONG, !how.strong), (WRITES, true)] {
-            if !looked_at || !order.marked[layer] && order.partly.is_none() {
+        for layer in how.rivals() {
+            if order.marked[layer] == 0 && order.partly.is_none() {
                 continue;
             }
             let marks = &self.layers[layer];
@@ -261,20 +387,13 @@ impl Lanes {
         Ok(())
     }
 
-    /// Notes an access of lanes.
-    #[inline(always)]
-    pub fn note(&mut self, warp: u32, touch: Touch<'_>, how: How) {
-        let layer = match (how.write, how.strong) {
-            (true, true) => STRONG,
-            (true, false) => WRITES,
-            (false, false) => READS,
-            // What a strong read needs is told apart by what it has read.
-            (false, true) => return,
-        };
+    /// Marks what lanes access.
+    fn mark(&mut self, warp: u32, touch: Touch<'_>, how: How) {
+        let Some(layer) = how.layer() else { return };
         self.prepare(touch.size);
         let count = (self.size >> self.shift) as usize;
         let order = &mut self.orders[warp as usize];
-        order.marked[layer] = true;
+        order.marked[layer] |= Reach::of(touch.runs, self.piece).pieces;
         let now = order.now;
         let mut marks = std::mem::take(&mut self.layers[layer]);
         if marks.interval.is_empty() {
@@ -400,13 +519,15 @@ impl Lanes {
     /// All lanes of a warp are ordered.
     fn all(&mut self, warp: u32) {
         let order = &mut self.orders[warp as usize];
-        if order.partly.take().is_some() || order.marked != [false; 3] {
+        order.global.iter_mut().for_each(Recent::clear);
+        if order.partly.take().is_some() || order.marked != [0; 3] || order.recent.iter().any(|list| list.len() != 0) {
             self.begin(warp);
         }
     }
 
     /// Some lanes of a warp are ordered: `f` says what is known then, given the interval that ends.
     fn part(&mut self, warp: u32, f: impl FnOnce(&mut [Row<u32>; LANES], u32)) {
+        self.settle(warp);
         let order = &mut self.orders[warp as usize];
         let new = || Box::new(Partly { past: Vec::new(), known: [[0; LANES]; LANES] });
         let partly = order.partly.get_or_insert_with(new);
@@ -419,7 +540,8 @@ impl Lanes {
     }
 
     /// A lane of those of the warp's that have not exited has written a byte, and some other does not know it.
-    pub fn written_by(&self, warp: u32, at: u64) -> Option<u32> {
+    pub fn written_by(&mut self, warp: u32, at: u64) -> Option<u32> {
+        self.settle(warp);
         let (order, mark) = (&self.orders[warp as usize], (at >> self.shift) as usize);
         let layer = &self.layers[WRITES];
         match &order.partly {
@@ -432,7 +554,7 @@ impl Lanes {
     /// Lanes have issued copies: their writes, now and when the lanes have waited for them.
     pub fn copy(&mut self, warp: u32, number: u32, touch: Touch<'_>, line: u32) -> Result<(), Clash> {
         self.access(warp, touch, How { write: true, strong: false, line })?;
-        self.fly(warp, number, line, Flown::Copy(touch.mask, Box::new(*touch.addresses), touch.size));
+        self.fly(warp, number, line, Flown::Copy(touch.mask, touch.addresses.map(|at| at as u32), touch.size));
         Ok(())
     }
 
@@ -487,7 +609,11 @@ impl Lanes {
         for Flight { issued, line, what, .. } in over {
             match what {
                 Flown::Copy(mask, addresses, size) if issued != now && mask & lanes != 0 => {
-                    let (mask, runs) = (mask & lanes, Runs::of(mask & lanes, &addresses, size));
+                    let mask = mask & lanes;
+                    let any = addresses[mask.trailing_zeros() as usize];
+                    let place = |lane: usize| if mask >> lane & 1 != 0 { addresses[lane] } else { any };
+                    let addresses = std::array::from_fn(|lane| u64::from(place(lane)));
+                    let runs = Runs::of(mask, &addresses, size);
                     let touch = Touch { mask, addresses: &addresses, size, runs: &runs, part: Part::Own };
                     self.note(warp, touch, How { write: true, strong: false, line });
                 }
@@ -606,8 +732,8 @@ mod tests {
         Silent,
     }
 
-    /// Plays a random program of four lanes, until it races.
-    fn play(seed: u64, partly: bool, finest: u32) -> End {
+    /// Plays a random program of four lanes in shared or in global memory, until it races.
+    fn play(seed: u64, global: bool, partly: bool, finest: u32) -> End {
         let mut rng = Rng::new(seed);
         let mut lanes = Lanes::default();
         lanes.restart(3, SIZE as u32);
@@ -617,7 +743,8 @@ mod tests {
             let picks = rng.below(16) as u32;
             (0..4).fold(0, |mask, k| mask | (picks >> k & 1) << (5 * k))
         };
-        for line in 0..200 {
+        // Of accesses to global memory only so many are remembered.
+        for line in 0..if global { REMEMBERED as u32 } else { 200 } {
             let mask = if partly { some(&mut rng) } else { LIVE };
             match rng.below(8) {
                 0 | 1 if mask != 0 => {
@@ -654,7 +781,7 @@ mod tests {
             }
             let runs = Runs::of(mask, &addresses, size);
             let touch = Touch { mask, addresses: &addresses, size, runs: &runs, part: Part::Own };
-            match lanes.access(1, touch, how) {
+            match if global { lanes.global(1, touch, how) } else { lanes.access(1, touch, how) } {
                 Ok(()) if want.is_empty() => {}
                 Ok(()) => return End::Missed,
                 Err(clash) => {
@@ -670,7 +797,7 @@ mod tests {
 
     #[test]
     fn exactly_the_races_are_found_where_all_lanes_meet() {
-        let ends: Vec<End> = (0..3000).map(|seed| play(seed, false, seed as u32 % 4)).collect();
+        let ends: Vec<End> = (0..3000).map(|seed| play(seed, false, false, seed as u32 % 4)).collect();
         let count = |end| ends.iter().filter(|e| **e == end).count();
         assert_eq!(count(End::Missed), 0);
         assert!(count(End::Found) > 1000, "they show little");
@@ -678,23 +805,57 @@ mod tests {
 
     #[test]
     fn nothing_but_races_is_found_where_some_lanes_meet() {
-        let ends: Vec<End> = (0..6000).map(|seed| play(seed, true, seed as u32 % 4)).collect();
+        let ends: Vec<End> = (0..6000).map(|seed| play(seed, false, true, seed as u32 % 4)).collect();
         let count = |end| ends.iter().filter(|e| **e == end).count();
         let (found, missed) = (count(End::Found), count(End::Missed));
         assert!(found > 1000 && missed < found / 5, "{found} found, {missed} missed");
     }
 
     #[test]
-    fn blocks_begin_with_nothing() {
+    fn exactly_the_races_are_found_in_global_memory() {
+        let ends: Vec<End> = (0..6000).map(|seed| play(seed, true, seed % 2 == 0, seed as u32 % 4)).collect();
+        let count = |end| ends.iter().filter(|e| **e == end).count();
+        assert_eq!(count(End::Missed), 0);
+        assert!(count(End::Found) > 1000, "they show little");
+    }
+
+    #[test]
+    fn accesses_that_are_not_near_wait_to_be_marked() {
         let mut lanes = Lanes::default();
-        let how = How { write: true, strong: false, line: 1 };
-        for block in 0..3 {
-            lanes.restart(2, 256);
-            let addresses = std::array::from_fn(|lane| (lane as u64 + block) % 32 * 4);
+        lanes.restart(1, 64 << 10);
+        let at = |base: u64| std::array::from_fn::<u64, LANES, _>(|lane| base + lane as u64 * 64);
+        let mut access = |base: u64, write: bool| {
+            let addresses = at(base);
             let runs = Runs::of(FULL, &addresses, 4);
             let touch = Touch { mask: FULL, addresses: &addresses, size: 4, runs: &runs, part: Part::Own };
-            for warp in 0..2 {
-                assert_eq!(lanes.access(warp, touch, how), Ok(()));
+            let found = lanes.access(0, touch, How { write, strong: false, line: 1 });
+            (found.is_ok(), lanes.orders[0].marked.iter().any(|&pieces| pieces != 0))
+        };
+        // Reads, as many as may wait, and writes elsewhere.
+        for n in 0..WAITING as u64 {
+            assert_eq!(access(if n == 0 { 0 } else { 4096 }, false), (true, false));
+        }
+        assert_eq!(access(16 << 10, true), (true, false));
+        assert_eq!(access(4096, false), (true, true), "one more");
+        // Between words that were read; one word on, what another lane has read.
+        assert_eq!(access(4, true), (true, true));
+        assert_eq!(access(64, true), (false, true));
+    }
+
+    #[test]
+    fn blocks_begin_with_nothing() {
+        let mut lanes = Lanes::default();
+        for (block, warps) in [1, 1, 2, 2, 1].into_iter().enumerate() {
+            lanes.restart(warps, 256);
+            let addresses = std::array::from_fn(|lane| (lane + block) as u64 % 32 * 4);
+            let runs = Runs::of(FULL, &addresses, 4);
+            let touch = Touch { mask: FULL, addresses: &addresses, size: 4, runs: &runs, part: Part::Own };
+            for warp in 0..warps {
+                // Where each has read it writes, so that there are marks.
+                for write in [false, true] {
+                    assert_eq!(lanes.access(warp, touch, How { write, strong: false, line: 1 }), Ok(()));
+                }
+                assert_ne!(lanes.orders[warp as usize].marked, [0; 3]);
             }
         }
     }

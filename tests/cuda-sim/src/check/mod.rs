@@ -2,8 +2,10 @@
 
 mod cells;
 mod clock;
+mod knowledge;
 pub mod lanes;
 pub mod race;
+mod recent;
 mod runs;
 mod shadow;
 #[cfg(test)]
@@ -50,9 +52,9 @@ pub fn observe(
     if init && effect != Effect::Store {
         found = initialised(cx, region, &runs, size);
     }
-    if race && region == Region::Shared && found.is_ok() {
+    if race && found.is_ok() {
         let touch = Touch { mask: cx.mask, addresses, size, runs: &runs, part };
-        found = race::lanes(cx, touch, effect, access);
+        found = race::lanes(cx, region, touch, effect, access);
     }
     if race && found.is_ok() {
         let touch = Touch { mask: cx.mask, addresses, size, runs: &runs, part };

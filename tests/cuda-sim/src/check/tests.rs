@@ -1,5 +1,7 @@
 //! The race check on small kernels: what must be found, and what must not.
 
+mod ended;
+
 use crate::check::Checks;
 use crate::machine::fault::{Fault, Kind};
 use crate::machine::harness::{HEAD, Kernel};
@@ -98,6 +100,54 @@ fn lanes_of_a_warp_need_its_barrier() {
     let begin = "@%p7 mbarrier.init.shared.b64 [bar], 64; bar.sync 0;";
     silent(1, &format!("{begin} {write} {arrive} {read}"));
     races(1, &format!("{begin} {write} {read} {arrive}"));
+}
+
+#[test]
+fn lanes_of_a_warp_need_its_barrier_in_global_memory() {
+    let (write, read) = ("st.global.u32 [%rd1], %r0;", "xor.b64 %rd3, %rd1, 4; ld.global.u32 %r4, [%rd3];");
+    let sync = "bar.warp.sync -1;";
+    races(1, &format!("{write} {read}"));
+    silent(1, &format!("{write} {sync} {read}"));
+    silent(1, &format!("{write} ld.global.u32 %r4, [%rd1]; {write}"));
+    races(1, &format!("{write} {sync} {read} {write}"));
+    silent(1, &format!("{write} {sync} {read} {sync} {write}"));
+    races(1, &format!("{write} xor.b64 %rd3, %rd1, 4; st.global.u32 [%rd3], %r0;"));
+    // As between blocks, storing the same is a race: but not of the lanes of one store.
+    races(1, "setp.eq.u32 %p0, %r24, 1; @%p7 st.global.u32 [%rd0], 5; @%p0 st.global.u32 [%rd0], 5;");
+    silent(1, "@%p6 st.global.u32 [%rd0], 5;");
+    // A generic address, and one that the read-only cache or an asynchronous copy reads.
+    races(1, &format!("{write} xor.b64 %rd3, %rd1, 4; ld.u32 %r4, [%rd3];"));
+    races(1, &format!("{write} xor.b64 %rd3, %rd1, 4; ld.global.nc.u32 %r4, [%rd3];"));
+    let copy = "xor.b64 %rd3, %rd1, 4; cp.async.ca.shared.global [%r20], [%rd3], 4; cp.async.wait_all;";
+    races(1, &format!("{write} {copy}"));
+    silent(1, &format!("{write} {sync} {copy}"));
+    // What exchanges registers orders nothing.
+    for other in ["shfl.sync.bfly.b32 %r5, %r0, 1, 31, -1;", "vote.sync.ballot.b32 %r5, %p7, -1;", "membar.gl;"] {
+        races(1, &format!("{write} {other} {read}"));
+    }
+    silent(1, &format!("{write} bar.sync 0; {read} bar.sync 0; {write}"));
+    // Lanes that meet are those of the mask.
+    let pairs = "and.b32 %r5, %r24, 30; shl.b32 %r5, 3, %r5; bar.warp.sync %r5;";
+    silent(1, &format!("{write} {pairs} {read}"));
+    races(1, &format!("{write} {pairs} {}", read.replace(", 4;", ", 8;")));
+    // Strong accesses and atomics do not race with each other.
+    let strong = |store: &str, load: &str| format!("{store} [%rd1], %r0; xor.b64 %rd3, %rd1, 4; {load} %r4, [%rd3];");
+    silent(1, &strong("st.volatile.global.u32", "ld.relaxed.gpu.global.u32"));
+    races(1, &strong("st.volatile.global.u32", "ld.global.u32"));
+    races(1, &strong("st.global.u32", "ld.volatile.global.u32"));
+    silent(1, "@%p6 atom.global.add.u32 %r3, [%rd0], 1; @%p6 red.global.add.u32 [%rd0], 1;");
+    races(1, "@%p6 atom.global.add.u32 %r3, [%rd0], 1; @%p7 ld.global.u32 %r3, [%rd0];");
+    // Lane 0 publishes what lane 1 waits for.
+    let pass = |before: &str, after: &str| {
+        format!(
+            "setp.eq.u32 %p1, %r24, 1; @%p7 bra WRITE; @%p1 bra SPIN; bra END;
+             SPIN: ld.volatile.global.u32 %r3, [%rd0]; setp.eq.u32 %p0, %r3, 0; @%p0 bra SPIN; {after}
+             ld.global.u32 %r4, [%rd0+64]; bra END;
+             WRITE: st.global.u32 [%rd0+64], 7; {before} st.volatile.global.u32 [%rd0], 1; END:"
+        )
+    };
+    silent(1, &pass("membar.gl;", "membar.gl;"));
+    races(1, &pass("membar.gl;", ""));
 }
 
 #[test]
@@ -286,6 +336,19 @@ fn bulk_reductions_race_with_all_but_atomics() {
         2,
         &format!("setp.eq.u32 %p0, %r1, 0; @%p0 bra OTHER; {reduce} bra END; OTHER: st.global.u32 [%rd0], 1; END:"),
     );
+}
+
+#[test]
+fn the_async_proxy_does_not_see_what_one_lane_has_written() {
+    let send = |fence: &str| {
+        format!(
+            "@%p7 st.shared.v4.u32 [%r22], {{1, 1, 1, 1}}; {fence} bar.sync 0;
+             @%p7 cp.async.bulk.global.shared::cta.bulk_group [%rd0], [%r22], 16;
+             @%p7 cp.async.bulk.commit_group; @%p7 cp.async.bulk.wait_group 0;"
+        )
+    };
+    silent(1, &send("fence.proxy.async;"));
+    races(1, &send(""));
 }
 
 #[test]
@@ -737,6 +800,38 @@ fn what_one_lane_hears_the_others_do_not_know() {
 }
 
 #[test]
+fn what_one_lane_hears_its_block_knows_behind_a_barrier() {
+    let hear = |sync: &str| {
+        format!(
+            "setp.eq.u32 %p0, %r1, 0; @!%p0 bra WRITE; @!%p7 bra MEET;
+             SPIN: ld.acquire.gpu.global.u32 %r3, [%rd0]; setp.eq.u32 %p1, %r3, 0; @%p1 bra SPIN;
+             MEET: {sync} @%p6 bra END; ld.global.u32 %r4, [%rd0+512]; bra END;
+             WRITE: @!%p7 bra END; st.global.u32 [%rd0+512], 7; st.release.gpu.global.u32 [%rd0], 1; END:"
+        )
+    };
+    silent(2, &hear("bar.sync 0;"));
+    // Also where the block that waits comes first, and would wait for ever for the one in which the race is found.
+    races(2, &hear(""));
+    races(2, &hear("bar.warp.sync -1;"));
+}
+
+#[test]
+fn lanes_may_fence_one_after_the_other() {
+    // All lanes of warp 1 read the flag before any of them has fenced.
+    let pass = |fences: &str| {
+        format!(
+            "@%p7 st.shared.u32 [flag], 0; bar.sync 0; @%p6 bra WRITE;
+             SPIN: ld.volatile.shared.u32 %r3, [flag]; setp.eq.u32 %p0, %r3, 0; @%p0 bra SPIN;
+             setp.eq.u32 %p1, %r24, 32; {fences} ld.shared.u32 %r4, [%r21]; bra END;
+             WRITE: st.shared.u32 [%r20], %r0; bar.warp.sync -1; membar.gl; @%p7 st.volatile.shared.u32 [flag], 1; END:"
+        )
+    };
+    silent(1, &pass("@%p1 membar.cta; @!%p1 membar.cta;"));
+    races(1, &pass("@%p1 membar.cta;"));
+    races(1, &pass("@!%p1 membar.cta;"));
+}
+
+#[test]
 fn an_mbarrier_made_anew_knows_nothing() {
     // Warp 1 hears, without order, that warp 0 has arrived, and waits: for that, or for its own arrival at a new mbarrier.
     let wait = |anew: &str| {
@@ -790,6 +885,16 @@ fn all_warps_of_a_product_know_its_operands() {
     let quiet = |body: &str| product(body).unwrap_or_else(|fault| panic!("{body}: {fault}"));
     quiet(&format!("{write} {fence} bar.sync 0; PRODUCT {wait}"));
     quiet(&format!("{write} bar.sync 0; {fence} PRODUCT {wait}"));
+    // One lane writes last, and tells the other warps, but not the lanes of its own.
+    let last = |sync: &str| {
+        format!(
+            "{write} @%p7 st.shared.u32 [flag], 0; {fence} bar.sync 0; @%p7 st.shared.u32 [%r22], 1; {fence}
+             @%p7 st.release.cta.shared.u32 [flag], 1; {sync} @%p6 bra MET;
+             SPIN: ld.acquire.cta.shared.u32 %r3, [flag]; setp.eq.u32 %p0, %r3, 0; @%p0 bra SPIN; MET: PRODUCT {wait}"
+        )
+    };
+    quiet(&last("bar.warp.sync -1;"));
+    race(&last(""));
     race(&format!("{write} bar.sync 0; PRODUCT {wait}"));
     race(&format!("{fence} {write} bar.sync 0; PRODUCT {wait}"));
     race(&format!("{write} {fence} PRODUCT {wait}"));

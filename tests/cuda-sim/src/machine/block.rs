@@ -209,6 +209,12 @@ impl Shared {
     /// The first byte of a range, which must be inside, that nothing has written.
     pub fn first_uninitialised(&self, address: u64, length: u64) -> Option<u64> {
         let mut first = None;
+        // Rows of matrices lie in one word each.
+        let inside = address % 64 + length <= 64 && length != 0;
+        if inside && let Some(word) = self.init.get((address / 64) as usize) {
+            let missing = u64::MAX >> (64 - length) << (address % 64) & !word;
+            return (missing != 0).then(|| address / 64 * 64 + u64::from(missing.trailing_zeros()));
+        }
         if self.tracks_init() {
             crate::memory::each_word(address, length, |word, bits| {
                 let missing = bits & !self.init[word];
@@ -218,5 +224,28 @@ impl Shared {
             });
         }
         first
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Shared;
+
+    #[test]
+    fn the_first_byte_that_nothing_wrote_is_found() {
+        let mut shared = Shared::default();
+        shared.reset(256, true);
+        for (at, length) in [(0, 20), (30, 50), (128, 64)] {
+            shared.mark_init(at, length);
+        }
+        let written = |at: u64| at < 20 || (30..80).contains(&at) || (128..192).contains(&at);
+        for at in 0..200 {
+            for length in 1..50 {
+                let first = (at..at + length).find(|&at| !written(at));
+                assert_eq!(shared.first_uninitialised(at, length), first, "{length} bytes at {at}");
+            }
+        }
+        shared.reset(256, false);
+        assert_eq!(shared.first_uninitialised(0, 256), None);
     }
 }

@@ -65,7 +65,7 @@ fn run(grid: &Grid<'_>, clusters: u64, workers: usize) -> Result<Report, Box<Fau
         epoch: AtomicU64::new(0),
         in_vain: AtomicU64::new(0),
         limit: AtomicU64::new(u64::MAX),
-        tentative: grid.race.as_ref().is_some_and(|race| race.is_shared()),
+        tentative: grid.race.is_some(),
         over: AtomicBool::new(false),
         fault: Mutex::new(None),
         stuck: Mutex::new(vec![None; workers]),
@@ -104,7 +104,8 @@ struct Team {
     /// depend on the number of host threads.
     limit: AtomicU64,
     fault: Mutex<Option<(u64, Box<Fault>)>>,
-    /// Whether any fault means that all is done again, so that no block matters after it; and whether there was one.
+    /// Whether no block matters after any fault, and whether there was one: under the race check all is done again, on one
+    /// host thread, where the first fault is always the same. Other blocks may wait for that which had it.
     tentative: bool,
     over: AtomicBool,
     /// For each worker that cannot go on, the epoch at which it found that.

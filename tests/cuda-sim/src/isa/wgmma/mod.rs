@@ -237,8 +237,8 @@ fn issue(cx: &mut Cx<'_>, op: &Op, landing: Run, read: Run) -> Result<(), Flow> 
             return Err(cx.fault(Kind::DivergentBarrier, message));
         }
     }
-    let sources = &cx.block.queue.warpgroups[(warp / WARPS) as usize].operations[at].sources;
-    race::matrix_issue(cx.block, warp, sources).map_err(|fault| cx.fail(fault))?;
+    let sources = cx.block.queue.warpgroups[(warp / WARPS) as usize].operations[at].sources.clone();
+    race::matrix_issue(cx.block, warp, &sources).map_err(|fault| cx.fail(fault))?;
     // The landing finds its number and the predicate where the issue has its descriptors and immediates.
     let mut landing = Op { run: landing, ..op.clone() };
     landing.dst = [Dst(number as u32), Dst(keep)];
