@@ -1,4 +1,4 @@
-// What the lanes of a warp do with each other through shared memory, which __syncwarp has to order.
+// What the lanes of a warp do with each other through memory, which __syncwarp has to order.
 #include <cstdint>
 
 __device__ __forceinline__ uint32_t shared_address(const void* p) {
@@ -176,4 +176,27 @@ extern "C" __global__ void __launch_bounds__(64) one_lane_waits(int* out, const 
     __syncwarp();
     if (lane == 0) asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(&empty[stage])) : "memory");
   }
+}
+
+// Reverses rows by way of a buffer in global memory, of which each half of the warp has its own part.
+extern "C" __global__ void __launch_bounds__(32) warp_exchange(int* out, const int* in, int* buffer, int rows) {
+  const int lane = threadIdx.x;
+  const unsigned half = lane < 16 ? 0x0000ffff : 0xffff0000;
+#pragma unroll 1
+  for (int row = 0; row < rows; row++) {
+    buffer[lane] = in[row * 32 + lane];
+    __syncwarp(half);
+    out[row * 32 + lane] = buffer[lane ^ 15];
+    __syncwarp(half);
+  }
+}
+
+// Lists the odd numbers in global memory, in places that atomics give, and gives every lane their sum.
+extern "C" __global__ void __launch_bounds__(32) warp_list(int* out, const int* in, int* list, int* count) {
+  const int lane = threadIdx.x;
+  if (in[lane] % 2 != 0) list[atomicAdd(count, 1)] = in[lane];
+  __syncwarp();
+  int sum = 0;
+  for (int i = *count - 1; i >= 0; i--) sum += list[i];
+  out[lane] = sum;
 }

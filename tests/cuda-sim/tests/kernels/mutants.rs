@@ -697,6 +697,42 @@ const MUTANTS: &[Mutant] = &[
         catch: Fault(&[Race]),
     },
     Mutant {
+        bug: "reads from global memory what another lane may not have written",
+        fixture: "warps",
+        kernel: "warp_exchange",
+        edits: &[without("bar.warp.sync")],
+        scenario: warps::exchange,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "writes to global memory what another lane may not have read",
+        fixture: "warps",
+        kernel: "warp_exchange",
+        edits: &[nth(1, without("bar.warp.sync"))],
+        scenario: warps::exchange,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "the quarters of a warp meet by themselves",
+        fixture: "warps",
+        kernel: "warp_exchange",
+        edits: &[change(
+            "bar.warp.sync",
+            ".reg .b32 quarter; mov.u32 quarter, %tid.x; and.b32 quarter, quarter, 24; shl.b32 quarter, 255, quarter;
+             bar.warp.sync quarter; //",
+        )],
+        scenario: warps::exchange,
+        catch: Fault(&[Race]),
+    },
+    Mutant {
+        bug: "counts a list in global memory that others may not have finished",
+        fixture: "warps",
+        kernel: "warp_list",
+        edits: &[without("bar.warp.sync")],
+        scenario: warps::list,
+        catch: Fault(&[Race, UninitialisedRead]),
+    },
+    Mutant {
         bug: "stores fragments by stmatrix and reads them at once",
         fixture: "hopper",
         kernel: "stmatrix_transpose",

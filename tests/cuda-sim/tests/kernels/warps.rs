@@ -1,4 +1,4 @@
-//! Lanes of a warp that work together through shared memory, with `__syncwarp` between.
+//! Lanes of a warp that work together through shared or global memory, with `__syncwarp` between.
 
 use crate::args;
 use crate::harness::{Outcome, Session, line, run};
@@ -69,6 +69,27 @@ pub fn one_lane(s: &mut Session) -> Outcome {
     let (dx, out) = (s.upload(&x), s.alloc::<i32>(x.len()));
     s.launch("one_lane_waits", line(1, 64), &args![out, dx, rows as i32])?;
     same("rows", &s.download::<i32>(out, x.len()), &(0..x.len()).map(|i| x[i ^ 31]).collect::<Vec<_>>())
+}
+
+pub fn exchange(s: &mut Session) -> Outcome {
+    let rows = 5;
+    let x = noise(1, rows * 32, |n| n.bits() as i32);
+    let (dx, out, buffer) = (s.upload(&x), s.alloc::<i32>(x.len()), s.alloc::<i32>(32));
+    s.launch("warp_exchange", line(1, 32), &args![out, dx, buffer, rows as i32])?;
+    same("rows", &s.download::<i32>(out, x.len()), &(0..x.len()).map(|i| x[i ^ 15]).collect::<Vec<_>>())
+}
+
+pub fn list(s: &mut Session) -> Outcome {
+    let x = noise(1, 32, |n| n.below(1000) as i32);
+    let (dx, out, list, count) = (s.upload(&x), s.alloc::<i32>(32), s.alloc::<i32>(32), s.upload(&[0]));
+    s.launch("warp_list", line(1, 32), &args![out, dx, list, count])?;
+    same("sums", &s.download::<i32>(out, 32), &[x.iter().filter(|&&x| x % 2 != 0).sum::<i32>(); 32])
+}
+
+#[test]
+fn lanes_in_global_memory() {
+    run("warps", exchange);
+    run("warps", list);
 }
 
 #[test]
