@@ -62,6 +62,8 @@ __device__ __forceinline__ float inverse_rms(const float *x, float eps) {
     sum = __fadd_rn(sum, __shfl_down_sync(kAll, sum, distance, kLanes));
   }
   sum = __shfl_sync(kAll, sum, 0);
+  // What lanes have read, others write in place: an exchange of registers orders no memory.
+  __syncwarp();
   return __frcp_rn(__fsqrt_rn(__fadd_rn(__fdiv_rn(sum, float(kDim)), eps)));
 }
 
