@@ -148,3 +148,23 @@ fn eval_measures_every_decoder() {
     }
     assert_eq!(objects[0]["nfe"]["value"], 576.0);
 }
+
+/// A picture of the continuous model has positions and no tokens, so no likelihood under the tokens' model; its passes are
+/// compared with plain decoding of its own target.
+#[test]
+fn continuous_pictures_have_no_tokens() {
+    let folder = tempfile::tempdir().unwrap();
+    let decoders = ["cspd:drafts=0:rounds=8:steps=3", "cspd:schedule=fixed:drafts=4:prefill=0:rounds=8:steps=3"];
+    let args = ["generate", "a woman", "-o", "x.png", "--json", "--tokens", "--decoder", decoders[1]];
+    let output = weft(folder.path(), &args);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let object: serde_json::Value = serde_json::from_str(&text(&output.stdout)).unwrap();
+    assert!(object["token_ids"].is_null() && object["tokens"] == 144 && object["width"] == 96, "{object}");
+    assert_eq!((&object["nfe"], &object["draft_passes"]), (&2.into(), &8.into()));
+    let output = weft(folder.path(), &["eval", "--images", "2", "--json", "--decoders", &decoders.join(",")]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let objects: Vec<serde_json::Value> =
+        text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(objects.iter().all(|object| object["nll"].is_null() && !object["fid"]["value"].is_null()));
+    assert_eq!(objects[1]["passes_ratio"], 4.0);
+}

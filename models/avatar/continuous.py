@@ -38,6 +38,7 @@ import vq
 
 GRID, CHANNELS, TIMES = 12, 8, 1000
 TOKENS = GRID * GRID
+CLIP = 5.0  # of a denoised number, in deviations: at the first steps an error of the noise is thousands of times as large in it
 KL_CHANNELS, KL_RES, KL_ENCODER_RES = [96, 96, 64, 32], [2, 1, 1, 1], [1, 1, 1, 1]
 #                encoder and decoder layers, depth and width of the diffusion head
 SIZES = {"target": (2, 3, 3, 192), "draft": (1, 1, 2, 96)}
@@ -174,7 +175,7 @@ class Diffusion:
     def posterior(self, x, eps, v, i):
         """Mean and log variance of x_{i-1} given x_i and the head's output; i int64 [m] or a number."""
         at = lambda a: a[i][..., None]
-        x0 = (x - at(self.noise) * eps) / at(self.signal)
+        x0 = ((x - at(self.noise) * eps) / at(self.signal)).clamp(-CLIP, CLIP)
         share = (v + 1) / 2
         return at(self.from_x0) * x0 + at(self.from_xt) * x, share * at(self.high) + (1 - share) * at(self.low)
 

@@ -31,17 +31,16 @@ pub struct Continuous<B: Backend> {
 impl<B: Backend> Continuous<B> {
     /// Loads `mar_target.safetensors`, `mar_draft.safetensors` and `kl.safetensors`.
     pub fn load(family: &Avatar<B>, files: &Files) -> Result<Self, Error> {
-        let part = |stem: &str, load: &dyn Fn(&Loader<'_, B>) -> Result<Mar<B>, Error>| {
+        let mar = |stem: &str, size: Size| {
             let tensors = files.tensors(stem)?;
-            let loaded = load(&loader(family, &tensors))?;
+            let mar = Mar::load(&loader(family, &tensors), &family.config, GRID, CHANNELS, size)?;
             tensors.finish()?;
-            Ok::<_, Error>(loaded)
+            Ok::<_, Error>(mar)
         };
-        let mar = |size: Size| move |loader: &Loader<'_, B>| Mar::load(loader, &family.config, GRID, CHANNELS, size);
         let tensors = files.tensors("kl")?;
         let kl = Kl::load(&loader(family, &tensors), KL)?;
         tensors.finish()?;
-        Ok(Self { target: part("mar_target", &mar(TARGET))?, draft: part("mar_draft", &mar(DRAFT))?, kl })
+        Ok(Self { target: mar("mar_target", TARGET)?, draft: mar("mar_draft", DRAFT)?, kl })
     }
 
     /// A prompt as `model`, one of the two, takes it.

@@ -3,6 +3,9 @@
 
 /// Steps of training.
 const TIMES: usize = 1000;
+/// No denoised number is further from its mean, in deviations of the data: at the first steps the signal is so weak that an
+/// error of the predicted noise is thousands of times as large in it. (MAR's code has no such bound; its heads are larger.)
+const CLIP: f32 = 5.0;
 
 /// The steps of training that sampling takes, evenly, and what each of them does; index 0 is the last to be taken.
 #[derive(Clone, Debug)]
@@ -111,7 +114,7 @@ impl Schedule {
     /// it, and where between its bounds the variance is (-1: low, 1: high).
     pub fn posterior(&self, step: usize, x: f32, noise: f32, between: f32) -> (f32, f32) {
         let s = self.steps[step];
-        let clean = (x - s.noise * noise) / s.signal;
+        let clean = ((x - s.noise * noise) / s.signal).clamp(-CLIP, CLIP);
         let share = (between + 1.0) / 2.0;
         (s.from_x0 * clean + s.from_xt * x, 0.5 * (share * s.high + (1.0 - share) * s.low))
     }

@@ -193,8 +193,8 @@ type Drafted = Vec<Vec<Law>>;
 impl Run<'_> {
     /// The step `step` by the target.
     fn plain(&mut self, step: usize) -> Result<usize, Error> {
-        let laws = self.ask(Side::Target, &[step..step + 1])?;
-        self.draw(step, &laws[0]);
+        let laws = self.ask_once(Side::Target, step..step + 1)?;
+        self.draw(step, &laws);
         Ok(step + 1)
     }
 
@@ -202,7 +202,7 @@ impl Run<'_> {
     fn draft(&mut self, step: usize) -> Result<Drafted, Error> {
         let end = (step + self.knobs.drafts).min(self.plan.steps.len());
         let draft = |step| {
-            let laws = self.ask(Side::Draft, &[step..step + 1])?.remove(0);
+            let laws = self.ask_once(Side::Draft, step..step + 1)?;
             self.draw(step, &laws);
             Ok(laws)
         };
@@ -231,12 +231,17 @@ impl Run<'_> {
     /// Judges all drafted steps in the verified context; all of them stay.
     fn fixed(&mut self, drafted: &Drafted, start: usize) -> Result<usize, Error> {
         let end = start + drafted.len();
-        let mut laws = self.ask(Side::Target, &[start..end])?.remove(0).into_iter();
+        let mut laws = self.ask_once(Side::Target, start..end)?.into_iter();
         for (step, draft) in (start..end).zip(drafted) {
             let target: Vec<Law> = laws.by_ref().take(draft.len()).collect();
             self.judge(step, &target, draft);
         }
         Ok(end)
+    }
+
+    /// One pass: the laws of the positions of these steps, given all before them.
+    fn ask_once(&mut self, side: Side, steps: std::ops::Range<usize>) -> Result<Vec<Law>, Error> {
+        Ok(self.ask(side, std::slice::from_ref(&steps))?.remove(0))
     }
 
     /// One pass: for each of these ranges of steps the laws of its positions, given all steps before it.
