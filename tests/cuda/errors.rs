@@ -87,8 +87,8 @@ fn an_old_device_and_an_old_driver_say_what_is_needed() {
 
 #[test]
 fn a_small_device_names_what_was_needed_and_what_was_free() {
-    let (error, findings) = outcome("some_steps", &[("CUDA_SIM_MEMORY", "4200K")]);
-    let error = error.expect("4200 KiB are not enough");
+    let (error, findings) = outcome("some_steps", &[("CUDA_SIM_MEMORY", "300K")]);
+    let error = error.expect("300 KiB are not enough");
     assert!(error.starts_with("OutOfMemory") && error.contains("bytes of memory on cuda:0"), "{error}");
     assert_eq!(findings, [""; 0]);
 }
