@@ -71,7 +71,7 @@ const CLOSE: f64 = 0.02;
 /// Of what came out of a diffusion, whose steps hand their error on, guided: three times one branch's less twice the other's.
 const DENOISED: f64 = 0.05;
 
-fn sides<'a>(models: &'a Continuous<CpuBackend>) -> [(&'static str, &'a Mar<CpuBackend>); 2] {
+fn sides(models: &Continuous<CpuBackend>) -> [(&'static str, &Mar<CpuBackend>); 2] {
     [("target", &models.target), ("draft", &models.draft)]
 }
 
