@@ -213,7 +213,12 @@ pub const DECODERS: [Description; 15] = [
         training: "spatial heads",
         source: "weft: rows in flight, coupled noise",
         method: Method::WAVEFRONT,
-        sweep: &["wavefront:lag=1:slope=0:rounds=2", "wavefront:lag=1:slope=0.1", "wavefront:lag=1.2:slope=0.1"],
+        sweep: &[
+            "wavefront:lag=1:slope=0:rounds=2",
+            "wavefront:lag=0.8:slope=0.1:rounds=7:slack=0.5",
+            "wavefront:lag=1.15:slope=0.1:rounds=11:slack=0.5",
+            "wavefront:slack=0.5",
+        ],
     },
     Description {
         name: "exact",
