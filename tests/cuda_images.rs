@@ -314,6 +314,27 @@ fn pixels_agree_with_the_processor() {
     assert!(off <= Some(3), "a pixel is off by {off:?}");
 }
 
+/// The continuous model and its draft: passes over several contexts, the diffusion heads, the KL tokenizer's decoder. The
+/// bound is that of `tests/continuous.rs`, where the other side is fp32.
+#[test]
+fn continuous_pictures_are_those_of_the_processor() {
+    let _turn = turn();
+    let sampling = cpu().default_sampling();
+    for name in ["cspd:drafts=0:rounds=2:steps=2", "cspd:drafts=1:prefill=0:rounds=2:steps=2:sigma=one:temper=1000000"]
+    {
+        let method: Method = name.parse().unwrap();
+        let [ours, theirs] = [generate(gpu(), method, sampling), generate(cpu(), method, sampling)];
+        assert_eq!(ours.outcome.stats, theirs.outcome.stats, "{name}");
+        let (latents, others) = (&ours.outcome.latents, &theirs.outcome.latents);
+        let square = |x: f32| f64::from(x) * f64::from(x);
+        let off: f64 = latents.iter().zip(others).map(|(a, b)| square(a - b)).sum();
+        let apart = (off / others.iter().map(|&x| square(x)).sum::<f64>()).sqrt();
+        println!("{name}: {apart}");
+        assert!(apart < 0.1, "{name}: {apart}");
+        assert_eq!(ours.picture.rgb.len(), theirs.picture.rgb.len());
+    }
+}
+
 /// A step is one upload, one graph and one download, and allocates nothing.
 #[test]
 fn a_step_is_one_upload_one_graph_and_one_download() {

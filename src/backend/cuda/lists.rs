@@ -380,7 +380,10 @@ fn judges(rule: Rule) -> bool {
 
 /// Whether it draws one token, in `draw.cu`, rather than looks at a tree's.
 fn is_alone(rule: Rule) -> bool {
-    matches!(rule, Rule::Coupled | Rule::Draft | Rule::AutoCorrect)
+    match rule {
+        Rule::Coupled | Rule::Cling { .. } | Rule::Draft | Rule::AutoCorrect => true,
+        Rule::Children { .. } | Rule::Likeliest { .. } | Rule::Foresee { .. } | Rule::Siblings { .. } => false,
+    }
 }
 
 /// How many draws have such a rule.
