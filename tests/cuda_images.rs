@@ -315,12 +315,14 @@ fn pixels_agree_with_the_processor() {
 }
 
 /// The continuous model and its draft: passes over several contexts, the diffusion heads, the KL tokenizer's decoder. The
-/// bound is that of `tests/continuous.rs`, where the other side is fp32.
+/// bound is that of `tests/continuous.rs`, where the other side is fp32: a diffusion of few steps magnifies a rounding (0.18 apart with
+/// two steps, 0.03 with ten, 0.01 with twenty).
 #[test]
 fn continuous_pictures_are_those_of_the_processor() {
     let _turn = turn();
     let sampling = cpu().default_sampling();
-    for name in ["cspd:drafts=0:rounds=2:steps=2", "cspd:drafts=1:prefill=0:rounds=2:steps=2:sigma=one:temper=1000000"]
+    for name in
+        ["cspd:drafts=0:rounds=2:steps=10", "cspd:drafts=1:prefill=0:rounds=2:steps=10:sigma=one:temper=1000000"]
     {
         let method: Method = name.parse().unwrap();
         let [ours, theirs] = [generate(gpu(), method, sampling), generate(cpu(), method, sampling)];

@@ -187,13 +187,14 @@ fn tokens_are_those_of_the_cpu() {
 #[test]
 fn tokens_cling_as_on_the_cpu() {
     let (cuda, cpu, draws) = (backend(), cpu(), 24);
-    for (vocab, sampling) in [(517, PLAIN), (16_384, PLAIN), (512, Sampling { cfg: 3.0, top_k: 50, ..PLAIN })] {
+    let guided = Sampling { cfg: 3.0, top_k: 50, ..PLAIN };
+    for (vocab, sampling, apart) in [(517, PLAIN, 0.4), (16_384, PLAIN, 0.4), (512, guided, 0.2)] {
         let case = Case::new(vocab, sampling);
         let (first, noise) = (case.logits(draws, 1), case.logits(draws, 2));
         // Near enough that the token of the first is often nearly the best of the second.
-        let second: Vec<f32> = first.iter().zip(noise).map(|(first, noise)| first + 0.4 * noise).collect();
+        let second: Vec<f32> = first.iter().zip(noise).map(|(first, noise)| first + apart * noise).collect();
         let all = |rule| (0..draws).map(|i| case.draw(i, i, rule, 0)).collect::<Vec<_>>();
-        let (coupled, clinging) = (all(Rule::Coupled), all(Rule::Cling { slack: 0.7 }));
+        let (coupled, clinging) = (all(Rule::Coupled), all(Rule::Cling { slack: 1.5 }));
         let (mut device, mut host) = (Easel::new(&*cuda, &case, draws, draws), Easel::new(&cpu, &case, draws, draws));
         device.draw(&*cuda, Phase::Verdicts, &first, &coupled);
         host.draw(&cpu, Phase::Verdicts, &first, &coupled);
@@ -202,7 +203,7 @@ fn tokens_cling_as_on_the_cpu() {
         let without = host.draw(&cpu, Phase::Verdicts, &second, &coupled).1;
         let stayed = got.1.iter().zip(&without).filter(|(clung, best)| clung != best).count();
         let left = got.0.iter().filter(|drawn| drawn.before != drawn.after).count();
-        assert!(stayed > 2 && left > 2, "{case:?}: {stayed} stayed, {left} left");
+        assert!(stayed > 1 && left > 1, "{case:?}: {stayed} stayed, {left} left");
     }
 }
 
