@@ -181,8 +181,9 @@ __device__ __forceinline__ void turn_all(const Params &p) {
 
 }  // namespace
 
+// One block a multiprocessor is asked for: without a number ptxas holds itself to 32 registers on sm_100a, and spills.
 #define WEFT_ROTATE(kName, kDim, kBytes)                                                                              \
-  extern "C" __global__ void __launch_bounds__(32 * kWarps)                                                           \
+  extern "C" __global__ void __launch_bounds__(32 * kWarps, 1)                                                        \
       kName(float *qkv, WeftStep step, uint4 *cache, const float *query_norm, const float *key_norm,                  \
             const float *table, uint32_t coordinates, float key_scale, float value_scale, float eps, uint32_t heads,  \
             uint32_t kv_heads, uint32_t two_axes, uint32_t interleaved) {                                             \
