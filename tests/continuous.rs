@@ -149,9 +149,9 @@ fn a_whole_picture_agrees() {
     let (generator, models, prompt) = (generator(), models(), prompt());
     let (given, cfg) = (floats("whole.noise"), floats("cfg")[0]);
     let noise = move |position: usize, level: usize, out: &mut [f32]| {
-        out.copy_from_slice(&given[(position * 9 + level) * CHANNELS..][..CHANNELS]);
+        out.copy_from_slice(&given[(position * 21 + level) * CHANNELS..][..CHANNELS]);
     };
-    let knobs = knobs("cspd:drafts=0:rounds=6:steps=8:noise=0");
+    let knobs = knobs("cspd:drafts=0:rounds=6:steps=20:noise=0");
     let both = [&models.target, &models.draft];
     let mut session =
         Session::between(&generator.model, &models, both, &prompt, guided(cfg), knobs, Box::new(noise)).unwrap();

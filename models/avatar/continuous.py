@@ -463,8 +463,8 @@ def oracle(o, kl, models):
         mean, log, spread = d.sample(model.head, z, cfg, own[-1], own)
         out |= {f"{name}.z": z, f"{name}.head": torch.stack(heads), f"{name}.mean": mean, f"{name}.log_deviation": log, f"{name}.spread": spread}
     # A whole picture, of few steps.
-    whole = randn(TOKENS, 9, CHANNELS)
-    got = generate(models["target"], encoder, ids, o.cfg, 6, Diffusion(8), order=order[None], noise=whole[None])
+    whole = randn(TOKENS, 21, CHANNELS)
+    got = generate(models["target"], encoder, ids, o.cfg, 6, Diffusion(20), order=order[None], noise=whole[None])
     out |= {"order": order, "whole.noise": whole, "whole.latents": got[0], "whole.picture": torch.from_numpy(common.to_uint8(kl.decode(got))[0])}
     return out, held.texts[0]
 
