@@ -39,8 +39,8 @@ done_with latents_held.npy || {
     python "$here/continuous.py" --work "$work" --encode
 }
 python "$here/continuous.py" --work "$work" --test --n 512
-done_with mar_target.pt || python "$here/continuous.py" --work "$work" --minutes 42
-done_with mar_draft.pt || python "$here/continuous.py" --work "$work" --size draft --minutes 16
+done_with mar_target.pt || python "$here/continuous.py" --work "$work" --minutes 27
+done_with mar_draft.pt || python "$here/continuous.py" --work "$work" --size draft --minutes 14
 python "$here/continuous.py" --work "$work" --sample --n 256
 python "$here/continuous.py" --work "$work" --sample --n 256 --size draft
 python "$here/continuous.py" --work "$work" --export "$out/continuous" --fixture "$here/../../tests/data"
