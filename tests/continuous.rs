@@ -1,6 +1,9 @@
 //! The continuous models against PyTorch in fp32 on the shipped weights, for one held-out caption
 //! (`models/avatar/continuous.py --export DIR --fixture tests/data` writes both), and continuous speculative decoding on them.
 
+mod common;
+
+use common::distance;
 use safetensors::SafeTensors;
 use std::sync::{Arc, OnceLock};
 use weft::backend::cpu::CpuBackend;
@@ -55,15 +58,6 @@ fn guided(cfg: f32) -> Sampling {
 
 fn knobs(text: &str) -> Knobs {
     text.parse::<Method>().unwrap().continuous().unwrap()
-}
-
-/// Relative L2 distance, as in `tests/oracle.rs`: what differs is the rounding of activations to bf16 at every product and
-/// of keys and values in the cache, 2^-9 relative each.
-fn distance(ours: &[f32], theirs: &[f32]) -> f64 {
-    assert_eq!(ours.len(), theirs.len());
-    let square = |x: f32| f64::from(x) * f64::from(x);
-    let difference: f64 = ours.iter().zip(theirs).map(|(a, b)| square(a - b)).sum();
-    (difference / theirs.iter().map(|&x| square(x)).sum::<f64>()).sqrt()
 }
 
 /// Of what went through the layers once.

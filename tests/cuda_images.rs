@@ -7,6 +7,8 @@
 #[path = "cuda/support.rs"]
 mod support;
 
+mod common;
+
 use std::cell::Cell;
 use std::sync::{Mutex, MutexGuard, OnceLock, TryLockError};
 use std::time::Duration;
@@ -327,10 +329,7 @@ fn continuous_pictures_are_those_of_the_processor() {
         let method: Method = name.parse().unwrap();
         let [ours, theirs] = [generate(gpu(), method, sampling), generate(cpu(), method, sampling)];
         assert_eq!(ours.outcome.stats, theirs.outcome.stats, "{name}");
-        let (latents, others) = (&ours.outcome.latents, &theirs.outcome.latents);
-        let square = |x: f32| f64::from(x) * f64::from(x);
-        let off: f64 = latents.iter().zip(others).map(|(a, b)| square(a - b)).sum();
-        let apart = (off / others.iter().map(|&x| square(x)).sum::<f64>()).sqrt();
+        let apart = common::distance(&ours.outcome.latents, &theirs.outcome.latents);
         println!("{name}: {apart}");
         assert!(apart < 0.1, "{name}: {apart}");
         assert_eq!(ours.picture.rgb.len(), theirs.picture.rgb.len());

@@ -1,6 +1,9 @@
 //! The low-resolution model, its tokenizer and the ways between resolutions against PyTorch in fp32 on the shipped weights,
 //! for one held-out caption and picture (`models/avatar/low.py --fixture` writes the fixture), and MuLo-SD on them.
 
+mod common;
+
+use common::distance;
 use safetensors::SafeTensors;
 use std::sync::OnceLock;
 use weft::backend::cpu::CpuBackend;
@@ -70,13 +73,8 @@ fn its_logits_agree() {
     let ours = tokens("positions").into_iter().flat_map(|at| logits[at as usize * vocab..][..vocab].to_vec());
     let theirs = oracle("logits");
     let theirs = theirs.chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()));
-    let (mut off, mut all) = (0.0, 0.0);
-    for (a, b) in ours.zip(theirs) {
-        off += f64::from(a - b).powi(2);
-        all += f64::from(b).powi(2);
-    }
-    // Rounding of activations, as in tests/oracle.rs.
-    assert!((off / all).sqrt() < 0.02, "{}", (off / all).sqrt());
+    let apart = distance(&ours.collect::<Vec<_>>(), &theirs.collect::<Vec<_>>());
+    assert!(apart < 0.02, "{apart}");
 }
 
 #[test]

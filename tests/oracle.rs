@@ -1,6 +1,9 @@
 //! The Rust networks against PyTorch in fp32 on the shipped weights, for one held-out caption and picture
 //! (`models/avatar/export.py` writes the fixture).
 
+mod common;
+
+use common::distance;
 use half::bf16;
 use safetensors::SafeTensors;
 use weft::backend::cpu::CpuBackend;
@@ -55,15 +58,6 @@ impl Oracle {
 
 fn generator() -> Generator<CpuBackend> {
     Generator::load(CpuBackend::new(), &embedded::avatar()).expect("the embedded model loads")
-}
-
-/// Relative L2 distance. Weights are exact in bf16; what differs is the rounding of activations to bf16 at every
-/// product and of keys and values in the cache: 2^-9 relative each, over 9 layers.
-fn distance(ours: &[f32], theirs: &[f32]) -> f64 {
-    assert_eq!(ours.len(), theirs.len());
-    let square = |x: f32| f64::from(x) * f64::from(x);
-    let difference: f64 = ours.iter().zip(theirs).map(|(a, b)| square(a - b)).sum();
-    (difference / theirs.iter().map(|&x| square(x)).sum::<f64>()).sqrt()
 }
 
 const CLOSE: f64 = 0.02;

@@ -321,26 +321,8 @@ impl Method {
         DECODERS.iter().find(of_kind).expect("every kind has its row")
     }
 
-    fn settings(&self) -> Option<&dyn Knobs> {
-        Some(match self {
-            Self::Ar => return None,
-            Self::Sjd(knobs) => knobs,
-            Self::Scd(knobs) => knobs,
-            Self::Gsd(knobs) => knobs,
-            Self::Zipar(knobs) => knobs,
-            Self::Pjd(knobs) => knobs,
-            Self::Ssd(knobs) => knobs,
-            Self::MuloSd(knobs) => knobs,
-            Self::Cspd(knobs) => knobs,
-            Self::Eagle1(knobs) => knobs,
-            Self::Eagle2(knobs) => knobs,
-            Self::Lantern(knobs) => knobs,
-            Self::LanternPlus(knobs) => knobs,
-            Self::Wavefront(knobs) | Self::Exact(knobs) => knobs,
-        })
-    }
-
-    fn settings_mut(&mut self) -> Option<&mut dyn Knobs> {
+    /// None of plain decoding, which has no knobs.
+    fn settings(&mut self) -> Option<&mut dyn Knobs> {
         Some(match self {
             Self::Ar => return None,
             Self::Sjd(knobs) => knobs,
@@ -360,13 +342,13 @@ impl Method {
     }
 
     /// Every knob with its value.
-    pub fn knobs(&self) -> Vec<(&'static str, String)> {
+    pub fn knobs(mut self) -> Vec<(&'static str, String)> {
         self.settings().map_or(Vec::new(), |knobs| knobs.list())
     }
 
     /// The same decoder with one knob changed, or why that cannot be.
     pub fn with_knob(mut self, knob: &str, value: &str) -> Result<Self, String> {
-        let known = self.settings_mut().map_or(Ok(false), |knobs| knobs.set(knob, value))?;
+        let known = self.settings().map_or(Ok(false), |knobs| knobs.set(knob, value))?;
         if known { Ok(self) } else { Err(format!("{} has no knob {knob:?}", self.name())) }
     }
 
@@ -473,7 +455,7 @@ impl FromStr for Method {
             let names: Vec<_> = DECODERS.iter().map(|decoder| decoder.name).collect();
             format!("unknown decoder {name:?}, known are {}", names.join(", "))
         })?;
-        let method = parts.try_fold(found.method, |method, part| {
+        let mut method = parts.try_fold(found.method, |method, part| {
             let (knob, value) =
                 part.split_once('=').ok_or_else(|| format!("{part:?} is not of the form knob=value"))?;
             method.with_knob(knob, value)
