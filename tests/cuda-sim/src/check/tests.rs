@@ -66,16 +66,25 @@ fn shared_memory_needs_its_barriers() {
     races(1, "st.shared.u32 [%r20], %r0; @%p6 bar.sync 1, 32; @!%p6 bar.sync 2, 32; ld.shared.u32 %r3, [%r21];");
 }
 
+/// The barrier of a warp.
+const SYNCWARP: &str = "bar.warp.sync -1;";
+
+/// A word of a lane's own in memory at `own`, and of another lane at `other`, which `aim` makes: their accesses are ordered by
+/// a barrier of the warp. A lane's write, and its read of the other's.
+fn only_a_barrier_orders_lanes(space: &str, own: &str, aim: &str, other: &str) -> [String; 2] {
+    let (write, read) = (format!("st.{space}.u32 {own}, %r0;"), format!("{aim} ld.{space}.u32 %r4, {other};"));
+    races(1, &format!("{write} {read}"));
+    silent(1, &format!("{write} {SYNCWARP} {read}"));
+    silent(1, &format!("{write} ld.{space}.u32 %r4, {own}; {write}"));
+    races(1, &format!("{write} {SYNCWARP} {read} {write}"));
+    silent(1, &format!("{write} {SYNCWARP} {read} {SYNCWARP} {write}"));
+    races(1, &format!("{write} {aim} st.{space}.u32 {other}, %r0;"));
+    [write, read]
+}
+
 #[test]
 fn lanes_of_a_warp_need_its_barrier() {
-    let (write, read) = ("st.shared.u32 [%r20], %r0;", "xor.b32 %r3, %r20, 4; ld.shared.u32 %r4, [%r3];");
-    let sync = "bar.warp.sync -1;";
-    races(1, &format!("{write} {read}"));
-    silent(1, &format!("{write} {sync} {read}"));
-    silent(1, &format!("{write} ld.shared.u32 %r4, [%r20]; {write}"));
-    races(1, &format!("{write} {sync} {read} {write}"));
-    silent(1, &format!("{write} {sync} {read} {sync} {write}"));
-    races(1, &format!("{write} xor.b32 %r3, %r20, 4; st.shared.u32 [%r3], %r0;"));
+    let [write, read] = only_a_barrier_orders_lanes("shared", "[%r20]", "xor.b32 %r3, %r20, 4;", "[%r3]");
     // Another lane may store the same, unless somebody has read it.
     silent(1, "st.shared.u32 [%r20], 5; xor.b32 %r3, %r20, 4; st.shared.u32 [%r3], 5;");
     races(1, "st.shared.u32 [%r20], 5; ld.shared.u32 %r4, [%r20]; xor.b32 %r3, %r20, 4; st.shared.u32 [%r3], 5;");
@@ -104,14 +113,7 @@ fn lanes_of_a_warp_need_its_barrier() {
 
 #[test]
 fn lanes_of_a_warp_need_its_barrier_in_global_memory() {
-    let (write, read) = ("st.global.u32 [%rd1], %r0;", "xor.b64 %rd3, %rd1, 4; ld.global.u32 %r4, [%rd3];");
-    let sync = "bar.warp.sync -1;";
-    races(1, &format!("{write} {read}"));
-    silent(1, &format!("{write} {sync} {read}"));
-    silent(1, &format!("{write} ld.global.u32 %r4, [%rd1]; {write}"));
-    races(1, &format!("{write} {sync} {read} {write}"));
-    silent(1, &format!("{write} {sync} {read} {sync} {write}"));
-    races(1, &format!("{write} xor.b64 %rd3, %rd1, 4; st.global.u32 [%rd3], %r0;"));
+    let [write, read] = only_a_barrier_orders_lanes("global", "[%rd1]", "xor.b64 %rd3, %rd1, 4;", "[%rd3]");
     // As between blocks, storing the same is a race: but not of the lanes of one store.
     races(1, "setp.eq.u32 %p0, %r24, 1; @%p7 st.global.u32 [%rd0], 5; @%p0 st.global.u32 [%rd0], 5;");
     silent(1, "@%p6 st.global.u32 [%rd0], 5;");
@@ -120,7 +122,7 @@ fn lanes_of_a_warp_need_its_barrier_in_global_memory() {
     races(1, &format!("{write} xor.b64 %rd3, %rd1, 4; ld.global.nc.u32 %r4, [%rd3];"));
     let copy = "xor.b64 %rd3, %rd1, 4; cp.async.ca.shared.global [%r20], [%rd3], 4; cp.async.wait_all;";
     races(1, &format!("{write} {copy}"));
-    silent(1, &format!("{write} {sync} {copy}"));
+    silent(1, &format!("{write} {SYNCWARP} {copy}"));
     // What exchanges registers orders nothing.
     for other in ["shfl.sync.bfly.b32 %r5, %r0, 1, 31, -1;", "vote.sync.ballot.b32 %r5, %p7, -1;", "membar.gl;"] {
         races(1, &format!("{write} {other} {read}"));
@@ -221,7 +223,7 @@ fn words_of_matrices_go_to_lanes() {
     };
     for shape in ["x4", "x4.trans"] {
         races(1, &load(shape).replace("SYNC", ""));
-        silent(1, &load(shape).replace("SYNC", "bar.warp.sync -1;"));
+        silent(1, &load(shape).replace("SYNC", SYNCWARP));
     }
     // A lane that changes what it was given, in place, is on its own.
     let change = |then: &str| {
@@ -759,7 +761,7 @@ fn one_lane_speaks_for_those_it_has_met() {
     silent(2, &count("bar.sync 0;").replace("SPIN: ld", "@!%p6 bra END; SPIN: ld"));
     let first_warps =
         |sync: &str| count(sync).replace("setp.eq.u32 %p0, %r1, 0;", "@!%p6 bra END; setp.eq.u32 %p0, %r1, 0;");
-    silent(2, &first_warps("bar.warp.sync -1;"));
+    silent(2, &first_warps(SYNCWARP));
     races(2, &first_warps(""));
 }
 
@@ -812,7 +814,7 @@ fn what_one_lane_hears_its_block_knows_behind_a_barrier() {
     silent(2, &hear("bar.sync 0;"));
     // Also where the block that waits comes first, and would wait for ever for the one in which the race is found.
     races(2, &hear(""));
-    races(2, &hear("bar.warp.sync -1;"));
+    races(2, &hear(SYNCWARP));
 }
 
 #[test]
@@ -893,7 +895,7 @@ fn all_warps_of_a_product_know_its_operands() {
              SPIN: ld.acquire.cta.shared.u32 %r3, [flag]; setp.eq.u32 %p0, %r3, 0; @%p0 bra SPIN; MET: PRODUCT {wait}"
         )
     };
-    quiet(&last("bar.warp.sync -1;"));
+    quiet(&last(SYNCWARP));
     race(&last(""));
     race(&format!("{write} bar.sync 0; PRODUCT {wait}"));
     race(&format!("{fence} {write} bar.sync 0; PRODUCT {wait}"));
@@ -918,7 +920,7 @@ fn all_warps_of_a_product_know_its_operands() {
              WAIT: ld.acquire.cta.shared.u32 %r3, [flag]; setp.eq.u32 %p0, %r3, 0; @%p0 bra WAIT; ISSUE: PRODUCT {wait}"
         )
     };
-    quiet(&own("bar.warp.sync -1;"));
+    quiet(&own(SYNCWARP));
     race(&own(""));
     // The operands are overwritten when their readers have waited, and not before.
     quiet(&format!("{write} {fence} bar.sync 0; PRODUCT {wait} bar.sync 0; {write}"));
