@@ -197,6 +197,8 @@ fn published_decoders_make_images_as_on_the_processor() {
     assert_eq!(begin(gpu(), coupled, sampling, BEGINNING).0, image()[0].tokens[..BEGINNING]);
     as_many_passes("scd:window=64", 2 * BEGINNING);
     as_many_passes("pjd:threshold=2", 2 * BEGINNING);
+    as_many_passes("sjd:window=32", BEGINNING);
+    as_many_passes("zipar:window=2", 2 * BEGINNING);
     let grouped: Method = "gsd:window=64".parse().unwrap();
     let (ours, theirs) = (generate(gpu(), grouped, sampling), generate(cpu(), grouped, sampling));
     let (ours, theirs) = (ours.outcome.stats, theirs.outcome.stats);
@@ -222,35 +224,95 @@ impl Counted for CudaBackend {
     }
 }
 
-/// Decodes the first `count` tokens of an image; the tokens, and the passes that they took. Nothing is allocated meanwhile.
+/// Decodes the first `count` tokens of an image; the tokens, and the passes that they took.
 fn begin<B: Counted>(generator: &Generator<B>, method: Method, sampling: Sampling, count: usize) -> (Vec<u32>, usize) {
-    let image = Image { stream: Stream { seed: SEED, image: 0 }, sampling, test: Test::Token };
+    let (mut tokens, passes) = begin_all(generator, method, &[(PROMPT, SEED)], sampling, count);
+    (tokens.remove(0), passes)
+}
+
+/// The same of images of these prompts and seeds that are made together. Nothing is allocated meanwhile.
+fn begin_all<B: Counted>(
+    generator: &Generator<B>,
+    method: Method,
+    images: &[(&str, u64)],
+    sampling: Sampling,
+    count: usize,
+) -> (Vec<Vec<u32>>, usize) {
+    let image = |seed| Image { stream: Stream { seed, image: 0 }, sampling, test: Test::Token };
     let aids = generator.aids(&method).unwrap();
-    let mut session = generator.aided(PROMPT, image, method.acceptance(), aids).unwrap();
+    let images: Vec<_> = images.iter().map(|&(prompt, seed)| (prompt, image(seed))).collect();
+    let mut session = generator.aided(&images, method.acceptance(), aids).unwrap();
     let before = generator.model.backend.allocations();
-    let mut schedule = method.schedule(session.scene());
-    schedule.begin(session.begin().unwrap().after);
+    let mut schedules: Vec<_> = (0..images.len()).map(|image| method.schedule(session.scene(image))).collect();
+    for (schedule, first) in schedules.iter_mut().zip(session.begin().unwrap()) {
+        schedule.begin(first.after);
+    }
     let mut passes = 0;
-    while schedule.done() < count {
-        while let Some(growth) = schedule.grow() {
-            schedule.grown(&session.grow(&growth).unwrap());
+    loop {
+        let mut rounds = Vec::new();
+        for (image, schedule) in schedules.iter_mut().enumerate() {
+            if schedule.done() >= count {
+                rounds.push(None);
+                continue;
+            }
+            while let Some(growth) = schedule.grow() {
+                schedule.grown(&session.grow(image, &growth).unwrap());
+            }
+            rounds.push(schedule.next());
         }
-        let Some(round) = schedule.next() else { break };
-        let drawn = session.round(&round).unwrap();
-        if !round.forecasts.is_empty() {
-            schedule.foreseen(&session.foreseen().unwrap());
+        if rounds.iter().all(Option::is_none) {
+            break;
         }
-        schedule.learn(&drawn);
+        let drawn = session.rounds(&rounds).unwrap();
+        let forecasting = rounds.iter().flatten().any(|round| !round.forecasts.is_empty());
+        let foreseen = if forecasting { session.foreseen().unwrap() } else { vec![Vec::new(); rounds.len()] };
+        for (image, round) in rounds.iter().enumerate().filter_map(|(image, round)| Some((image, round.as_ref()?))) {
+            if !round.forecasts.is_empty() {
+                schedules[image].foreseen(&foreseen[image]);
+            }
+            schedules[image].learn(&drawn[image]);
+        }
         passes += 1;
     }
-    // The last tokens of a tree are put before the next grows.
-    if let Some(growth) = schedule.grow() {
-        session.grow(&growth).unwrap();
-    }
-    let mut tokens = session.tokens().unwrap();
+    let tokens = schedules.iter_mut().enumerate().map(|(image, schedule)| {
+        // The last tokens of a tree are put before the next grows.
+        if let Some(growth) = schedule.grow() {
+            session.grow(image, &growth).unwrap();
+        }
+        let mut tokens = session.tokens(image).unwrap();
+        tokens.truncate(count);
+        tokens
+    });
+    let tokens = tokens.collect();
     assert_eq!(generator.model.backend.allocations(), before, "{} allocates while it decodes", method.name());
-    tokens.truncate(count);
     (tokens, passes)
+}
+
+/// Two images of one prompt, which share its pages, and one of another: tokens are bitwise those of each image alone, and a
+/// step is one graph for all three.
+#[test]
+fn images_made_together_are_those_made_alone() {
+    let _turn = turn();
+    let images = [(PROMPT, 1), (PROMPT, 2), ("a man with a beard", 3)];
+    let (generator, sampling) = (gpu(), gpu().default_sampling());
+    let replays = || generator.model.backend.device().traffic().replays;
+    for name in ["exact:tree=8", "eagle1:tree=paper:nodes=16:depth=4"] {
+        let method: Method = name.parse().unwrap();
+        let apart: Vec<(Vec<u32>, usize)> = images
+            .iter()
+            .map(|image| begin_all(generator, method, &[*image], sampling, COUNT))
+            .map(|(mut tokens, passes)| (tokens.remove(0), passes))
+            .collect();
+        let before = replays();
+        let (together, passes) = begin_all(generator, method, &images, sampling, COUNT);
+        let (tokens, alone): (Vec<Vec<u32>>, Vec<usize>) = apart.into_iter().unzip();
+        assert_eq!(together, tokens, "{name}");
+        assert_eq!(passes, alone.into_iter().max().unwrap(), "{name}");
+        // A drafter's passes are graphs too.
+        if !method.needs_eagle() {
+            assert_eq!(replays() - before, passes as u64);
+        }
+    }
 }
 
 /// Tokens that trees are tried with.
@@ -344,10 +406,10 @@ fn a_step_is_one_upload_one_graph_and_one_download() {
     let image =
         Image { stream: Stream { seed: SEED, image: 0 }, sampling: generator.default_sampling(), test: Test::Token };
     let mut session = generator.session(PROMPT, image, Acceptance::Coupled).unwrap();
-    let mut schedule = Method::EXACT.schedule(session.scene());
+    let mut schedule = Method::EXACT.schedule(session.scene(0));
     let device = generator.model.backend.device();
     let before = device.traffic();
-    let outcome = weft::decode::run(&mut session, &mut *schedule, &mut |_| ()).unwrap();
+    let outcome = weft::decode::run(&mut session, &mut [&mut *schedule], &mut |_| ()).unwrap().remove(0);
     let steps = outcome.stats.nfe as u64 - 1;
     let after = device.traffic();
     assert_eq!(after.replays - before.replays, steps);

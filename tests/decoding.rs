@@ -88,6 +88,41 @@ fn agree_with_ar_when_greedy(prompts: &[&str]) {
     }
 }
 
+/// Pictures of one prompt and of others, with guidance and without, are the same together as alone, by every kind of decoder.
+#[test]
+fn pictures_made_together_are_those_made_alone() {
+    let generator = generator();
+    let guided = generator.default_sampling();
+    let free = Sampling { cfg: 1.0, temperature: 1.3, ..guided };
+    let images = [(PROMPT, guided), (PROMPT, guided), ("a man with a beard", free), ("", guided)];
+    for name in ["exact:tree=16", "gsd:window=64", "eagle2:nodes=16:depth=4:top=4", "mulo-sd"] {
+        let method: Method = name.parse().unwrap();
+        let request = |(seed, (prompt, sampling)): (usize, (&str, Sampling))| Request {
+            prompt: prompt.into(),
+            seed: seed as u64,
+            sampling,
+            method,
+        };
+        let requests: Vec<Request> = images.into_iter().enumerate().map(request).collect();
+        let mut last = 0;
+        let together = generator.generate_all(&requests, &mut |done| last = done).unwrap();
+        assert_eq!((together.len(), last), (images.len(), images.len() * 576));
+        let passes = together.iter().map(|output| output.outcome.stats.nfe).max().unwrap();
+        for (request, output) in requests.iter().zip(&together) {
+            let alone = generator.generate(request, &mut |_| ()).unwrap();
+            assert_eq!(output.outcome, alone.outcome, "{name}: {request:?}");
+            assert_eq!(output.picture, alone.picture);
+            assert_eq!(output.passes * images.len() as f64, passes as f64);
+        }
+    }
+    let mut other = generator.generate_all(&[], &mut |_| ()).map(|outputs| outputs.len());
+    assert_eq!(other.unwrap(), 0);
+    let request = Request { prompt: PROMPT.into(), seed: 0, sampling: guided, method: Method::Ar };
+    let mixed = [request.clone(), Request { method: Method::EXACT, ..request }];
+    other = generator.generate_all(&mixed, &mut |_| ()).map(|outputs| outputs.len());
+    assert!(other.unwrap_err().to_string().contains("one decoder"));
+}
+
 /// Decoders with the noise of plain AR return its tokens at any temperature.
 #[test]
 fn gumbel_coupling_returns_the_tokens_of_ar() {

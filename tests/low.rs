@@ -65,7 +65,8 @@ fn its_logits_agree() {
     let image = Image { stream: Stream { seed: 0, image: 0 }, sampling, test: Test::Token };
     let condition = low.model.condition(&prompt).unwrap();
     let other = low.unconditional.clone();
-    let mut session = Session::new(&low.model, condition, other, image, Acceptance::Coupled, Aids::default()).unwrap();
+    let mut session =
+        Session::new(&low.model, vec![(condition, image)], &other, Acceptance::Coupled, Aids::default()).unwrap();
     let mut logits = session.prompt_log_weights().unwrap();
     let block: Vec<usize> = (0..143).collect();
     logits.extend(session.log_weights(&tokens("tokens"), &block, &[12; 12]).unwrap());

@@ -103,7 +103,7 @@ fn logits_agree_in_both_branches() {
 fn spatial_heads_agree() {
     let (oracle, generator) = (Oracle::load(), generator());
     let (mut session, _) = session(&generator, &oracle.prompt());
-    let (horizontal, vertical) = session.scene().heads;
+    let (horizontal, vertical) = session.scene(0).heads;
     let offsets = (1..=horizontal).map(Offset::Right).chain((1..=vertical).map(Offset::Down));
     let theirs = [oracle.floats("head_logits_horizontal"), oracle.floats("head_logits_vertical")].concat();
     for (offset, theirs) in offsets.zip(theirs.chunks_exact(4 * 512)) {
@@ -124,7 +124,7 @@ fn the_eagle_drafter_agrees_in_both_branches() {
         let sampling = Sampling { cfg: 1.0, temperature: 1.0, top_k: 0, top_p: 1.0 };
         let image = Image { stream: Stream { seed: 0, image: 0 }, sampling, test: Test::Token };
         let aids = Aids { eagle: Some(generator.eagle("eagle1").unwrap()), ..Aids::default() };
-        let mut session = generator.aided(&prompt, image, Acceptance::Judged(Test::Token), aids).unwrap();
+        let mut session = generator.aided(&[(&prompt, image)], Acceptance::Judged(Test::Token), aids).unwrap();
         session.prompt_log_weights().unwrap();
         let block: Vec<usize> = (0..grid.len() - 1).collect();
         session.log_weights(&tokens, &block, &vec![grid.width as u32; grid.height]).unwrap();

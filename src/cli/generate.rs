@@ -28,6 +28,9 @@ pub struct Args {
     /// Number of pictures
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     n: u32,
+    /// Pictures of --n that are made together, so that a pass reads the weights once for all of them; the pictures are the same
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
+    batch: u32,
     /// Seed of all randomness; the pictures of --n take this seed and the ones after it
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -72,24 +75,32 @@ fn generate<B: Backend>(args: &Args, backend: B) -> Result<(), Failure> {
     let generator = args.model.load(backend, &files)?;
     let request = request(args, &generator)?;
     warn_about_words(&generator, &request.prompt)?;
-    let positions = generator.positions(request.method) as u64;
-    let bar = progress_bar(u64::from(args.n) * positions);
+    let bar = progress_bar(u64::from(args.n) * generator.positions(request.method) as u64);
     let (mut totals, mut sheet) = (Totals::default(), Vec::new());
-    for image in 0..args.n {
-        let done = u64::from(image) * positions;
-        let request = Request { seed: args.seed.wrapping_add(u64::from(image)), ..request.clone() };
-        let output = generator.generate(&request, &mut |tokens| bar.set_position(done + tokens as u64))?;
-        totals.add(&output);
-        let path = if args.grid_sheet { args.output.clone() } else { numbered(&args.output, image, args.n) };
-        if !args.grid_sheet {
-            output.picture.save(&path, &texts(args, &request, &files))?;
-        }
-        if args.json {
-            let line = json(args, &generator, &request, &path, &output);
-            bar.suspend(|| writeln!(std::io::stdout(), "{line}"))?;
-        }
-        if args.grid_sheet {
-            sheet.push(output.picture);
+    let seeds: Vec<u64> = (0..u64::from(args.n)).map(|image| args.seed.wrapping_add(image)).collect();
+    let paths = |image: usize| match args.grid_sheet {
+        true => args.output.clone(),
+        false => numbered(&args.output, image, args.n),
+    };
+    for (batch, seeds) in seeds.chunks(args.batch as usize).enumerate() {
+        let requests: Vec<Request> = seeds.iter().map(|&seed| Request { seed, ..request.clone() }).collect();
+        let first = batch * args.batch as usize;
+        let done = first * generator.positions(request.method);
+        let outputs = generator.generate_all(&requests, &mut |tokens| bar.set_position((done + tokens) as u64));
+        let outputs = outputs.map_err(|error| smaller(error, requests.len()))?;
+        for (index, (request, output)) in requests.iter().zip(outputs).enumerate() {
+            totals.add(&output);
+            let path = paths(first + index);
+            if !args.grid_sheet {
+                output.picture.save(&path, &texts(args, request, &files))?;
+            }
+            if args.json {
+                let line = json(args, &generator, request, &path, &output);
+                bar.suspend(|| writeln!(std::io::stdout(), "{line}"))?;
+            }
+            if args.grid_sheet {
+                sheet.push(output.picture);
+            }
         }
     }
     bar.finish_and_clear();
@@ -104,6 +115,16 @@ fn generate<B: Backend>(args: &Args, backend: B) -> Result<(), Failure> {
         writeln!(std::io::stdout(), "{summary}")?
     }
     Ok(())
+}
+
+/// What to do when pictures have no room together.
+fn smaller(error: crate::engine::Error, together: usize) -> Failure {
+    match error {
+        crate::engine::Error::Backend(crate::backend::Error::OutOfMemory { .. }) if together > 1 => {
+            format!("{error}; --batch {together} makes so many pictures together, a smaller one needs less").into()
+        }
+        _ => error.into(),
+    }
 }
 
 /// What it takes to make a picture again, for its text chunks.
@@ -159,7 +180,7 @@ fn warn_about_words<B: Backend>(generator: &Generator<B>, text: &str) -> Result<
 }
 
 /// `FILE` for a single picture, else `FILE-1`, `FILE-2`, ... before the extension.
-fn numbered(path: &Path, image: u32, n: u32) -> PathBuf {
+fn numbered(path: &Path, image: usize, n: u32) -> PathBuf {
     if n == 1 {
         return path.to_owned();
     }
@@ -197,6 +218,7 @@ fn json<B: Backend>(
         "rows": stats.rows,
         "draft_passes": stats.draft.passes,
         "draft_rows": stats.draft.rows,
+        "batch": args.batch.min(args.n),
         "seconds": (output.decode_time + output.pixel_time).as_secs_f64(),
     });
     if args.tokens {
@@ -211,6 +233,8 @@ fn json<B: Backend>(
 struct Totals {
     images: usize,
     tokens: usize,
+    /// Passes, each counted once for all pictures that it served.
+    passes: f64,
     stats: crate::decode::Stats,
     decode_seconds: f64,
     pixel_seconds: f64,
@@ -220,6 +244,7 @@ impl Totals {
     fn add(&mut self, output: &Output) {
         self.images += 1;
         self.tokens += output.outcome.first.len();
+        self.passes += output.passes;
         self.stats.nfe += output.outcome.stats.nfe;
         self.stats.drafted += output.outcome.stats.drafted;
         self.stats.accepted += output.outcome.stats.accepted;
@@ -230,7 +255,7 @@ impl Totals {
     /// The last line: what it cost, per picture. GB/s counts every pass as one read of the decoder's weights.
     fn summary(&self, pass_bytes: usize, decoder: &str) -> String {
         let per = |total: f64| total / self.images as f64;
-        let bytes = (self.stats.nfe * pass_bytes) as f64;
+        let bytes = self.passes * pass_bytes as f64;
         format!(
             "{decoder}: {:.0} passes, {:.1} tokens/pass, {:.0}% accepted, {:.0} ms ({:.0} ms pixels), {:.1} GB/s of weights",
             per(self.stats.nfe as f64),

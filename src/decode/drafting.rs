@@ -1,33 +1,37 @@
-//! The drafter of one image: what an [`Eagle`] keeps beside a [`Session`](super::session::Session), whose canvas, states and
-//! page numbers it shares. Its guesses of states go where the target's would: what the target predicts in the next pass
-//! overwrites them.
+//! The drafter of a session's images: what an [`Eagle`] keeps beside a [`Session`](super::session::Session), whose canvas,
+//! states and page numbers it shares. Its guesses of states go where the target's would: what the target predicts in the next
+//! pass overwrites them. A pass of it is over one image, as how many an image needs before its next round is its own.
 
-use super::tree::{Choice, Growth, State};
+use super::session::Subject;
+use super::tree::{Brood, Choice, Growth, State};
 use super::{DraftCost, frontier};
 use crate::backend::{
-    Backend, Capacity, Chosen, Draw, Error, Image, NONE, PageTable, Phase, Put, RowPlace, Rule, Slot, Source, Step,
+    Backend, Capacity, Chosen, Draw, Error, NONE, PageTable, Phase, Put, RowPlace, Rule, Slot, Source, Step,
 };
-use crate::grid::Grid;
 use crate::models::avatar::Avatar;
 use crate::nn::eagle::{Activations, Eagle, Inputs};
 use std::sync::Arc;
 
-/// The drafter's part of an image.
+/// The drafter's part of images.
 pub(super) struct Drafting<B: Backend> {
-    /// Pages as the session's, without a prompt.
-    tables: Vec<PageTable>,
     pass: Pass<B>,
     step: B::Step,
-    /// Positions that it has seen.
+    images: Vec<Image>,
+}
+
+/// Of one image.
+#[derive(Clone, Copy, Default)]
+struct Image {
+    /// Positions that the drafter has seen.
     seen: usize,
-    pub(super) cost: DraftCost,
+    cost: DraftCost,
 }
 
 /// What a pass of it works with.
 struct Pass<B: Backend> {
     eagle: Arc<Eagle<B>>,
     kv: B::KvPool,
-    /// What each branch's condition adds to its inputs.
+    /// What each sequence's condition adds to its inputs.
     bias: B::Tensor,
     guesses: B::Tensor,
     logits: B::Tensor,
@@ -37,29 +41,29 @@ struct Pass<B: Backend> {
 /// What it shares with the session.
 pub(super) struct Shared<'a, B: Backend> {
     pub(super) model: &'a Avatar<B>,
-    pub(super) image: Image,
     /// Rows of a branch in the kept states.
     pub(super) stride: usize,
+    /// Tokens of an image in the canvas.
+    pub(super) places: usize,
     pub(super) states: &'a mut B::Tensor,
     pub(super) canvas: &'a mut B::Canvas,
 }
 
 impl<B: Backend> Drafting<B> {
-    /// Beside a session with these pages, of `slots` slots; `biases` are those of its branches.
+    /// Beside a session of so many images, with steps of this capacity and `slots` slots a branch; `biases` are those of its
+    /// sequences.
     pub(super) fn new(
         model: &Avatar<B>,
         eagle: Arc<Eagle<B>>,
-        tables: &[PageTable],
+        images: usize,
         (capacity, slots): (Capacity, usize),
         biases: &[f32],
     ) -> Result<Self, Error> {
-        let (config, backend, branches) = (&model.config, &model.backend, tables.len());
-        let bare = |table: &PageTable| PageTable { prefix: Vec::new(), prefix_len: 0, ..table.clone() };
-        // All that is fed at once: a path and a level, of a tree that has as many slots.
-        let rows = branches * 2 * slots;
+        let (config, backend) = (&model.config, &model.backend);
+        // All that is fed at once: a path and a level, of a tree that has as many slots, in both branches.
+        let rows = 2 * 2 * slots;
         let capacity = Capacity { rows, sources: rows, groups: 1, siblings: 0, ..capacity };
         Ok(Self {
-            tables: tables.iter().map(bare).collect(),
             pass: Pass {
                 kv: eagle.kv_pool(backend, capacity.pages)?,
                 bias: eagle.project(backend, biases)?,
@@ -69,9 +73,13 @@ impl<B: Backend> Drafting<B> {
                 eagle,
             },
             step: backend.step(capacity)?,
-            seen: 0,
-            cost: DraftCost::default(),
+            images: vec![Image::default(); images],
         })
+    }
+
+    /// What it has cost an image so far.
+    pub(super) fn cost(&self, image: usize) -> DraftCost {
+        self.images[image].cost
     }
 
     /// Makes room for all that a pass needs between its kernels.
@@ -84,13 +92,20 @@ impl<B: Backend> Drafting<B> {
         })
     }
 
-    /// Runs a pass; what it chose.
-    pub(super) fn grow(&mut self, growth: &Growth, mut shared: Shared<'_, B>) -> Result<Vec<Chosen>, Error> {
+    /// Runs a pass over an image; what it chose.
+    pub(super) fn grow(
+        &mut self,
+        image: usize,
+        growth: &Growth,
+        subjects: &[Subject],
+        mut shared: Shared<'_, B>,
+    ) -> Result<Vec<Chosen>, Error> {
         let backend = &shared.model.backend;
-        let plan = self.plan(growth, shared.image, shared.model.grid(), shared.stride);
+        let plan = self.plan(image, growth, subjects, &shared);
         let (feeding, putting) = (!plan.layout.rows.is_empty(), !plan.puts.is_empty());
-        self.cost.passes += usize::from(feeding);
-        self.cost.rows += growth.trunk.len() + growth.nodes.len();
+        let cost = &mut self.images[image].cost;
+        cost.passes += usize::from(feeding);
+        cost.rows += growth.trunk.len() + growth.nodes.len();
         let Self { pass, step, .. } = self;
         backend.set_step(plan, step)?;
         backend.run(step, &mut |backend, step| {
@@ -112,55 +127,67 @@ impl<B: Backend> Drafting<B> {
         Ok(model.backend.read(&self.pass.logits)?.into_owned())
     }
 
-    fn plan(&mut self, growth: &Growth, mut image: Image, grid: Grid, stride: usize) -> Step {
-        self.seen = growth.trunk.last().map_or(self.seen, |(position, _)| position + 1);
-        let (length, branches) = (grid.len(), self.tables.len());
+    fn plan(&mut self, image: usize, growth: &Growth, subjects: &[Subject], shared: &Shared<'_, B>) -> Step {
+        let (subject, grid, places) = (&subjects[image], shared.model.grid(), shared.places);
+        let Image { seen, .. } = &mut self.images[image];
+        *seen = growth.trunk.last().map_or(*seen, |(position, _)| position + 1);
+        let mut step = Step { images: subjects.iter().map(|subject| subject.image).collect(), ..Step::default() };
         let choosing = growth.broods.iter().any(|brood| brood.choice == Choice::Likeliest);
+        let sampling = &mut step.images[image].sampling;
         // Greedy, one token has all of the probability; which other ones to judge is a matter of the law before that.
-        if choosing && image.sampling.temperature == 0.0 {
-            image.sampling.temperature = 1.0;
+        if choosing && sampling.temperature == 0.0 {
+            sampling.temperature = 1.0;
         }
-        let puts = growth.puts.iter().map(|&(place, token)| Put { image: 0, position: place as u32, token });
-        let mut step = Step { images: vec![image], puts: puts.collect(), ..Step::default() };
+        let put = |&(place, token): &(usize, u32)| Put { image: image as u32, position: place as u32, token };
+        step.puts = growth.puts.iter().map(put).collect();
         let trunk = growth.trunk.iter().map(|&(position, state)| (Slot::Grid(position as u32), position, state));
         let nodes = growth.nodes.iter().map(|&(node, state)| {
             let slot = Slot::Scratch { slot: node.slot as u32, at: node.at as u32, ancestors: node.ancestors };
-            (slot, length + node.slot, state)
+            (slot, grid.len() + node.slot, state)
         });
         let rows: Vec<_> = trunk.chain(nodes).collect();
-        for (sequence, table) in self.tables.iter().enumerate() {
-            step.layout.sequences.push(PageTable { frontier: frontier(grid, self.seen), ..table.clone() });
+        // The sequences of all images, so that each has its number, without their prompts.
+        let bare = |table: &PageTable| PageTable { prefix: Vec::new(), prefix_len: 0, ..table.clone() };
+        step.layout.sequences = subjects.iter().flat_map(|subject| subject.tables.iter().map(bare)).collect();
+        for branch in 0..subject.tables.len() {
+            let sequence = subject.first + branch;
+            step.layout.sequences[sequence].frontier = frontier(grid, *seen);
             for &(slot, place, state) in &rows {
                 step.layout.rows.push(RowPlace { sequence: sequence as u32, slot });
                 let state = match state {
-                    State::Of(position) => position,
-                    State::After(slot) => length + slot,
+                    State::Of(position) => subject.state(branch, position, shared.stride),
+                    State::After(slot) => subject.state(branch, grid.len() + slot, shared.stride),
                 };
-                step.sources.push(Source { state: (sequence * stride + state) as u32, token: place as u32 });
+                step.sources.push(Source { state: state as u32, token: (image * places + place) as u32 });
             }
         }
         step.groups = vec![0, step.sources.len() as u32];
-        for brood in &growth.broods {
-            let of =
-                |slot| growth.nodes.iter().position(|(node, _)| node.slot == slot).map(|row| growth.trunk.len() + row);
-            let row = brood.parent.map_or_else(|| growth.trunk.len().checked_sub(1), of).expect("a parent is fed");
-            let of = |branch: usize| if branch < branches { (branch * rows.len() + row) as u32 } else { NONE };
-            let count = brood.count as u32;
-            step.verdicts.push(Draw {
-                image: 0,
-                position: (length + brood.first) as u32,
-                rule: match brood.choice {
-                    Choice::Drawn => Rule::Children { count },
-                    Choice::Likeliest => Rule::Likeliest { count },
-                },
-                follows: false,
-                round: growth.round,
-                conditional: [of(0), NONE],
-                unconditional: [of(1), NONE],
-            });
-        }
+        step.verdicts = draws(image, growth, (subject.tables.len(), rows.len()), grid.len());
         step
     }
+}
+
+/// The draws of a pass's broods, which has so many rows in each of so many branches.
+fn draws(image: usize, growth: &Growth, (branches, rows): (usize, usize), positions: usize) -> Vec<Draw> {
+    let fed = |slot| growth.nodes.iter().position(|(node, _)| node.slot == slot).map(|row| growth.trunk.len() + row);
+    let draw = |brood: &Brood| {
+        let row = brood.parent.map_or_else(|| growth.trunk.len().checked_sub(1), fed).expect("a parent is fed");
+        let of = |branch: usize| if branch < branches { (branch * rows + row) as u32 } else { NONE };
+        let count = brood.count as u32;
+        Draw {
+            image: image as u32,
+            position: (positions + brood.first) as u32,
+            rule: match brood.choice {
+                Choice::Drawn => Rule::Children { count },
+                Choice::Likeliest => Rule::Likeliest { count },
+            },
+            follows: false,
+            round: growth.round,
+            conditional: [of(0), NONE],
+            unconditional: [of(1), NONE],
+        }
+    };
+    growth.broods.iter().map(draw).collect()
 }
 
 impl<B: Backend> Pass<B> {

@@ -145,23 +145,25 @@ pub struct Scene {
     pub stream: Stream,
 }
 
-/// A model, as decoders see it: one guided image, its canvas of tokens, its KV cache, its processed distributions
-/// (guidance, temperature, top-k, top-p) and its acceptance rule.
+/// A model, as decoders see it: guided images in the making, each with its canvas of tokens, its KV cache, its processed
+/// distributions (guidance, temperature, top-k, top-p) and its acceptance rule. A pass serves all of them; what becomes of
+/// an image does not depend on the others.
 pub trait Target {
-    /// The image.
-    fn scene(&self) -> Scene;
-    /// Feeds the prompt, draws the token of position 0 and keeps its distribution. One pass.
-    fn begin(&mut self) -> Result<Drawn, Error>;
-    /// Runs a pass of the drafter; what it chose ([`tree::Choice::Likeliest`]), in order.
-    fn grow(&mut self, growth: &Growth) -> Result<Vec<Chosen>, Error>;
-    /// Runs a round; what became of the tokens it asks for, then of its families, in its order. One pass.
-    fn round(&mut self, round: &Round) -> Result<Vec<Drawn>, Error>;
-    /// What the forecasts of the last round named, in its order.
-    fn foreseen(&mut self) -> Result<Vec<Chosen>, Error>;
-    /// The canvas.
-    fn tokens(&mut self) -> Result<Vec<u32>, Error>;
-    /// What its drafter has cost so far, if that is a model of its own.
-    fn draft_cost(&self) -> DraftCost {
+    /// An image.
+    fn scene(&self, image: usize) -> Scene;
+    /// Feeds the prompts, draws the token of position 0 of each image and keeps its distribution. One pass.
+    fn begin(&mut self) -> Result<Vec<Drawn>, Error>;
+    /// Runs a pass of the drafter over an image; what it chose ([`tree::Choice::Likeliest`]), in order.
+    fn grow(&mut self, image: usize, growth: &Growth) -> Result<Vec<Chosen>, Error>;
+    /// Runs a round of each image that has one; what became of the tokens it asks for, then of its families, in its
+    /// order, for each image. One pass.
+    fn rounds(&mut self, rounds: &[Option<Round>]) -> Result<Vec<Vec<Drawn>>, Error>;
+    /// What the forecasts of the last rounds named, in the order of each image's.
+    fn foreseen(&mut self) -> Result<Vec<Vec<Chosen>>, Error>;
+    /// The canvas of an image.
+    fn tokens(&mut self, image: usize) -> Result<Vec<u32>, Error>;
+    /// What the drafter has cost an image so far, if that is a model of its own.
+    fn draft_cost(&self, _image: usize) -> DraftCost {
         DraftCost::default()
     }
 }
@@ -231,56 +233,92 @@ impl Stats {
     }
 }
 
-/// Decodes an image.
+/// Decodes images together, each by a schedule of its own, until all are done; `progress` is told the tokens of all.
 pub fn run<T: Target + ?Sized>(
     target: &mut T,
-    schedule: &mut dyn Schedule,
+    schedules: &mut [&mut dyn Schedule],
     progress: &mut Progress<'_>,
-) -> Result<Outcome, Error> {
-    let positions = target.scene().grid.len();
-    let (mut stats, mut first) = (Stats { nfe: 1, ..Stats::default() }, vec![None; positions]);
-    schedule.begin(target.begin()?.after);
-    while let Some(round) = next(target, schedule)? {
-        stats.nfe += 1;
-        stats.rows += round.block.len() + round.temporary.len() + round.nodes.len();
-        let drawn = target.round(&round)?;
-        let mut judge = |position: usize, passed| {
-            if first[position].is_none() {
-                first[position] = Some(passed);
-                stats.drafted += 1;
-                stats.accepted += usize::from(passed);
+) -> Result<Vec<Outcome>, Error> {
+    let positions: Vec<usize> = (0..schedules.len()).map(|image| target.scene(image).grid.len()).collect();
+    let mut tallies: Vec<Tally> = positions.iter().map(|&positions| Tally::new(positions)).collect();
+    for (schedule, first) in schedules.iter_mut().zip(target.begin()?) {
+        schedule.begin(first.after);
+    }
+    loop {
+        let each = schedules.iter_mut().enumerate();
+        let rounds: Vec<Option<Round>> =
+            each.map(|(image, schedule)| next(target, image, &mut **schedule)).collect::<Result<_, Error>>()?;
+        if rounds.iter().all(Option::is_none) {
+            break;
+        }
+        let drawn = target.rounds(&rounds)?;
+        let forecasting = rounds.iter().flatten().any(|round| !round.forecasts.is_empty());
+        let foreseen = if forecasting { target.foreseen()? } else { Vec::new() };
+        for (image, (round, drawn)) in rounds.iter().zip(&drawn).enumerate() {
+            let Some(round) = round else { continue };
+            tallies[image].count(round, drawn);
+            if !round.forecasts.is_empty() {
+                schedules[image].foreseen(&foreseen[image]);
             }
-        };
+            schedules[image].learn(drawn);
+        }
+        progress(schedules.iter().map(|schedule| schedule.done()).sum());
+    }
+    progress(positions.iter().sum());
+    let outcome = |(image, Tally { stats, first }): (usize, Tally)| {
+        let stats = Stats { draft: target.draft_cost(image), ..stats };
+        Ok(Outcome { tokens: target.tokens(image)?, latents: Vec::new(), stats, first })
+    };
+    tallies.into_iter().enumerate().map(outcome).collect()
+}
+
+/// The next round of an image, once its draft tree is grown.
+fn next<T: Target + ?Sized>(target: &mut T, image: usize, schedule: &mut dyn Schedule) -> Result<Option<Round>, Error> {
+    while let Some(growth) = schedule.grow() {
+        schedule.grown(&target.grow(image, &growth)?);
+    }
+    Ok(schedule.next())
+}
+
+/// What is counted of an image while it is made.
+struct Tally {
+    stats: Stats,
+    first: Vec<Option<bool>>,
+}
+
+impl Tally {
+    /// After the pass over the prompt.
+    fn new(positions: usize) -> Self {
+        Self { stats: Stats { nfe: 1, ..Stats::default() }, first: vec![None; positions] }
+    }
+
+    /// Counts a round and what became of its tokens.
+    fn count(&mut self, round: &Round, drawn: &[Drawn]) {
+        self.stats.nfe += 1;
+        self.stats.rows += round.block.len() + round.temporary.len() + round.nodes.len();
         let mut kept = false;
-        for (ask, drawn) in round.asks.iter().zip(&drawn) {
+        for (ask, drawn) in round.asks.iter().zip(drawn) {
             let judged = ask.verify && (kept || !ask.follows);
             kept = judged && drawn.before == drawn.after;
             if judged {
-                judge(ask.position, kept);
+                self.judge(ask.position, kept);
             }
         }
         for (family, drawn) in tree::path(&round.families, &drawn[round.asks.len()..]) {
             if family.count > 0 {
-                judge(family.position, drawn.before != NONE);
+                self.judge(family.position, drawn.before != NONE);
             }
         }
-        if !round.forecasts.is_empty() {
-            schedule.foreseen(&target.foreseen()?);
-        }
-        schedule.learn(&drawn);
-        progress(schedule.done());
     }
-    progress(positions);
-    stats.draft = target.draft_cost();
-    Ok(Outcome { tokens: target.tokens()?, latents: Vec::new(), stats, first })
-}
 
-/// The next round, once its draft tree is grown.
-fn next<T: Target + ?Sized>(target: &mut T, schedule: &mut dyn Schedule) -> Result<Option<Round>, Error> {
-    while let Some(growth) = schedule.grow() {
-        schedule.grown(&target.grow(&growth)?);
+    /// Only the first judgement of a position counts.
+    fn judge(&mut self, position: usize, passed: bool) {
+        if self.first[position].is_none() {
+            self.first[position] = Some(passed);
+            self.stats.drafted += 1;
+            self.stats.accepted += usize::from(passed);
+        }
     }
-    Ok(schedule.next())
 }
 
 /// The frontier when the first `fed` positions of a grid have their keys in place.

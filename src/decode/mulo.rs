@@ -218,8 +218,8 @@ impl Schedule for MuLo {
 #[cfg(test)]
 pub(super) mod testing {
     use super::*;
+    use crate::decode::Schedule;
     use crate::decode::testing::Toy;
-    use crate::decode::{Schedule, Target};
 
     pub fn knobs(rows: usize, radius: usize, resample: Resample, refresh: bool) -> Knobs {
         let draft = coarse::Knobs { up: Up::Latent, ahead: 0 };
@@ -259,11 +259,11 @@ pub(super) mod testing {
             for refresh in [false, true] {
                 let mut toy = Toy::new(6, 7, 5, test(0.25), seed);
                 let mut schedule = MuLo::new(toy.scene(), knobs(2, 1, resample, refresh));
-                schedule.begin(toy.begin().unwrap().after);
+                schedule.begin(toy.begin().after);
                 let mut drawn_again = 0;
                 while let Some(round) = schedule.next() {
-                    let before = toy.tokens().unwrap();
-                    let drawn = toy.round(&round).unwrap();
+                    let before = toy.tokens();
+                    let drawn = toy.round(&round);
                     let exact = match &round.sketch {
                         Some(rows) => rows.start * 7,
                         None if refresh => round.asks[round.asks.len() - 1].position,
@@ -286,10 +286,10 @@ pub(super) mod testing {
             let mut toy = Toy::new(6, 7, 5, test(0.25), seed);
             let grid = toy.grid();
             let mut schedule = MuLo::new(toy.scene(), knobs(3, 1, Resample::Parallel, false));
-            schedule.begin(toy.begin().unwrap().after);
+            schedule.begin(toy.begin().after);
             let mut expected = Vec::new();
             while let Some(round) = schedule.next() {
-                let drawn = toy.round(&round).unwrap();
+                let drawn = toy.round(&round);
                 if round.sketch.is_some() {
                     assert!(expected.is_empty(), "{expected:?} were not drawn again");
                     let rejected = round.asks.iter().zip(&drawn).filter(|(_, drawn)| drawn.before != drawn.after);

@@ -79,7 +79,7 @@ impl Toy {
     }
 
     pub fn decode(&mut self, schedule: &mut dyn Schedule) -> Outcome {
-        super::run(self, schedule, &mut |_| ()).expect("the host does not fail")
+        Toys(vec![self]).decode(vec![schedule]).remove(0)
     }
 
     /// Log-weights that a hash determines, between -2 and 2.
@@ -245,18 +245,18 @@ impl Toy {
     }
 }
 
-impl Target for Toy {
-    fn scene(&self) -> Scene {
+impl Toy {
+    pub fn scene(&self) -> Scene {
         Scene { grid: self.grid, heads: self.heads(), scale: 1, vocab: self.vocab, stream: self.stream }
     }
 
-    fn begin(&mut self) -> Result<Drawn, Error> {
+    pub fn begin(&mut self) -> Drawn {
         self.passed[0] = self.weights(99);
         let first = self.passed[0].clone();
-        Ok(self.draw(Ask::draw(0), &first))
+        self.draw(Ask::draw(0), &first)
     }
 
-    fn round(&mut self, round: &Round) -> Result<Vec<Drawn>, Error> {
+    pub fn round(&mut self, round: &Round) -> Vec<Drawn> {
         let sketched =
             round.sketch.clone().map_or(0..0, |rows| rows.start * self.grid.width..rows.end * self.grid.width);
         for position in sketched.filter(|&position| position > 0) {
@@ -301,14 +301,14 @@ impl Target for Toy {
             self.foresee(forecast);
         }
         self.kept = round.keep.unwrap_or(self.kept);
-        Ok(drawn)
+        drawn
     }
 
-    fn foreseen(&mut self) -> Result<Vec<Chosen>, Error> {
-        Ok(self.canvas.take_chosen())
+    pub fn tokens(&self) -> Vec<u32> {
+        (0..self.grid.len()).map(|position| self.canvas.at(position)).collect()
     }
 
-    fn grow(&mut self, growth: &Growth) -> Result<Vec<Chosen>, Error> {
+    fn grow(&mut self, growth: &Growth) -> Vec<Chosen> {
         for &(place, token) in &growth.puts {
             self.canvas.put(place, token);
         }
@@ -339,12 +339,64 @@ impl Target for Toy {
             self.canvas.apply(&draw, &self.image(Test::Token), None, &log_weights);
             chosen.extend(self.canvas.take_chosen());
         }
-        Ok(chosen)
+        chosen
+    }
+}
+
+/// Images that are made together, each by a model of its own.
+pub struct Toys<'a>(pub Vec<&'a mut Toy>);
+
+impl Toys<'_> {
+    pub fn decode(&mut self, mut schedules: Vec<&mut dyn Schedule>) -> Vec<Outcome> {
+        super::run(self, &mut schedules, &mut |_| ()).expect("the host does not fail")
+    }
+}
+
+impl Target for Toys<'_> {
+    fn scene(&self, image: usize) -> Scene {
+        self.0[image].scene()
     }
 
-    fn tokens(&mut self) -> Result<Vec<u32>, Error> {
-        Ok((0..self.grid.len()).map(|position| self.canvas.at(position)).collect())
+    fn begin(&mut self) -> Result<Vec<Drawn>, Error> {
+        Ok(self.0.iter_mut().map(|toy| toy.begin()).collect())
     }
+
+    fn grow(&mut self, image: usize, growth: &Growth) -> Result<Vec<Chosen>, Error> {
+        Ok(self.0[image].grow(growth))
+    }
+
+    fn rounds(&mut self, rounds: &[Option<Round>]) -> Result<Vec<Vec<Drawn>>, Error> {
+        let toys = self.0.iter_mut().zip(rounds);
+        Ok(toys.map(|(toy, round)| round.as_ref().map_or_else(Vec::new, |round| toy.round(round))).collect())
+    }
+
+    fn foreseen(&mut self) -> Result<Vec<Vec<Chosen>>, Error> {
+        Ok(self.0.iter_mut().map(|toy| toy.canvas.take_chosen()).collect())
+    }
+
+    fn tokens(&mut self, image: usize) -> Result<Vec<u32>, Error> {
+        Ok(self.0[image].tokens())
+    }
+}
+
+/// Images of different kinds of decoders, which end at different passes, do not meet.
+#[test]
+fn images_decoded_together_are_those_decoded_alone() {
+    let schedules = |scene: Scene| -> Vec<Box<dyn Schedule + Send>> {
+        let names = ["exact", "ar", "wavefront", "exact:tree=16", "zipar:window=2"];
+        names.iter().map(|name| name.parse::<super::methods::Method>().unwrap().schedule(scene)).collect()
+    };
+    let toys = || (0..5).map(|seed| Toy::new(4, 5, 7, Acceptance::Coupled, seed)).collect::<Vec<Toy>>();
+    let alone: Vec<Outcome> =
+        toys().iter_mut().enumerate().map(|(image, toy)| toy.decode(&mut *schedules(toy.scene())[image])).collect();
+    let mut together = toys();
+    let mut each: Vec<_> =
+        together.iter().enumerate().map(|(image, toy)| schedules(toy.scene()).swap_remove(image)).collect();
+    let each = each.iter_mut().map(|schedule| &mut **schedule as &mut dyn Schedule).collect();
+    assert_eq!(Toys(together.iter_mut().collect()).decode(each), alone);
+    let mut passes: Vec<usize> = alone.iter().map(|outcome| outcome.stats.nfe).collect();
+    passes.dedup();
+    assert_eq!(passes.len(), 5, "they end at different passes: {passes:?}");
 }
 
 /// SplitMix64 of two words.

@@ -8,7 +8,7 @@ use crate::decode::coarse::Coarse;
 use crate::decode::cspd;
 use crate::decode::methods::Method;
 use crate::decode::session::{Aids, Session};
-use crate::decode::{Acceptance, Outcome, Progress, Target};
+use crate::decode::{Acceptance, Outcome, Progress, Schedule, Target};
 use crate::models::avatar::{Avatar, Condition, Prompt};
 use crate::models::continuous::{self, Continuous};
 use crate::models::low::Low;
@@ -62,10 +62,37 @@ pub struct Output {
     pub outcome: Outcome,
     /// Pixels.
     pub picture: Picture,
-    /// From the tokenized prompt to the last token.
+    /// Passes that were run, over the pictures that were made together.
+    pub passes: f64,
+    /// From the prompt to the last token, over the pictures that were made together.
     pub decode_time: Duration,
     /// From tokens to pixels.
     pub pixel_time: Duration,
+}
+
+impl Request {
+    /// The image that it asks for.
+    fn image(&self) -> Image {
+        Image { stream: Stream { seed: self.seed, image: 0 }, sampling: self.sampling, test: Test::Token }
+    }
+}
+
+/// The conditions of images of prompts; a prompt that several have is encoded once.
+fn conditioned<B: Backend>(model: &Avatar<B>, images: &[(&str, Image)]) -> Result<Vec<(Condition, Image)>, Error> {
+    let mut known: Vec<(&str, Condition)> = Vec::new();
+    let mut of_prompt = |prompt| match known.iter().find(|(other, _)| *other == prompt) {
+        Some((_, condition)) => Ok::<_, Error>(condition.clone()),
+        None => {
+            let condition = model.condition(&model.prompt(prompt)?)?;
+            known.push((prompt, condition.clone()));
+            Ok(condition)
+        }
+    };
+    let conditioned = |&(prompt, image): &(_, Image)| {
+        image.sampling.validate().map_err(Error::Request)?;
+        Ok((of_prompt(prompt)?, image))
+    };
+    images.iter().map(conditioned).collect()
 }
 
 impl<B: Backend> Generator<B> {
@@ -103,40 +130,56 @@ impl<B: Backend> Generator<B> {
 
     /// Makes a picture. `progress` is told how many tokens, or positions of a continuous picture, are done.
     pub fn generate(&self, request: &Request, progress: &mut Progress<'_>) -> Result<Output, Error> {
+        Ok(self.generate_all(std::slice::from_ref(request), progress)?.remove(0))
+    }
+
+    /// Makes pictures together, each the one that [`Generator::generate`] makes of its request, bit for bit: a pass reads the
+    /// weights once for all of them, and a prompt that several name is fed once. They have one method. Continuous pictures are
+    /// made one after another.
+    pub fn generate_all(&self, requests: &[Request], progress: &mut Progress<'_>) -> Result<Vec<Output>, Error> {
         let _span = tracing::info_span!("generate").entered();
-        if let Some(knobs) = request.method.continuous() {
-            return self.generate_continuous(request, knobs, progress);
+        let Some(Request { method, .. }) = requests.first() else { return Ok(Vec::new()) };
+        if requests.iter().any(|request| request.method != *method) {
+            return Err(Error::Request("pictures that are made together have one decoder".into()));
         }
-        if request.method.needs_heads() && self.model.heads.is_none() {
-            return Err(Error::Request(format!(
-                "{} drafts with spatial heads, this model has none",
-                request.method.name()
-            )));
+        if let Some(knobs) = method.continuous() {
+            let positions = self.positions(*method);
+            let one = |(index, request)| {
+                self.generate_continuous(request, knobs, &mut |done| progress(index * positions + done))
+            };
+            return requests.iter().enumerate().map(one).collect();
         }
-        let image =
-            Image { stream: Stream { seed: request.seed, image: 0 }, sampling: request.sampling, test: Test::Token };
-        let aids = self.aids(&request.method)?;
-        let mut session = self.aided(&request.prompt, image, request.method.acceptance(), aids)?;
-        let low = request.method.coarse().map(|knobs| Ok::<_, Error>((knobs, self.low(request.method.name())?)));
-        let low = low.transpose()?;
+        if method.needs_heads() && self.model.heads.is_none() {
+            return Err(Error::Request(format!("{} drafts with spatial heads, this model has none", method.name())));
+        }
+        let aids = self.aids(method)?;
+        let low = method.coarse().map(|knobs| Ok::<_, Error>((knobs, self.low(method.name())?))).transpose()?;
+        let images: Vec<(&str, Image)> = requests.iter().map(|request| (&*request.prompt, request.image())).collect();
+        let mut session = self.aided(&images, method.acceptance(), aids)?;
         let start = Instant::now();
         let mut run = |target: &mut dyn Target| {
-            let mut schedule = request.method.schedule(target.scene());
-            decode::run(target, &mut *schedule, progress)
+            let mut schedules: Vec<_> = (0..requests.len()).map(|image| method.schedule(target.scene(image))).collect();
+            let mut schedules: Vec<&mut dyn Schedule> =
+                schedules.iter_mut().map(|schedule| &mut **schedule as &mut dyn Schedule).collect();
+            decode::run(target, &mut schedules, progress)
         };
-        let outcome = match &low {
+        let outcomes = match &low {
             None => run(&mut session)?,
             Some((knobs, low)) => {
-                let condition = low.model.condition(&low.model.prompt(&request.prompt)?)?;
-                let other = low.unconditional.clone();
-                let drafter = Session::new(&low.model, condition, other, image, Acceptance::Coupled, Aids::default())?;
+                let (images, rule) = (conditioned(&low.model, &images)?, Acceptance::Coupled);
+                let drafter = Session::new(&low.model, images, &low.unconditional, rule, Aids::default())?;
                 run(&mut Coarse::new(&self.model, session, low, drafter, *knobs))?
             }
         };
-        let decode_time = start.elapsed();
-        let start = Instant::now();
-        let picture = self.picture(&outcome.tokens)?;
-        Ok(Output { outcome, picture, decode_time, pixel_time: start.elapsed() })
+        let decode_time = start.elapsed() / requests.len() as u32;
+        // As many as the last picture to be done needed.
+        let passes = outcomes.iter().map(|outcome| outcome.stats.nfe).max().unwrap_or(0) as f64 / requests.len() as f64;
+        let output = |outcome: Outcome| {
+            let start = Instant::now();
+            let picture = self.picture(&outcome.tokens)?;
+            Ok(Output { outcome, picture, passes, decode_time, pixel_time: start.elapsed() })
+        };
+        outcomes.into_iter().map(output).collect()
     }
 
     /// The same of the continuous model.
@@ -157,7 +200,7 @@ impl<B: Backend> Generator<B> {
             return Err(Error::Request(format!("{} {reason}", method.name())));
         }
         let models = self.continuous(method.name())?;
-        let stream = Stream { seed: request.seed, image: 0 };
+        let stream = request.image().stream;
         let prompt = self.prompt(&request.prompt)?;
         let start = Instant::now();
         let mut session = cspd::session::Session::new(&self.model, &models, &prompt, sampling, knobs, stream)?;
@@ -167,7 +210,8 @@ impl<B: Backend> Generator<B> {
         let start = Instant::now();
         let (rgb, width) = models.pixels(&self.model.backend, &outcome.latents)?;
         let picture = Picture { width, height: rgb.len() / (3 * width), rgb };
-        Ok(Output { outcome, picture, decode_time, pixel_time: start.elapsed() })
+        let passes = outcome.stats.nfe as f64;
+        Ok(Output { outcome, picture, passes, decode_time, pixel_time: start.elapsed() })
     }
 
     /// Tokens, or positions of a continuous picture, that a method draws for a picture.
@@ -208,20 +252,18 @@ impl<B: Backend> Generator<B> {
     /// A session for one image of a prompt.
     pub fn session(&self, prompt: &str, image: Image, acceptance: Acceptance) -> Result<Session<'_, B>, Error> {
         let aids = Aids { codebook: self.codebook(acceptance)?, ..Aids::default() };
-        self.aided(prompt, image, acceptance, aids)
+        self.aided(&[(prompt, image)], acceptance, aids)
     }
 
-    /// The same with what a decoder needs besides the model.
+    /// A session for images of prompts, with what a decoder needs besides the model.
     pub fn aided(
         &self,
-        prompt: &str,
-        image: Image,
+        images: &[(&str, Image)],
         acceptance: Acceptance,
         aids: Aids<B>,
     ) -> Result<Session<'_, B>, Error> {
-        image.sampling.validate().map_err(Error::Request)?;
-        let condition = self.model.condition(&self.prompt(prompt)?)?;
-        Ok(Session::new(&self.model, condition, self.unconditional.clone(), image, acceptance, aids)?)
+        let images = conditioned(&self.model, images)?;
+        Ok(Session::new(&self.model, images, &self.unconditional, acceptance, aids)?)
     }
 
     /// What a decoder's session needs besides the model.
