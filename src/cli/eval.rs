@@ -24,8 +24,8 @@ pub struct Args {
     /// Print one JSON object per decoder instead of the table, or write them to FILE beside it
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
     json: Option<PathBuf>,
-    /// Draw speed against quality
-    #[arg(long, value_name = "FILE.svg")]
+    /// Draw speed against quality, as SVG or PNG by the name
+    #[arg(long, value_name = "FILE.svg|FILE.png")]
     plot: Option<PathBuf>,
     /// Measure nothing: take the reports that --json wrote to these files
     #[arg(long, value_name = "FILE", value_delimiter = ',', conflicts_with_all = ["decoders", "images", "sheet", "json"])]
@@ -101,6 +101,9 @@ impl Plain {
 
 fn draw(path: Option<&Path>, reports: &[Report]) -> Result<(), Failure> {
     let Some(path) = path else { return Ok(()) };
+    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png")) {
+        return Ok(plot::picture(reports).save(path, &[])?);
+    }
     write_whole(path, plot::svg(reports).as_bytes()).map_err(|error| format!("{}: {error}", path.display()).into())
 }
 
