@@ -1,5 +1,6 @@
 //! Requests in, pictures out.
 
+mod extras;
 pub mod generate;
 pub mod picture;
 
