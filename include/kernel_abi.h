@@ -16,7 +16,7 @@
 #define WEFT_NONE 0xffffffffu
 
 // Which list of slots a row's key and value go to.
-enum WeftSlot { WEFT_SLOT_PREFIX = 0, WEFT_SLOT_GRID = 1, WEFT_SLOT_SCRATCH = 2 };
+enum WeftSlot { WEFT_SLOT_PREFIX = 0, WEFT_SLOT_GRID = 1, WEFT_SLOT_SCRATCH = 2, WEFT_SLOT_OPEN = 3 };
 
 // How a token is drawn. Numbers are drawn as src/rng.rs says.
 enum WeftRule {
@@ -45,6 +45,11 @@ enum WeftLinks {
   WEFT_FOLLOWED = 2,  // by the draw after it
 };
 
+// What becomes of the numbers of a position, and what stands before the densities that drafts are judged by
+// (src/backend/gaussian.rs).
+enum WeftFate { WEFT_FATE_DRAW = 0, WEFT_FATE_JUDGE = 1 };
+enum WeftSigma { WEFT_SIGMA_PAPER = 0, WEFT_SIGMA_CODE = 1, WEFT_SIGMA_ONE = 2 };
+
 // Number of things in the lists of a step, in device memory: a captured graph reads its lengths from here.
 typedef struct WeftCounts {
   uint32_t rows;
@@ -59,6 +64,7 @@ typedef struct WeftCounts {
   uint32_t draft_children;  // drafts of children of draft trees
   uint32_t children;        // verdicts that are such
   uint32_t siblings;        // verdicts of siblings of draft trees
+  uint32_t goals;
   uint32_t chained;         // verdicts that have links
 } WeftCounts;
 
@@ -66,8 +72,9 @@ typedef struct WeftCounts {
 typedef struct WeftRow {
   uint32_t sequence;
   uint32_t kind;  // WeftSlot
-  uint32_t slot;  // index among the slots of that kind
-  uint32_t at;    // raster position whose coordinates and token a scratch slot has; equal to slot for the grid
+  uint32_t slot;  // index among the slots of that kind; of an open row among those of the prefix
+  uint32_t at;    // raster position whose coordinates and token a scratch slot has; equal to slot for the grid; of an open
+                  // row its position, WEFT_NONE if it has none
   uint32_t ancestors[WEFT_SCRATCH / 32];  // visible scratch slots, itself included
 } WeftRow;
 
@@ -119,6 +126,31 @@ typedef struct WeftDraw {
   uint32_t conditional[2];    // the second is WEFT_NONE unless the mean of two distributions is drawn from
   uint32_t unconditional[2];  // WEFT_NONE without guidance
 } WeftDraw;
+
+// A position whose numbers are denoised. Row numbers are indices of predictions.
+typedef struct WeftGoal {
+  uint32_t image;
+  uint32_t position;
+  float guidance;
+  uint32_t conditional;
+  uint32_t unconditional;  // WEFT_NONE without guidance
+  uint32_t fate;           // WeftFate
+} WeftGoal;
+
+// A step of denoising: `Denoising` of src/backend/gaussian.rs.
+typedef struct WeftDenoising {
+  uint32_t level;
+  float signal, noise;
+  float from_x0, from_xt;
+  float low, high;
+} WeftDenoising;
+
+// How the numbers of goals are settled.
+typedef struct WeftSettlement {
+  double temper;
+  uint32_t sigma;  // WeftSigma
+  uint32_t noise;  // of the last step: whether it is added to what is drawn
+} WeftSettlement;
 
 // What a drawn token replaced.
 typedef struct WeftDrawn {
@@ -185,6 +217,8 @@ typedef struct WeftStep {
   const WeftImage *images;
   const WeftCopy *copies;
   const WeftPut *puts;
+  const uint32_t *inputs;  // for each row of the pass the row of a table that is its input, if an op asks
+  const WeftGoal *goals;
 } WeftStep;
 
 // Rows of a tensor: a fixed number, or one that a step holds in device memory.

@@ -162,8 +162,9 @@ struct Planner {
       const WeftRow row = p.step.rows[tile.first + skipped + min(query / p.group, rows - 1)];
       const bool of_prefix = row.kind == WEFT_SLOT_PREFIX, of_grid = row.kind == WEFT_SLOT_GRID;
       const uint32_t row_prefix = of_prefix ? row.slot + 1 : sequence.prefix_len;
-      const uint32_t row_above = of_prefix ? 0 : of_grid ? row.slot - row.slot % sequence.width : row.at;
-      const uint32_t row_below = of_prefix ? 0 : of_grid ? row.slot + 1 : row.at;
+      const bool blind = of_prefix || row.kind == WEFT_SLOT_OPEN;  // to the grid
+      const uint32_t row_above = blind ? 0 : of_grid ? row.slot - row.slot % sequence.width : row.at;
+      const uint32_t row_below = blind ? 0 : of_grid ? row.slot + 1 : row.at;
       views.prefix[query] = row_prefix;
       views.above[query] = row_above;
       views.below[query] = row_below;

@@ -1,5 +1,6 @@
 // Ops without a reduction.
 #include "floats.cuh"
+#include "operand.cuh"
 
 template <int N>
 __device__ __forceinline__ void add_vectors(float *x, const float *y, WeftRows rows, uint32_t cols) {
@@ -73,4 +74,35 @@ extern "C" __global__ void silu(const float *x, float *out, WeftRows rows, uint3
 // The same for any number of columns.
 extern "C" __global__ void silu_ragged(const float *x, float *out, WeftRows rows, uint32_t cols) {
   silu_vectors<1>(x, out, rows, cols);
+}
+
+template <int N>
+__device__ __forceinline__ void add_row_vectors(const float *x, const float *row, uint32_t activate, const WeftOut &out,
+                                                WeftRows rows, uint32_t cols) {
+  const size_t count = (size_t)weft_rows(rows) * cols / N;
+  const Floats<N> *from = reinterpret_cast<const Floats<N> *>(x);
+  const Floats<N> *added = reinterpret_cast<const Floats<N> *>(row);
+  for (size_t at = (size_t)blockIdx.x * blockDim.x + threadIdx.x; at < count; at += (size_t)gridDim.x * blockDim.x) {
+    const uint32_t of = uint32_t(at / (cols / N)), vector = uint32_t(at % (cols / N));
+    Floats<N> sum = from[at];
+    const Floats<N> term = added[vector];
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      sum.v[j] += term.v[j];
+      if (activate) sum.v[j] = sum.v[j] / (1.0f + expf(-sum.v[j]));
+    }
+    store<N>(out, of, cols, vector * N, sum.v);
+  }
+}
+
+// out = x + row, and silu of that if asked; columns are a multiple of 4.
+extern "C" __global__ void add_row(const float *x, const float *row, uint32_t activate, WeftOut out, WeftRows rows,
+                                   uint32_t cols) {
+  add_row_vectors<4>(x, row, activate, out, rows, cols);
+}
+
+// The same for any number of columns.
+extern "C" __global__ void add_row_ragged(const float *x, const float *row, uint32_t activate, WeftOut out,
+                                          WeftRows rows, uint32_t cols) {
+  add_row_vectors<1>(x, row, activate, out, rows, cols);
 }

@@ -4,7 +4,13 @@
 #include <stdint.h>
 
 // What a number is drawn for: `Purpose` of src/rng.rs.
-enum Purpose { PURPOSE_TOKEN = 0, PURPOSE_DRAFT = 1, PURPOSE_ACCEPT = 2, PURPOSE_RESIDUAL = 3 };
+enum Purpose {
+  PURPOSE_TOKEN = 0,
+  PURPOSE_DRAFT = 1,
+  PURPOSE_ACCEPT = 2,
+  PURPOSE_RESIDUAL = 3,
+  PURPOSE_DENOISE = 6
+};
 
 // The numbers of one position of an image for one purpose.
 struct Numbers {

@@ -75,14 +75,15 @@ struct Place {
   __device__ __forceinline__ Place(const Params &p, uint32_t row) {
     const WeftRow of = p.step.rows[row];
     const WeftSequence sequence = p.step.sequences[of.sequence];
-    const uint32_t first = of.kind == WEFT_SLOT_PREFIX ? sequence.prefix_pages
+    const bool open = of.kind == WEFT_SLOT_OPEN, prefix = of.kind == WEFT_SLOT_PREFIX || open;
+    const uint32_t first = prefix ? sequence.prefix_pages
                            : of.kind == WEFT_SLOT_GRID ? sequence.grid_pages
                                                        : sequence.scratch_pages;
     page = p.step.pages[first + of.slot / WEFT_PAGE];
     offset = of.slot % WEFT_PAGE;
     if (!p.two_axes) {
-      coordinate[0] = coordinate[1] = of.kind == WEFT_SLOT_PREFIX ? of.slot : sequence.prefix_len + of.at;
-    } else if (of.kind == WEFT_SLOT_PREFIX) {
+      coordinate[0] = coordinate[1] = prefix ? of.slot : sequence.prefix_len + of.at;
+    } else if (prefix && !(open && of.at != WEFT_NONE)) {
       coordinate[0] = coordinate[1] = 0;
     } else {
       coordinate[0] = of.at / sequence.width + 1;

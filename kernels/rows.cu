@@ -53,11 +53,37 @@ __device__ __forceinline__ void keep_state(const WeftStep &step, const float *__
     next = 0;
   } else if (row.kind == WEFT_SLOT_SCRATCH) {
     next = grid + row.slot;
-  } else if (next >= grid) {
+  } else if (row.kind == WEFT_SLOT_OPEN || next >= grid) {
     return;
   }
   if (next >= positions) return;
   copy_row<N>(x + (size_t)blockIdx.x * cols, states + (size_t)(row.sequence * positions + next) * cols, cols);
+}
+
+// out[m] = table[inputs[m]]; the rows of `behind` follow the `room` of the table.
+template <int N>
+__device__ __forceinline__ void gather_row(const WeftStep &step, const float *__restrict__ table,
+                                           const float *__restrict__ behind, uint32_t room, float *__restrict__ out,
+                                           uint32_t cols) {
+  if (blockIdx.x >= step.counts->rows) return;
+  const uint32_t from = step.inputs[blockIdx.x];
+  const float *found = from < room ? table + (size_t)from * cols : behind + (size_t)(from - room) * cols;
+  copy_row<N>(found, out + (size_t)blockIdx.x * cols, cols);
+}
+
+// out[m] = latents of the row's position, zeros of a row that has none.
+template <int N>
+__device__ __forceinline__ void gather_latent(const WeftStep &step, const float *__restrict__ latents,
+                                              uint32_t positions, float *__restrict__ out, uint32_t cols) {
+  if (blockIdx.x >= step.counts->rows) return;
+  const WeftRow row = step.rows[blockIdx.x];
+  float *to = out + (size_t)blockIdx.x * cols;
+  if (row.kind == WEFT_SLOT_OPEN && row.at != WEFT_NONE) {
+    const uint32_t place = step.sequences[row.sequence].image * positions + row.at;
+    copy_row<N>(latents + (size_t)place * cols, to, cols);
+  } else {
+    for (uint32_t at = threadIdx.x; at < cols; at += blockDim.x) to[at] = 0.0f;
+  }
 }
 
 // out[i] = x[predictions[i]].
@@ -103,6 +129,14 @@ __device__ __forceinline__ void copy_one(const WeftStep &step, float *x, uint32_
   extern "C" __global__ void keep_states##SUFFIX(WeftStep step, const float *x, uint32_t positions, float *states,    \
                                                  uint32_t cols) {                                                     \
     keep_state<N>(step, x, positions, states, cols);                                                                  \
+  }                                                                                                                   \
+  extern "C" __global__ void gather_rows##SUFFIX(WeftStep step, const float *table, const float *behind,              \
+                                                 uint32_t room, float *out, uint32_t cols) {                          \
+    gather_row<N>(step, table, behind, room, out, cols);                                                              \
+  }                                                                                                                   \
+  extern "C" __global__ void gather_latents##SUFFIX(WeftStep step, const float *latents, uint32_t positions,          \
+                                                    float *out, uint32_t cols) {                                      \
+    gather_latent<N>(step, latents, positions, out, cols);                                                            \
   }                                                                                                                   \
   extern "C" __global__ void select_rows##SUFFIX(WeftStep step, const float *x, float *out, uint32_t cols) {          \
     select_row<N>(step, x, out, cols);                                                                                \

@@ -6,7 +6,9 @@ mod common;
 use common::distance;
 use safetensors::SafeTensors;
 use std::sync::{Arc, OnceLock};
-use weft::backend::cpu::CpuBackend;
+use weft::backend::cpu::{CpuBackend, Tensor};
+use weft::backend::gaussian::Law;
+use weft::backend::{Backend, Fate, Image, Test};
 use weft::decode::Outcome;
 use weft::decode::cspd::plan::Plan;
 use weft::decode::cspd::session::Session;
@@ -15,9 +17,9 @@ use weft::decode::methods::Method;
 use weft::engine::{Generator, Request};
 use weft::models::continuous::{CHANNELS, Continuous, GRID};
 use weft::models::embedded;
-use weft::nn::diffusion::{Law, Schedule};
+use weft::nn::diffusion::Schedule;
 use weft::nn::mar::{self, Mar};
-use weft::rng::{Purpose, Stream};
+use weft::rng::Stream;
 use weft::sampling::Sampling;
 
 const FIXTURE: &[u8] = include_bytes!("data/continuous_oracle.safetensors");
@@ -56,6 +58,20 @@ fn guided(cfg: f32) -> Sampling {
     Sampling { cfg, temperature: 1.0, top_k: 0, top_p: 1.0 }
 }
 
+fn tensor(latents: &[f32]) -> Tensor {
+    let backend = CpuBackend::new();
+    let mut tensor = backend.tensor(GRID.len(), CHANNELS).unwrap();
+    backend.upload(latents, &mut tensor);
+    tensor
+}
+
+/// What a session makes.
+fn image(sampling: Sampling, stream: Stream) -> Image {
+    Image { stream, sampling, test: Test::Token }
+}
+
+const NO_STREAM: Stream = Stream { seed: 0, image: 0 };
+
 fn knobs(text: &str) -> Knobs {
     text.parse::<Method>().unwrap().continuous().unwrap()
 }
@@ -72,22 +88,22 @@ fn sides(models: &Continuous<CpuBackend>) -> [(&'static str, &Mar<CpuBackend>); 
 #[test]
 fn states_agree_in_both_branches() {
     let (generator, models, prompt) = (generator(), models(), prompt());
-    let (backend, latents) = (&generator.model.backend, floats("latents"));
+    let backend = &generator.model.backend;
+    let mut latents = tensor(&floats("latents"));
     let (known, goals) = (integers("known"), integers("goals"));
     for (name, mar) in sides(&models) {
         let both = [prompt.clone(), generator.model.unconditional()];
         let prompts: Vec<mar::Prompt> =
             both.iter().map(|prompt| models.prompt(&generator.model, mar, prompt).unwrap()).collect();
-        let mut activations = mar.activations(backend, 4, prompt.ids.len()).unwrap();
-        let view =
-            |branch: usize, known, goals| mar::View { prompt: &prompts[branch], latents: &latents, known, goals };
+        let mut activations = mar.activations(backend, &prompts, 4).unwrap();
+        let view = |branch: usize, known, goals| mar::View { branch, known, goals };
         let views = [view(0, &known[..], &goals[..]), view(1, &known, &goals)];
-        let ours = mar.forward(backend, &views, &mut activations).unwrap();
+        let ours = mar.states(backend, &views, &mut latents, &mut activations).unwrap();
         let apart = distance(&ours, &floats(&format!("{name}.z")));
         assert!(apart < CLOSE, "{name}: {apart}");
         // Whatever else is in the pass, and whatever the pass before left in the cache.
         let company = [view(1, &known[..20], &goals[..3]), views[1], view(0, &[], &goals[..1]), views[0]];
-        let again = mar.forward(backend, &company, &mut activations).unwrap();
+        let again = mar.states(backend, &company, &mut latents, &mut activations).unwrap();
         let hidden = ours.len() / (2 * goals.len());
         assert_eq!(again[3 * hidden..][..ours.len() / 2], ours[ours.len() / 2..], "{name}");
         assert_eq!(again[again.len() - ours.len() / 2..], ours[..ours.len() / 2], "{name}");
@@ -115,18 +131,31 @@ fn aligned_trajectories_agree() {
     let (generator, models, prompt) = (generator(), models(), prompt());
     let (latents, known, goals) = (floats("latents"), integers("known"), integers("goals"));
     let (given, cfg) = (floats("noise"), floats("cfg")[0]);
-    let places = goals.clone();
-    let noise = move |position: usize, level: usize, out: &mut [f32]| {
-        let item = places.iter().position(|&at| at == position).expect("only goals are drawn");
-        out.copy_from_slice(&given[(item * 51 + level) * CHANNELS..][..CHANNELS]);
-    };
+    // [item][level] there, [level][position] here.
+    let mut normals = vec![0.0; 51 * GRID.len() * CHANNELS];
+    for (item, position) in goals.iter().enumerate() {
+        for level in 0..51 {
+            normals[(level * GRID.len() + position) * CHANNELS..][..CHANNELS]
+                .copy_from_slice(&given[(item * 51 + level) * CHANNELS..][..CHANNELS]);
+        }
+    }
     let both = [&models.target, &models.draft];
-    let mut session =
-        Session::between(&generator.model, &models, both, &prompt, guided(cfg), knobs("cspd"), Box::new(noise))
-            .unwrap();
+    let mut session = Session::between(
+        &generator.model,
+        &models,
+        both,
+        &prompt,
+        image(guided(cfg), NO_STREAM),
+        knobs("cspd"),
+        Some(&normals),
+    )
+    .unwrap();
     for (side, name) in [(Side::Target, "target"), (Side::Draft, "draft")] {
-        let goals = goals.iter().map(|&position| Goal { position, guidance: cfg }).collect();
-        let laws = session.laws(side, &[View { known: &known, latents: &latents, goals }]).unwrap().0.remove(0);
+        let all = goals.iter().map(|&position| Goal { position, guidance: cfg }).collect();
+        session.set_latents(&latents);
+        session.pass(side, &[View { known: &known, goals: all, fate: Fate::Draw }]).unwrap();
+        let laws = session.laws(side).unwrap();
+        let laws: Vec<Law> = goals.iter().map(|&position| laws[position].clone()).collect();
         let of = |part: fn(&Law) -> &[f32]| laws.iter().flat_map(part).copied().collect::<Vec<f32>>();
         let apart = distance(&of(|law| &law.mean), &floats(&format!("{name}.mean")));
         assert!(apart < DENOISED, "{name}: means {apart}");
@@ -142,15 +171,25 @@ fn aligned_trajectories_agree() {
 fn a_whole_picture_agrees() {
     let (generator, models, prompt) = (generator(), models(), prompt());
     let (given, cfg) = (floats("whole.noise"), floats("cfg")[0]);
-    let noise = move |position: usize, level: usize, out: &mut [f32]| {
-        out.copy_from_slice(&given[(position * 21 + level) * CHANNELS..][..CHANNELS]);
-    };
+    let normal = |level: usize, position: usize| given[(position * 21 + level) * CHANNELS..][..CHANNELS].to_vec();
+    let normals: Vec<f32> = (0..21)
+        .flat_map(|level| (0..GRID.len()).map(move |at| (level, at)))
+        .flat_map(|(level, at)| normal(level, at))
+        .collect();
     let knobs = knobs("cspd:drafts=0:rounds=6:steps=20:noise=0");
     let both = [&models.target, &models.draft];
-    let mut session =
-        Session::between(&generator.model, &models, both, &prompt, guided(cfg), knobs, Box::new(noise)).unwrap();
+    let mut session = Session::between(
+        &generator.model,
+        &models,
+        both,
+        &prompt,
+        image(guided(cfg), NO_STREAM),
+        knobs,
+        Some(&normals),
+    )
+    .unwrap();
     let plan = Plan::over(integers("order"), 6, cfg);
-    let outcome = cspd::run(&mut session, &plan, knobs, Stream { seed: 0, image: 0 }, &mut |_| ()).unwrap();
+    let outcome = cspd::run(&mut session, &plan, knobs, &mut |_| ()).unwrap();
     assert_eq!((outcome.stats.nfe, outcome.stats.draft.passes), (6, 0));
     let apart = distance(&outcome.latents, &floats("whole.latents"));
     assert!(apart < 0.1, "{apart}: an error of a step is in the context of all after it");
@@ -178,12 +217,11 @@ fn a_draft_that_is_the_target_is_accepted() {
     let stream = Stream { seed: 3, image: 0 };
     let decode = |text: &str| {
         let (knobs, sampling) = (knobs(text), generator.default_sampling());
-        let noise = move |at, level: usize, out: &mut [f32]| stream.normal(Purpose::Denoise, level as u32, at, out);
         let both = [&models.target; 2];
         let mut session =
-            Session::between(&generator.model, &models, both, &prompt, sampling, knobs, Box::new(noise)).unwrap();
+            Session::between(&generator.model, &models, both, &prompt, image(sampling, stream), knobs, None).unwrap();
         let plan = Plan::new(GRID.len(), knobs.rounds, sampling.cfg, stream);
-        cspd::run(&mut session, &plan, knobs, stream, &mut |_| ()).unwrap()
+        cspd::run(&mut session, &plan, knobs, &mut |_| ()).unwrap()
     };
     let plain = decode("cspd:drafts=0:rounds=12:steps=6");
     for text in

@@ -21,6 +21,7 @@ mod codebook;
 pub mod cpu;
 #[cfg(weft_cuda)]
 pub mod cuda;
+pub mod gaussian;
 mod quantise;
 #[cfg(test)]
 pub(crate) mod reference;
@@ -28,10 +29,11 @@ mod step;
 
 pub use quantise::{Fp8, Int4, KvFormat, KvScales, WeightFormat};
 pub use step::{
-    CHILDREN, Chosen, Copy, Draw, Drawn, GROUP, Image, Layout, NONE, PageTable, Phase, PoolBound, Put, RowPlace, Rule,
-    Slot, Source, Step, Test,
+    CHILDREN, Chosen, Copy, Draw, Drawn, Fate, GROUP, Goal, Image, Layout, NONE, PageTable, Phase, PoolBound, Put,
+    RowPlace, Rule, Slot, Source, Step, Test,
 };
 
+use gaussian::{Denoising, Settlement};
 use half::bf16;
 
 /// Tokens per page of the KV cache.
@@ -359,6 +361,9 @@ pub trait Backend: Clone + Send + Sync {
     /// computed for every row.
     fn add_product(&self, x: &mut Self::Tensor, y: &Self::Tensor, z: &Self::Tensor);
 
+    /// `out[m] = x[m] + table[row]`, and SiLU of that if `activate`.
+    fn add_row(&self, x: &Self::Tensor, table: &Self::Tensor, row: usize, activate: bool, out: &mut Self::Tensor);
+
     /// Inputs of the step's rows, which are of the grid, or nodes of draft trees at positions of it: `out[m] =
     /// tokens[canvas] + rows[row] + cols[col] + bias[sequence]`, summed in this order.
     fn embed(
@@ -375,6 +380,12 @@ pub trait Backend: Clone + Send + Sync {
     fn keep_states(&self, step: &Self::Step, x: &Self::Tensor, positions: usize, states: &mut Self::Tensor);
     /// `out[i] = x[predictions[i]]` for the rows whose distributions the step wants.
     fn select(&self, step: &Self::Step, x: &Self::Tensor, out: &mut Self::Tensor);
+    /// Inputs of the step's rows ([`Step::inputs`]): `out[m] = table[inputs[m]]`, where the rows of `behind` follow those that
+    /// `table` has room for.
+    fn gather(&self, step: &Self::Step, table: &Self::Tensor, behind: Option<&Self::Tensor>, out: &mut Self::Tensor);
+    /// Latents of the positions of the step's rows, which are [`Slot::Open`]: `out[m] = latents[image * positions + at]`;
+    /// zeros of a row that is of no position.
+    fn gather_latents(&self, step: &Self::Step, latents: &Self::Tensor, positions: usize, out: &mut Self::Tensor);
     /// Inputs of the spatial heads: `out[i] = [states[source.state]; tokens[canvas[source.token]]]`.
     fn gather_sources(
         &self,
@@ -411,6 +422,55 @@ pub trait Backend: Clone + Send + Sync {
     fn tokens(&self, canvas: &Self::Canvas, image: usize) -> Result<Vec<u32>, Error>;
     /// Replaces the tokens of an image and forgets what its rules kept.
     fn set_tokens(&self, canvas: &mut Self::Canvas, image: usize, tokens: &[u32]) -> Result<(), Error>;
+
+    /// Where the trajectories of the step's goals begin: the rows of each in `x` `[predictions, channels]` become its normals
+    /// of round `level` ([`Purpose::Denoise`](crate::rng::Purpose::Denoise)), and the spread of its law 0. Laws are
+    /// [`Law`](gaussian::Law)s in rows `image * positions + position`. Normals that are given are those of position `p` at
+    /// `level` in row `level * positions + p`, for every image.
+    ///
+    /// Normals and exponentials of two backends are roundings of f64 that differ by a few units in the last place: they are
+    /// the same f32, or neighbours where the number lies half-way between them.
+    #[allow(clippy::too_many_arguments)]
+    fn begin_denoising(
+        &self,
+        step: &Self::Step,
+        level: u32,
+        normals: Option<&Self::Tensor>,
+        positions: usize,
+        x: &mut Self::Tensor,
+        laws: &mut Self::Tensor,
+    );
+    /// A step of denoising for every goal: `predicted` `[predictions, 2 * channels]` is the noise in `x`, then where the
+    /// variance lies. The noise of the branches is combined by guidance, the variance is the conditional branch's, the
+    /// deviations are times the image's temperature. The law of the number after the step goes to `laws`; unless it is the
+    /// last step, its deviations are counted in the law's spread, and a draw from it replaces `x`, in both branches.
+    #[allow(clippy::too_many_arguments)]
+    fn denoise(
+        &self,
+        step: &Self::Step,
+        denoising: &Denoising,
+        normals: Option<&Self::Tensor>,
+        positions: usize,
+        predicted: &Self::Tensor,
+        x: &mut Self::Tensor,
+        laws: &mut Self::Tensor,
+    );
+    /// Settles the numbers of the step's goals in `latents` `[images * positions, channels]`: those that are to be drawn are
+    /// drawn from their law in `laws`, with the normals of level 0; those that are to be judged were drawn from their law in
+    /// `drafted`, and are replaced if they do not pass. `verdicts` `[goals, 1]` are 1 for what passed or was drawn, else 0.
+    ///
+    /// Densities are f64: the verdicts of two backends differ only where both sides of a test agree to about 1e-12.
+    #[allow(clippy::too_many_arguments)]
+    fn settle(
+        &self,
+        step: &Self::Step,
+        settlement: Settlement,
+        positions: usize,
+        laws: &Self::Tensor,
+        drafted: &Self::Tensor,
+        latents: &mut Self::Tensor,
+        verdicts: &mut Self::Tensor,
+    );
 
     /// 3x3 convolution, padding 1, over NHWC images: x `[n*h*w, cin]`, w `[cout, 9*cin]` with the k axis ordered
     /// (ky, kx, cin), out `[n*h'*w', cout]` with `h' = (h + stride - 1) / stride`; bias added.

@@ -67,10 +67,12 @@ pub fn image_attention(qkv: [&[f32]; 3], pixels: usize, channels: usize) -> Vec<
 pub fn rotate(head: &[f64], rotary: Rotary, slot: Slot, table: &PageTable) -> Vec<f64> {
     let at = |p: u32| (p as usize / table.width + 1, p as usize % table.width + 1);
     let turns = match (rotary.axes, slot) {
-        (Axes::One, Slot::Prefix(i)) => vec![i as usize],
+        (Axes::One, Slot::Prefix(slot) | Slot::Open { slot, .. }) => vec![slot as usize],
         (Axes::One, Slot::Grid(p) | Slot::Scratch { at: p, .. }) => vec![table.prefix_len + p as usize],
-        (Axes::Two, Slot::Prefix(_)) => vec![0, 0],
-        (Axes::Two, Slot::Grid(p) | Slot::Scratch { at: p, .. }) => vec![at(p).0, at(p).1],
+        (Axes::Two, Slot::Prefix(_) | Slot::Open { at: None, .. }) => vec![0, 0],
+        (Axes::Two, Slot::Grid(p) | Slot::Scratch { at: p, .. } | Slot::Open { at: Some(p), .. }) => {
+            vec![at(p).0, at(p).1]
+        }
     };
     let n = head.len() / turns.len();
     let mut out = head.to_vec();
@@ -92,7 +94,9 @@ pub fn rotate(head: &[f64], rotary: Rotary, slot: Slot, table: &PageTable) -> Ve
 /// Does a row at `slot` see `key`?
 pub fn sees(layout: &Layout, sequence: usize, slot: Slot, key: Slot) -> bool {
     let table = &layout.sequences[sequence];
+    let key = if let Slot::Open { slot, .. } = key { Slot::Prefix(slot) } else { key };
     match (slot, key) {
+        (_, Slot::Open { .. }) => unreachable!("it is a slot of the prefix"),
         (Slot::Prefix(i), Slot::Prefix(j)) => j <= i,
         (Slot::Prefix(_), _) => false,
         (_, Slot::Prefix(j)) => (j as usize) < table.prefix_len,
@@ -101,7 +105,7 @@ pub fn sees(layout: &Layout, sequence: usize, slot: Slot, key: Slot) -> bool {
             let ((r, c), (kr, kc)) = (at(p), at(j));
             if kr == r { kc <= c } else { kr < r && kc < table.frontier[kr] as usize }
         }
-        (Slot::Grid(_), Slot::Scratch { .. }) => false,
+        (Slot::Open { .. }, _) | (Slot::Grid(_), Slot::Scratch { .. }) => false,
         (Slot::Scratch { at, .. }, Slot::Grid(j)) => {
             j < at && j as usize % table.width < table.frontier[j as usize / table.width] as usize
         }

@@ -22,8 +22,14 @@ pub struct Step {
     pub groups: Vec<u32>,
     /// Tokens to draw from the heads' distributions.
     pub drafts: Vec<Draw>,
+    /// For each row of the pass the row of a table that is its input; empty if no op asks ([`Backend::gather`]).
+    ///
+    /// [`Backend::gather`]: super::Backend::gather
+    pub inputs: Vec<u32>,
     /// Rows of the pass whose distributions are wanted; row `i` of the logits is that of `predictions[i]`.
     pub predictions: Vec<u32>,
+    /// Positions of a continuous picture to denoise; a position of an image at most once.
+    pub goals: Vec<Goal>,
     /// Tokens to draw from the pass's distributions.
     pub verdicts: Vec<Draw>,
     /// Rows of the logits to keep for later steps.
@@ -144,7 +150,8 @@ pub struct RowPlace {
 ///
 /// Visibility: `Prefix(i)` sees prefix slots `0..=i`. `Grid(p)` at (r, c) sees the whole prefix, columns
 /// `0..frontier[r']` of every grid row `r' < r`, and columns `0..=c` of its own row. `Scratch` sees the whole prefix,
-/// columns `0..frontier[r']` of every grid row up to its own (of its own row below its column), and its ancestors.
+/// columns `0..frontier[r']` of every grid row up to its own (of its own row below its column), and its ancestors. `Open`
+/// sees the whole prefix, what comes after it too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Slot {
     /// Token `i` of the prompt; its rotary coordinates are (0, 0).
@@ -160,6 +167,13 @@ pub enum Slot {
         /// Scratch slots that it sees, one bit each, its own included.
         ancestors: u128,
     },
+    /// A slot of the prefix in a model that looks everywhere.
+    Open {
+        /// Its slot.
+        slot: u32,
+        /// The raster position that it is of, if it is of one; else its rotary coordinates are those of the prefix.
+        at: Option<u32>,
+    },
 }
 
 /// A token that the host chooses. The law that it counts as drawn from has it alone.
@@ -171,6 +185,33 @@ pub struct Put {
     pub position: u32,
     /// The token.
     pub token: u32,
+}
+
+/// A position of a continuous picture, of whose numbers a diffusion makes a law. Rows are indices into
+/// [`Step::predictions`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Goal {
+    /// Index into [`Step::images`], whose temperature and random numbers apply.
+    pub image: u32,
+    /// Raster position.
+    pub position: u32,
+    /// How far the predicted noise is from that of the unconditional branch; 1: it is that of the conditional one.
+    pub guidance: f32,
+    /// The conditional branch.
+    pub conditional: u32,
+    /// The unconditional branch; [`NONE`] without guidance.
+    pub unconditional: u32,
+    /// What becomes of its numbers.
+    pub fate: Fate,
+}
+
+/// What [`Backend::settle`](super::Backend::settle) does with a position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It is drawn from its law, whatever its numbers were.
+    Draw,
+    /// Its numbers, which were drawn from another law, are judged, and replaced if they fail.
+    Judge,
 }
 
 /// An input row of the spatial heads.

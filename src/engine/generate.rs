@@ -179,7 +179,7 @@ impl<B: Backend> Generator<B> {
         let start = Instant::now();
         let mut session = cspd::session::Session::new(&self.model, &models, &prompt, sampling, knobs, stream)?;
         let plan = cspd::plan::Plan::new(continuous::GRID.len(), knobs.rounds, sampling.cfg, stream);
-        let outcome = cspd::run(&mut session, &plan, knobs, stream, progress)?;
+        let outcome = cspd::run(&mut session, &plan, knobs, progress)?;
         let decode_time = start.elapsed();
         let start = Instant::now();
         let (rgb, width) = models.pixels(&self.model.backend, &outcome.latents)?;

@@ -1,61 +1,17 @@
 //! Denoising diffusion over the few numbers of a position (Ho et al., arXiv 2006.11239): the cosine schedule and a learned
-//! variance (Nichol and Dhariwal, arXiv 2102.09672), respaced; arithmetic on the host.
+//! variance (Nichol and Dhariwal, arXiv 2102.09672), respaced.
+
+use crate::backend::gaussian::Denoising;
 
 /// Steps of training.
 const TIMES: usize = 1000;
-/// No denoised number is further from its mean, in deviations of the data: at the first steps the signal is so weak that an
-/// error of the predicted noise is thousands of times as large in it. (MAR's code has no such bound; its heads are larger.)
-const CLIP: f32 = 5.0;
-
 /// The steps of training that sampling takes, evenly, and what each of them does; index 0 is the last to be taken.
 #[derive(Clone, Debug)]
 pub struct Schedule {
     /// Which step of training each is.
     pub times: Vec<usize>,
-    steps: Vec<Step>,
-}
-
-/// `x = signal x0 + noise e`; the mean of what comes after it is `from_x0 x0 + from_xt x`, and the logarithm of its variance
-/// lies between `low` and `high`.
-#[derive(Clone, Copy, Debug)]
-struct Step {
-    signal: f32,
-    noise: f32,
-    from_x0: f32,
-    from_xt: f32,
-    low: f32,
-    high: f32,
-}
-
-/// The Gaussian of the last denoising step, given the trajectory before it, and how wide the steps before it were.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Law {
-    /// Its mean.
-    pub mean: Vec<f32>,
-    /// Logarithms of its standard deviations.
-    pub log_deviation: Vec<f32>,
-    /// Sum, over all steps but the last and all numbers, of the logarithms of the standard deviations.
-    pub spread: f64,
-}
-
-impl Law {
-    /// The point at so many standard deviations from the mean.
-    pub fn at(&self, normal: &[f32]) -> Vec<f32> {
-        let numbers = self.mean.iter().zip(&self.log_deviation).zip(normal);
-        numbers.map(|((mean, log), normal)| mean + log.exp() * normal).collect()
-    }
-
-    /// Logarithm of the density at `x`, its exponent as if deviations were `temper` times what they are, without the
-    /// constant that all laws of so many numbers share.
-    pub fn log_density(&self, x: &[f32], temper: f64) -> f64 {
-        let numbers = self.mean.iter().zip(&self.log_deviation).zip(x);
-        let term = |((&mean, &log), &x): ((&f32, &f32), &f32)| {
-            let log = f64::from(log);
-            let residual = (f64::from(x) - f64::from(mean)) / (log.exp() * temper);
-            -0.5 * residual * residual - log
-        };
-        numbers.map(term).sum()
-    }
+    /// Their numbers.
+    pub steps: Vec<Denoising>,
 }
 
 impl Schedule {
@@ -87,7 +43,8 @@ impl Schedule {
                 _ => posterior(step),
             };
             let (a, before, beta) = (at(step), before(step), beta(step));
-            Step {
+            Denoising {
+                level: step as u32,
                 signal: a.sqrt() as f32,
                 noise: (1.0 - a).sqrt() as f32,
                 from_x0: (beta * before.sqrt() / (1.0 - a)) as f32,
@@ -109,64 +66,60 @@ impl Schedule {
     pub fn is_empty(&self) -> bool {
         self.steps.is_empty()
     }
-
-    /// Mean and logarithm of the standard deviation of a number after step `step`, given it, the noise that is predicted in
-    /// it, and where between its bounds the variance is (-1: low, 1: high).
-    pub fn posterior(&self, step: usize, x: f32, noise: f32, between: f32) -> (f32, f32) {
-        let s = self.steps[step];
-        let clean = ((x - s.noise * noise) / s.signal).clamp(-CLIP, CLIP);
-        let share = (between + 1.0) / 2.0;
-        (s.from_x0 * clean + s.from_xt * x, 0.5 * (share * s.high + (1.0 - share) * s.low))
-    }
-
-    /// Takes all steps. `predict` is given a step and all numbers `x` and returns, for each, the noise in it and where its
-    /// variance lies; `noise(item, level, out)` fills the normals of an item: level `len()` is where its trajectory begins,
-    /// `level` above 0 is added by that step. The deviations are times the temperature. The last step is not drawn: its laws
-    /// are returned.
-    pub fn denoise<E>(
-        &self,
-        (items, channels): (usize, usize),
-        temperature: f32,
-        noise: &dyn Fn(usize, usize, &mut [f32]),
-        mut predict: impl FnMut(usize, &[f32]) -> Result<Vec<(f32, f32)>, E>,
-    ) -> Result<Vec<Law>, E> {
-        let (mut x, mut normal) = (vec![0.0; items * channels], vec![0.0; channels]);
-        for (item, x) in x.chunks_exact_mut(channels).enumerate() {
-            noise(item, self.len(), x);
-        }
-        let mut laws: Vec<Law> = vec![Law { mean: Vec::new(), log_deviation: Vec::new(), spread: 0.0 }; items];
-        for step in (0..self.len()).rev() {
-            let predicted = predict(step, &x)?;
-            let items = x.chunks_exact_mut(channels).zip(predicted.chunks_exact(channels)).zip(&mut laws);
-            for (item, ((x, predicted), law)) in items.enumerate() {
-                let moments = x.iter().zip(predicted).map(|(&x, &(e, between))| self.posterior(step, x, e, between));
-                (law.mean, law.log_deviation) = moments.map(|(mean, log)| (mean, log + temperature.ln())).unzip();
-                if step > 0 {
-                    law.spread += law.log_deviation.iter().map(|&log| f64::from(log)).sum::<f64>();
-                    noise(item, step, &mut normal);
-                    x.copy_from_slice(&law.at(&normal));
-                }
-            }
-        }
-        Ok(laws)
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rng::{Purpose, Stream};
+    use crate::backend::cpu::CpuBackend;
+    use crate::backend::gaussian::Law;
+    use crate::backend::{Backend, Fate, Goal, Image, NONE, Step, Test};
+    use crate::rng::Stream;
+    use crate::sampling::Sampling;
+
+    /// The laws of `items` positions of one number, of which `predict` says the noise and the place of the variance.
+    fn laws(schedule: &Schedule, items: usize, predict: impl Fn(usize, &[f32]) -> Vec<(f32, f32)>) -> Vec<Law> {
+        let backend = CpuBackend::new();
+        let sampling = Sampling { cfg: 1.0, temperature: 1.0, top_k: 0, top_p: 1.0 };
+        let goal = |position: u32| Goal {
+            image: 0,
+            position,
+            guidance: 1.0,
+            conditional: position,
+            unconditional: NONE,
+            fate: Fate::Draw,
+        };
+        let step = Step {
+            images: vec![Image { stream: Stream { seed: 3, image: 0 }, sampling, test: Test::Token }],
+            predictions: (0..items as u32).collect(),
+            goals: (0..items as u32).map(goal).collect(),
+            ..Step::default()
+        };
+        let mut tensor = |cols: usize| {
+            let mut tensor = backend.tensor(items, cols).unwrap();
+            backend.upload(&vec![0.0; items * cols], &mut tensor);
+            tensor
+        };
+        let (mut x, mut predicted, mut laws) = (tensor(1), tensor(2), tensor(Law::cols(1)));
+        backend.begin_denoising(&step, schedule.len() as u32, None, items, &mut x, &mut laws);
+        for (at, denoising) in schedule.steps.iter().enumerate().rev() {
+            let both = predict(at, &backend.read(&x).unwrap());
+            backend.upload(
+                &both.iter().flat_map(|&(noise, between)| [noise, between]).collect::<Vec<_>>(),
+                &mut predicted,
+            );
+            backend.denoise(&step, denoising, None, items, &predicted, &mut x, &mut laws);
+        }
+        backend.read(&laws).unwrap().chunks_exact(Law::cols(1)).map(Law::from_row).collect()
+    }
 
     /// Where the data are Gaussian the best prediction is known; with it the sampler returns their mean and deviation.
     #[test]
     fn the_sampler_returns_the_law_of_gaussian_data() {
-        let (items, stream) = (20_000, Stream { seed: 3, image: 0 });
+        let items = 20_000;
         let (mean, deviation) = (1.5, 0.4f32);
         for steps in [20, 50] {
             let schedule = Schedule::new(steps);
-            let noise = |item: usize, level: usize, out: &mut [f32]| {
-                stream.normal(Purpose::Denoise, level as u32, item, out);
-            };
             let best = |step: usize, x: &[f32]| {
                 let at = |step: usize| {
                     let s = schedule.steps[step];
@@ -180,9 +133,9 @@ mod tests {
                     s.low
                 };
                 let between = 2.0 * (log - s.low) / (s.high - s.low) - 1.0;
-                Ok::<_, ()>(x.iter().map(|x| (s.noise * (x - s.signal * mean) / here, between)).collect())
+                x.iter().map(|x| (s.noise * (x - s.signal * mean) / here, between)).collect()
             };
-            let laws = schedule.denoise((items, 1), 1.0, &noise, best).unwrap();
+            let laws = laws(&schedule, items, best);
             let ends: Vec<f64> = laws.iter().map(|law| f64::from(law.mean[0])).collect();
             let (found, square) =
                 (ends.iter().sum::<f64>() / items as f64, ends.iter().map(|x| x * x).sum::<f64>() / items as f64);
@@ -191,14 +144,5 @@ mod tests {
             assert!((found - f64::from(mean)).abs() < 0.012, "{steps} steps: mean {found}");
             assert!((found_deviation / f64::from(deviation) - 1.0).abs() < 0.02, "{steps} steps: {found_deviation}");
         }
-    }
-
-    #[test]
-    fn densities_are_those_of_gaussians() {
-        let law = Law { mean: vec![1.0, -2.0], log_deviation: vec![0.5f32.ln(), 2f32.ln()], spread: 0.0 };
-        assert_eq!(law.at(&[2.0, -1.0]), [2.0, -4.0]);
-        // Two standard deviations and one, times the widths 0.5 and 2.
-        assert!((law.log_density(&[2.0, -4.0], 1.0) + 2.5).abs() < 1e-6);
-        assert!((law.log_density(&[2.0, -4.0], 10.0) + 0.025).abs() < 1e-6);
     }
 }

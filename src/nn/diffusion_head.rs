@@ -2,11 +2,11 @@
 //! predicts the noise in the numbers of a position, and their variance, from the position's state `z`.
 //!
 //! `c = silu(time(t) + cond(z))`, `x = inp(x)`, then blocks `x + gate(c) down(silu(up(norm(x) (1 + scale(c)) + shift(c))))`
-//! and an output that is shifted and scaled in the same way. The products run on the backend; what stands between two steps
-//! (eight numbers a position: guidance, posterior, noise) is arithmetic of the host, so a step goes to the device and back.
+//! and an output that is shifted and scaled in the same way. All steps of a diffusion are ops of the backend, one after
+//! another: nothing crosses to the host between them, and nothing is allocated.
 
 use super::Loader;
-use super::diffusion::{Law, Schedule};
+use super::diffusion::Schedule;
 use crate::backend::{Backend, Epilogue, Error as BackendError, Grouping};
 use crate::checkpoint::Error;
 use half::bf16;
@@ -15,11 +15,11 @@ const EPS: f32 = 1e-6;
 /// Frequencies of the embedding of time, each a cosine and a sine.
 const FREQUENCIES: usize = 32;
 
-/// A linear layer with a bias, which is a product too: with a column of ones.
+/// A linear layer with a bias.
 struct Affine<B: Backend> {
     weight: B::Weight,
-    bias: B::Weight,
-    out: usize,
+    /// `[1, out]`.
+    bias: B::Tensor,
 }
 
 /// `norm(x) (1 + scale(c)) + shift(c)`.
@@ -51,21 +51,42 @@ pub struct Head<B: Backend> {
 }
 
 /// What a head knows of the steps of a schedule.
-pub struct Steps {
+pub struct Steps<B: Backend> {
     /// The schedule.
     pub schedule: Schedule,
     /// Embeddings of its times, `[steps, width]`.
-    times: Vec<f32>,
+    times: B::Tensor,
 }
 
-/// Positions to be denoised.
-pub struct Items<'a> {
-    /// Their states, `[branches, items, hidden]`; of two branches the second is the unconditional one.
-    pub states: &'a [f32],
-    /// How far the predicted noise is from that of the unconditional branch; 1: it is that of the conditional one.
-    pub guidance: &'a [f32],
-    /// What the deviations are multiplied with.
-    pub temperature: f32,
+/// What passes of a head need, allocated once for the largest: `rows` are those of the states.
+pub struct Scratch<B: Backend> {
+    /// What the states add to the condition, `[rows, width]`.
+    condition: B::Tensor,
+    /// The condition of a step, activated.
+    c: B::Tensor,
+    /// The product of a layer, before its bias: `[rows, width]`, and that of the output.
+    product: B::Tensor,
+    last: B::Tensor,
+    /// The residual stream.
+    h: B::Tensor,
+    normed: B::Tensor,
+    shifted: B::Tensor,
+    scale: B::Tensor,
+    inner: B::Tensor,
+    /// `[rows, channels]`: the trajectories.
+    x: B::Tensor,
+    /// `[rows, 2 * channels]`: noise, then place of the variance.
+    predicted: B::Tensor,
+}
+
+/// Where the laws of positions go, and the normals of their trajectories if they are not those of the image.
+pub struct Trajectories<'a, B: Backend> {
+    /// Positions of an image.
+    pub positions: usize,
+    /// See [`Backend::begin_denoising`].
+    pub normals: Option<&'a B::Tensor>,
+    /// `[images * positions, 2 * channels + 2]`.
+    pub laws: &'a mut B::Tensor,
 }
 
 impl<B: Backend> Affine<B> {
@@ -77,57 +98,53 @@ impl<B: Backend> Affine<B> {
         (out, inner): (usize, usize),
     ) -> Result<Self, Error> {
         let weight = loader.tensors.take::<bf16>(&format!("{name}.weight"), &[parts * out, inner])?;
-        let bias = loader.tensors.take::<bf16>(&format!("{name}.bias"), &[parts * out])?;
+        let bias = loader.host(&format!("{name}.bias"), &[parts * out])?;
         let backend = loader.backend;
-        Ok(Self {
-            weight: backend.weight(&weight[part * out * inner..][..out * inner], out, inner)?,
-            bias: backend.weight(&bias[part * out..][..out], out, 1)?,
-            out,
-        })
+        let mut row = backend.tensor(1, out)?;
+        backend.upload(&bias[part * out..][..out], &mut row);
+        Ok(Self { weight: backend.weight(&weight[part * out * inner..][..out * inner], out, inner)?, bias: row })
     }
 
     fn load(loader: &Loader<'_, B>, name: &str, out: usize, inner: usize) -> Result<Self, Error> {
         Self::part(loader, name, (0, 1), (out, inner))
     }
 
-    fn forward(&self, pass: &Pass<'_, B>, x: &B::Tensor) -> Result<B::Tensor, BackendError> {
-        let mut out = pass.backend.tensor(pass.rows, self.out)?;
-        pass.backend.linear(&pass.ones, &self.bias, &mut out, Epilogue::Store, Grouping::One);
-        pass.backend.linear(x, &self.weight, &mut out, Epilogue::Add, Grouping::One);
-        Ok(out)
-    }
-}
-
-/// A pass over so many rows.
-struct Pass<'a, B: Backend> {
-    backend: &'a B,
-    rows: usize,
-    ones: B::Tensor,
-}
-
-impl<'a, B: Backend> Pass<'a, B> {
-    fn new(backend: &'a B, rows: usize) -> Result<Self, BackendError> {
-        let mut ones = backend.operand(rows, 1)?;
-        backend.upload(&vec![1.0; rows], &mut ones);
-        Ok(Self { backend, rows, ones })
-    }
-
-    fn silu(&self, x: &B::Tensor, cols: usize) -> Result<B::Tensor, BackendError> {
-        let mut out = self.backend.tensor(self.rows, cols)?;
-        self.backend.silu(x, &mut out);
-        Ok(out)
+    /// `out = x W^T + bias`, and SiLU of that if `activate`; `product` is scratch as wide as `out`.
+    fn forward(&self, backend: &B, x: &B::Tensor, activate: bool, product: &mut B::Tensor, out: &mut B::Tensor) {
+        backend.linear(x, &self.weight, product, Epilogue::Store, Grouping::One);
+        backend.add_row(product, &self.bias, 0, activate, out);
     }
 }
 
 impl<B: Backend> Modulated<B> {
-    fn forward(&self, pass: &Pass<'_, B>, x: &B::Tensor, c: &B::Tensor) -> Result<B::Tensor, BackendError> {
-        let backend = pass.backend;
-        let mut normed = backend.tensor(pass.rows, self.shift.out)?;
-        backend.layer_norm(x, &self.norm.0, &self.norm.1, EPS, &mut normed);
-        let mut out = self.shift.forward(pass, c)?;
-        backend.add(&mut out, &normed);
-        backend.add_product(&mut out, &normed, &self.scale.forward(pass, c)?);
-        Ok(out)
+    /// Into `s.shifted`, of `s.h` under the condition `s.c`.
+    fn forward(&self, backend: &B, s: &mut Scratch<B>) {
+        backend.layer_norm(&s.h, &self.norm.0, &self.norm.1, EPS, &mut s.normed);
+        self.shift.forward(backend, &s.c, false, &mut s.product, &mut s.shifted);
+        self.scale.forward(backend, &s.c, false, &mut s.product, &mut s.scale);
+        backend.add(&mut s.shifted, &s.normed);
+        backend.add_product(&mut s.shifted, &s.normed, &s.scale);
+    }
+}
+
+impl<B: Backend> Scratch<B> {
+    /// Rows that there is room for.
+    fn new(backend: &B, rows: usize, width: usize, channels: usize) -> Result<Self, BackendError> {
+        let tensor = |cols: usize| backend.tensor(rows, cols);
+        let operand = |cols: usize| backend.operand(rows, cols);
+        Ok(Self {
+            condition: tensor(width)?,
+            c: operand(width)?,
+            product: tensor(width)?,
+            last: tensor(2 * channels)?,
+            h: tensor(width)?,
+            normed: tensor(width)?,
+            shifted: tensor(width)?,
+            scale: tensor(width)?,
+            inner: operand(width)?,
+            x: tensor(channels)?,
+            predicted: tensor(2 * channels)?,
+        })
     }
 }
 
@@ -177,98 +194,82 @@ impl<B: Backend> Head<B> {
         })
     }
 
+    /// Scratch for passes of up to `rows` rows.
+    pub fn scratch(&self, backend: &B, rows: usize) -> Result<Scratch<B>, BackendError> {
+        Scratch::new(backend, rows, self.width, self.channels)
+    }
+
     /// Prepares a schedule.
-    pub fn steps(&self, backend: &B, schedule: Schedule) -> Result<Steps, BackendError> {
-        let pass = Pass::new(backend, schedule.len())?;
+    pub fn steps(&self, backend: &B, schedule: Schedule) -> Result<Steps<B>, BackendError> {
         let angle = |time: usize, at: usize| time as f64 * (-(1e4f64.ln()) * at as f64 / FREQUENCIES as f64).exp();
         let mut embedded = Vec::with_capacity(2 * FREQUENCIES * schedule.len());
         for &time in &schedule.times {
             embedded.extend((0..FREQUENCIES).map(|at| angle(time, at).cos() as f32));
             embedded.extend((0..FREQUENCIES).map(|at| angle(time, at).sin() as f32));
         }
+        let tensor = |cols: usize| backend.tensor(schedule.len(), cols);
         let mut x = backend.operand(schedule.len(), 2 * FREQUENCIES)?;
         backend.upload(&embedded, &mut x);
-        let hidden = pass.silu(&self.time1.forward(&pass, &x)?, self.width)?;
-        let times = backend.read(&self.time2.forward(&pass, &hidden)?)?.into_owned();
+        let mut hidden = backend.operand(schedule.len(), self.width)?;
+        let (mut product, mut times) = (tensor(self.width)?, tensor(self.width)?);
+        self.time1.forward(backend, &x, true, &mut product, &mut hidden);
+        self.time2.forward(backend, &hidden, false, &mut product, &mut times);
         Ok(Steps { schedule, times })
     }
 
-    /// Noise and place of the variance, `[rows, 2 * channels]`, in rows `x` at a step; `cond` is [`Head::condition`] of
-    /// their states.
-    fn predict(&self, pass: &Pass<'_, B>, cond: &B::Tensor, time: &[f32], x: &[f32]) -> Result<Vec<f32>, BackendError> {
-        let backend = pass.backend;
-        let mut c = backend.tensor(pass.rows, self.width)?;
-        backend.upload(&time.repeat(pass.rows), &mut c);
-        backend.add(&mut c, cond);
-        let c = pass.silu(&c, self.width)?;
-        let mut input = backend.operand(pass.rows, self.channels)?;
-        backend.upload(x, &mut input);
-        let mut h = self.inp.forward(pass, &input)?;
+    /// Noise and place of the variance in the rows `s.x` at a step, into `s.predicted`.
+    fn predict(&self, backend: &B, steps: &Steps<B>, step: usize, s: &mut Scratch<B>) {
+        backend.add_row(&s.condition, &steps.times, step, true, &mut s.c);
+        self.inp.forward(backend, &s.x, false, &mut s.product, &mut s.h);
         for block in &self.blocks {
-            let inner = block.up.forward(pass, &block.input.forward(pass, &h, &c)?)?;
-            let inner = block.down.forward(pass, &pass.silu(&inner, self.width)?)?;
-            backend.add_product(&mut h, &block.gate.forward(pass, &c)?, &inner);
+            block.input.forward(backend, s);
+            block.up.forward(backend, &s.shifted, true, &mut s.product, &mut s.inner);
+            // What was shifted is done with.
+            block.down.forward(backend, &s.inner, false, &mut s.product, &mut s.shifted);
+            block.gate.forward(backend, &s.c, false, &mut s.product, &mut s.scale);
+            backend.add_product(&mut s.h, &s.scale, &s.shifted);
         }
-        let out = self.out.forward(pass, &self.last.forward(pass, &h, &c)?)?;
-        Ok(backend.read(&out)?.into_owned())
+        self.last.forward(backend, s);
+        self.out.forward(backend, &s.shifted, false, &mut s.last, &mut s.predicted);
     }
 
-    /// What the states `[rows, hidden]` add to the condition.
-    fn condition(&self, pass: &Pass<'_, B>, states: &[f32]) -> Result<B::Tensor, BackendError> {
-        let mut z = pass.backend.operand(pass.rows, self.state)?;
-        pass.backend.upload(states, &mut z);
-        self.cond.forward(pass, &z)
-    }
-
-    /// The network's output for rows `x` `[rows, channels]` of these states at one step: noise, then place of the variance,
-    /// `[rows, 2 * channels]`.
+    /// The network's output for rows `x` `[rows, channels]` of these states `[rows, hidden]` at one step: noise, then place
+    /// of the variance, `[rows, 2 * channels]`.
     pub fn outputs(
         &self,
         backend: &B,
-        steps: &Steps,
+        steps: &Steps<B>,
         step: usize,
         states: &[f32],
         x: &[f32],
     ) -> Result<Vec<f32>, BackendError> {
-        let pass = Pass::new(backend, x.len() / self.channels)?;
-        let cond = self.condition(&pass, states)?;
-        self.predict(&pass, &cond, &steps.times[step * self.width..][..self.width], x)
+        let rows = x.len() / self.channels;
+        let mut s = self.scratch(backend, rows)?;
+        let mut z = backend.operand(rows, self.state)?;
+        backend.upload(states, &mut z);
+        self.cond.forward(backend, &z, false, &mut s.product, &mut s.condition);
+        backend.upload(x, &mut s.x);
+        self.predict(backend, steps, step, &mut s);
+        Ok(backend.read(&s.predicted)?.into_owned())
     }
 
-    /// Denoises items, each along a trajectory of its own; see [`Schedule::denoise`].
+    /// Denoises the step's goals from the states `[predictions, hidden]`, all steps of the schedule but the last draw: its
+    /// laws are the result.
     pub fn denoise(
         &self,
         backend: &B,
-        steps: &Steps,
-        items: &Items<'_>,
-        noise: &dyn Fn(usize, usize, &mut [f32]),
-    ) -> Result<Vec<Law>, BackendError> {
-        let (rows, count, channels) = (items.states.len() / self.state, items.guidance.len(), self.channels);
-        if count == 0 {
-            return Ok(Vec::new());
+        step: &B::Step,
+        steps: &Steps<B>,
+        states: &B::Tensor,
+        trajectories: &mut Trajectories<'_, B>,
+        s: &mut Scratch<B>,
+    ) {
+        let Trajectories { positions, normals, laws } = trajectories;
+        self.cond.forward(backend, states, false, &mut s.product, &mut s.condition);
+        backend.begin_denoising(step, steps.schedule.len() as u32, *normals, *positions, &mut s.x, laws);
+        for (at, denoising) in steps.schedule.steps.iter().enumerate().rev() {
+            self.predict(backend, steps, at, s);
+            backend.denoise(step, denoising, *normals, *positions, &s.predicted, &mut s.x, laws);
         }
-        let branches = rows / count;
-        let pass = Pass::new(backend, rows)?;
-        let cond = self.condition(&pass, items.states)?;
-        let predict = |step: usize, x: &[f32]| {
-            let time = &steps.times[step * self.width..][..self.width];
-            let out = self.predict(&pass, &cond, time, &x.repeat(branches))?;
-            let at = |row: usize, col: usize| out[row * 2 * channels + col];
-            let number = |index: usize| {
-                let (item, channel) = (index / channels, index % channels);
-                let (given, between) = (at(item, channel), at(item, channels + channel));
-                let noise = match branches {
-                    1 => given,
-                    // The noise is guided, the variance is the conditional branch's.
-                    _ => {
-                        let other = at(count + item, channel);
-                        other + items.guidance[item] * (given - other)
-                    }
-                };
-                (noise, between)
-            };
-            Ok((0..x.len()).map(number).collect())
-        };
-        steps.schedule.denoise((count, channels), items.temperature, noise, predict)
     }
 }

@@ -2,15 +2,15 @@
 //! over the prompt and all positions; both look everywhere. The decoder's output at an unknown position is the state from
 //! which the diffusion head ([`super::diffusion_head`]) draws it.
 //!
-//! Attention over the paged cache looks backwards. Here two steps share a pass: the first says where a row's key and value
-//! go and by which coordinates they turn (words are of the prefix, positions are nodes beside the cache, whose slots are
-//! free), the second calls the same pages one long prefix whose last slot every row has, so that every row sees all of it.
+//! A pass is two steps of the backend, because the decoder has more rows than the encoder: a step of the encoder's rows, then
+//! one of the decoder's, whose inputs are gathered from what the encoder left and from a table. Nothing crosses to the host in
+//! between. Every row has a slot of one long prefix and sees all of it ([`Slot::Open`]).
 
 use super::Loader;
 use super::diffusion_head::Head;
 use super::transformer::{Layer, Scratch};
 use crate::backend::{
-    Backend, Capacity, Epilogue, Error as BackendError, Grouping, KvFormat, Layout, PAGE, PageTable, RowPlace, SCRATCH,
+    Backend, Capacity, Epilogue, Error as BackendError, Goal, Grouping, Image, KvFormat, PAGE, PageTable, RowPlace,
     Slot, Step,
 };
 use crate::checkpoint::{Config, Error};
@@ -57,33 +57,61 @@ pub struct Prompt {
 /// One picture as the model sees it.
 #[derive(Clone, Copy)]
 pub struct View<'a> {
-    /// Its prompt.
-    pub prompt: &'a Prompt,
-    /// Latents `[positions, channels]`.
-    pub latents: &'a [f32],
+    /// Which of the prompts that the pass's activations were made for.
+    pub branch: usize,
     /// Positions that are read.
     pub known: &'a [usize],
     /// Positions whose states are wanted.
     pub goals: &'a [usize],
 }
 
-/// What a pass needs, allocated once for the largest.
+/// What passes need, allocated once for the largest.
 pub struct Activations<B: Backend> {
+    /// Of the encoder and of the decoder.
+    steps: [B::Step; 2],
+    state: State<B>,
+    /// Rows that a pass has at most.
+    room: usize,
+    /// By prompt: its words, and the first of its rows in the table.
+    prompts: Vec<(usize, usize)>,
+}
+
+/// What is on the backend.
+struct State<B: Backend> {
+    /// For each prompt the inputs of its words, then what each position adds to its input, then the inputs of unknown
+    /// positions: `[rows, hidden]`.
+    table: B::Tensor,
+    /// Of the rows of the encoder.
     x: B::Tensor,
     latents: B::Tensor,
+    /// Of those of the decoder.
+    y: B::Tensor,
     selected: B::Tensor,
+    /// States of the goals.
     normed: B::Tensor,
     layer: Scratch<B>,
     kv: B::KvPool,
-    stores: B::Step,
-    sees: B::Step,
 }
 
-/// A row of a pass: a word, or a position.
-#[derive(Clone, Copy)]
-enum Row {
-    Word,
-    At(usize),
+/// What a pass is asked, besides the views: whose latents they are of, and what becomes of the goals.
+pub struct Wanted {
+    /// Of the goals.
+    pub images: Vec<Image>,
+    /// Their rows are states: goals of the first view, then those of the next.
+    pub goals: Vec<Goal>,
+}
+
+/// The latents of a picture, where the backend reads them: `[positions, channels]`.
+pub type Latents<B> = <B as Backend>::Tensor;
+
+/// What goes on with the step, the states `[goals, hidden]` and the latents.
+pub type Then<'a, B> = dyn FnMut(&B, &<B as Backend>::Step, &<B as Backend>::Tensor, &mut Latents<B>) + 'a;
+
+impl<B: Backend> Activations<B> {
+    /// Rows, and so goals, of a pass at most.
+    pub fn rows(&self) -> usize {
+        self.room
+    }
 }
 
 impl<B: Backend> Mar<B> {
@@ -134,159 +162,164 @@ impl<B: Backend> Mar<B> {
         2 * (self.encoder.len() + self.decoder.len()) * layer
     }
 
-    /// Room for passes of up to `views` views of prompts of at most `words` words.
-    pub fn activations(&self, backend: &B, views: usize, words: usize) -> Result<Activations<B>, BackendError> {
+    /// Room for passes of up to `views` views of these prompts.
+    pub fn activations(&self, backend: &B, prompts: &[Prompt], views: usize) -> Result<Activations<B>, BackendError> {
         let (hidden, shape) = (self.config.hidden_size, self.config.attention());
-        let longest = words + self.grid.len();
-        let (rows, pages) = (views * longest, longest.div_ceil(PAGE));
-        let sequences = views * longest.div_ceil(SCRATCH);
-        // The first sequence of a view names the pages of its words, besides those of its scratch.
-        let named = views * (pages + words.div_ceil(PAGE));
-        let capacity =
-            Capacity { rows, sequences, pages: named, frontiers: sequences * self.grid.height, ..Capacity::default() };
+        let words = |prompt: &Prompt| prompt.words.len() / hidden;
+        let longest = prompts.iter().map(words).max().unwrap_or(0) + self.grid.len();
+        let (rows, pages) = (views * longest, views * longest.div_ceil(PAGE));
+        let capacity = Capacity { rows, sequences: views, pages, ..Capacity::default() };
+        let (mut data, mut places) = (Vec::new(), Vec::new());
+        for prompt in prompts {
+            places.push((words(prompt), data.len() / hidden));
+            data.extend_from_slice(&prompt.words);
+            (0..self.grid.len()).for_each(|position| data.extend(self.place(prompt, position)));
+            for position in 0..self.grid.len() {
+                let unknown = self.unknown.iter().zip(self.place(prompt, position));
+                data.extend(unknown.map(|(unknown, place)| unknown + place));
+            }
+        }
+        let mut table = backend.tensor(data.len() / hidden, hidden)?;
+        backend.upload(&data, &mut table);
         Ok(Activations {
-            x: backend.tensor(rows, hidden)?,
-            latents: backend.operand(rows, self.channels)?,
-            selected: backend.tensor(rows, hidden)?,
-            normed: backend.tensor(rows, hidden)?,
-            layer: Scratch::new(backend, rows, hidden, shape, self.config.intermediate_size)?,
-            // A layer reads what it wrote and nothing else does: one layer of the cache serves them all.
-            kv: backend.kv_pool(1, views * pages, shape, KvFormat::Bf16)?,
-            stores: backend.step(capacity)?,
-            sees: backend.step(capacity)?,
+            steps: [backend.step(capacity)?, backend.step(capacity)?],
+            state: State {
+                table,
+                x: backend.tensor(rows, hidden)?,
+                latents: backend.tensor(rows, self.channels)?,
+                y: backend.tensor(rows, hidden)?,
+                selected: backend.tensor(rows, hidden)?,
+                normed: backend.operand(rows, hidden)?,
+                layer: Scratch::new(backend, rows, hidden, shape, self.config.intermediate_size)?,
+                // A layer reads what it wrote and nothing else does: one layer of the cache serves them all.
+                kv: backend.kv_pool(1, pages, shape, KvFormat::Bf16)?,
+            },
+            room: rows,
+            prompts: places,
         })
     }
 
-    /// States `[goals, hidden]` of the goals of views, one view after another, on the host.
-    pub fn forward(&self, backend: &B, views: &[View<'_>], a: &mut Activations<B>) -> Result<Vec<f32>, BackendError> {
-        let hidden = self.config.hidden_size;
-        let rows: Vec<Vec<Row>> = views.iter().map(|view| self.rows_of(view, view.known.iter().copied())).collect();
-        self.encode(backend, views, &rows, a)?;
-        // Once a pass, rows move: as the known ones lie in the order of the encoder, all others come between them.
-        let encoded = backend.read(&a.x)?.into_owned();
-        let (mut input, mut first) = (Vec::new(), 0);
-        for (view, rows) in views.iter().zip(&rows) {
-            let words = view.prompt.words.len() / hidden;
-            let own = &encoded[first * hidden..][..rows.len() * hidden];
-            first += rows.len();
-            let mut all = own[..words * hidden].to_vec();
-            for position in 0..self.grid.len() {
-                let place = self.place(view, position);
-                all.extend(self.unknown.iter().zip(place).map(|(unknown, place)| unknown + place));
-            }
-            for (&position, state) in view.known.iter().zip(own[words * hidden..].chunks_exact(hidden)) {
-                all[(words + position) * hidden..][..hidden].copy_from_slice(state);
-            }
-            input.extend(all);
-        }
-        backend.upload(&input, &mut a.x);
-        let rows: Vec<Vec<Row>> = views.iter().map(|view| self.rows_of(view, 0..self.grid.len())).collect();
-        let mut wanted = Vec::new();
-        let mut first = 0;
-        for (view, rows) in views.iter().zip(&rows) {
-            let words = rows.len() - self.grid.len();
-            wanted.extend(view.goals.iter().map(|goal| (first + words + goal) as u32));
-            first += rows.len();
-        }
-        self.layers(backend, &self.decoder, &rows, wanted, a)?;
-        backend.select(&a.sees, &a.x, &mut a.selected);
-        backend.rms_norm(&a.selected, &self.norm, self.config.rms_norm_eps, &mut a.normed, Grouping::One);
-        Ok(backend.read(&a.normed)?.into_owned())
+    /// Makes room for all that passes with these `ops`, as in [`Self::run`], need between their kernels.
+    pub fn reserve(
+        &self,
+        backend: &B,
+        latents: &mut Latents<B>,
+        a: &mut Activations<B>,
+        ops: &mut Then<'_, B>,
+    ) -> Result<(), BackendError> {
+        let Activations { steps: [encoder, decoder], state, .. } = a;
+        backend.reserve(encoder, &mut |backend, step| self.encode(backend, step, latents, state))?;
+        backend.reserve(decoder, &mut |backend, step| {
+            self.decode(backend, step, state);
+            ops(backend, step, &state.normed, latents);
+        })
     }
 
-    /// Words, then positions.
-    fn rows_of(&self, view: &View<'_>, positions: impl Iterator<Item = usize>) -> Vec<Row> {
-        let words = view.prompt.words.len() / self.config.hidden_size;
-        std::iter::repeat_n(Row::Word, words).chain(positions.map(Row::At)).collect()
-    }
-
-    /// What a position adds to its input.
-    fn place<'a>(&'a self, view: &View<'a>, position: usize) -> impl Iterator<Item = f32> + 'a {
-        let hidden = self.config.hidden_size;
-        let row = &self.rows[self.grid.row(position) * hidden..][..hidden];
-        let col = &self.cols[self.grid.col(position) * hidden..][..hidden];
-        row.iter().zip(col).zip(&view.prompt.bias).map(|((row, col), bias)| row + col + bias)
-    }
-
-    /// Runs the encoder; its rows remain in `a.x`.
-    fn encode(
+    /// One pass; with the states `[goals, hidden]` of the goals of views, one view after another, `ops` go on. They are part
+    /// of what a backend may record.
+    pub fn run(
         &self,
         backend: &B,
         views: &[View<'_>],
-        rows: &[Vec<Row>],
+        wanted: Wanted,
+        latents: &mut Latents<B>,
         a: &mut Activations<B>,
+        ops: &mut Then<'_, B>,
     ) -> Result<(), BackendError> {
-        let (mut input, mut latents) = (Vec::new(), Vec::new());
-        for view in views {
-            let words = view.prompt.words.len() / self.config.hidden_size;
-            input.extend_from_slice(&view.prompt.words);
-            latents.resize(latents.len() + words * self.channels, 0.0);
-            for &position in view.known {
-                input.extend(self.place(view, position));
-                latents.extend_from_slice(&view.latents[position * self.channels..][..self.channels]);
-            }
-        }
-        backend.upload(&input, &mut a.x);
-        backend.upload(&latents, &mut a.latents);
-        backend.linear(&a.latents, &self.inp, &mut a.x, Epilogue::Add, Grouping::One);
-        self.layers(backend, &self.encoder, rows, Vec::new(), a)
-    }
-
-    /// Runs layers over the rows of `a.x`; of `wanted` the state will be selected.
-    fn layers(
-        &self,
-        backend: &B,
-        layers: &[Layer<B>],
-        rows: &[Vec<Row>],
-        wanted: Vec<u32>,
-        a: &mut Activations<B>,
-    ) -> Result<(), BackendError> {
-        let [stores, sees] = layouts(rows, self.grid);
-        backend.set_step(Step { layout: stores, ..Step::default() }, &mut a.stores)?;
-        backend.set_step(Step { layout: sees, predictions: wanted, ..Step::default() }, &mut a.sees)?;
-        for layer in layers {
-            layer.forward_seeing(backend, &mut a.x, (&a.stores, &a.sees), (0, &mut a.kv), &mut a.layer);
-        }
+        let [encoding, mut decoding] = self.plan(views, a);
+        Wanted { images: decoding.images, goals: decoding.goals } = wanted;
+        let Activations { steps: [encoder, decoder], state, .. } = a;
+        backend.set_step(encoding, encoder)?;
+        backend.run(encoder, &mut |backend, step| self.encode(backend, step, latents, state));
+        backend.set_step(decoding, decoder)?;
+        backend.run(decoder, &mut |backend, step| {
+            self.decode(backend, step, state);
+            ops(backend, step, &state.normed, latents);
+        });
         Ok(())
     }
-}
 
-/// Where the rows of each view store their keys and values, and where all of them are seen.
-fn layouts(views: &[Vec<Row>], grid: Grid) -> [Layout; 2] {
-    let [mut stores, mut sees] = [Layout::default(), Layout::default()];
-    let mut next = 0;
-    for rows in views {
-        let pages: Vec<u32> = (next..).take(rows.len().div_ceil(PAGE)).collect();
-        next += pages.len() as u32;
-        let words = rows.iter().take_while(|row| matches!(row, Row::Word)).count();
-        for (part, rows) in rows.chunks(SCRATCH).enumerate() {
-            let prefix_len = words.saturating_sub(part * SCRATCH).min(SCRATCH);
-            let own = &pages[part * SCRATCH / PAGE..][..rows.len().div_ceil(PAGE)];
-            let sequence = stores.sequences.len() as u32;
-            stores.sequences.push(PageTable {
-                prefix: own[..prefix_len.div_ceil(PAGE)].to_vec(),
-                prefix_len,
-                width: grid.width,
-                frontier: vec![0; grid.height],
-                scratch: own.to_vec(),
-                ..PageTable::default()
-            });
-            stores.rows.extend(rows.iter().zip(0..).map(|(row, slot)| {
-                let slot = match *row {
-                    Row::Word => Slot::Prefix(slot),
-                    Row::At(at) => Slot::Scratch { slot, at: at as u32, ancestors: 1 << slot },
-                };
-                RowPlace { sequence, slot }
-            }));
+    /// States `[goals, hidden]` of the goals of views, one view after another, on the host.
+    pub fn states(
+        &self,
+        backend: &B,
+        views: &[View<'_>],
+        latents: &mut Latents<B>,
+        a: &mut Activations<B>,
+    ) -> Result<Vec<f32>, BackendError> {
+        self.run(backend, views, Wanted { images: Vec::new(), goals: Vec::new() }, latents, a, &mut |_, _, _, _| ())?;
+        Ok(backend.read(&a.state.normed)?.into_owned())
+    }
+
+    /// What a position adds to its input.
+    fn place<'a>(&'a self, prompt: &'a Prompt, position: usize) -> impl Iterator<Item = f32> + 'a {
+        let hidden = self.config.hidden_size;
+        let row = &self.rows[self.grid.row(position) * hidden..][..hidden];
+        let col = &self.cols[self.grid.col(position) * hidden..][..hidden];
+        row.iter().zip(col).zip(&prompt.bias).map(|((row, col), bias)| row + col + bias)
+    }
+
+    /// The steps of the encoder and of the decoder.
+    fn plan(&self, views: &[View<'_>], a: &Activations<B>) -> [Step; 2] {
+        let positions = self.grid.len();
+        // What the decoder takes from the table lies behind all that the encoder has room for.
+        let behind = a.room;
+        let [mut encoder, mut decoder] = [Step::default(), Step::default()];
+        for view in views {
+            let (words, first) = a.prompts[view.branch];
+            let encoded = encoder.layout.rows.len();
+            let all = |at: &mut dyn Iterator<Item = Option<usize>>| {
+                let slots = (0..).zip(at).map(|(slot, at)| Slot::Open { slot, at: at.map(|at| at as u32) });
+                slots.collect::<Vec<Slot>>()
+            };
+            let of_words = || std::iter::repeat_n(None, words);
+            self.append(&mut encoder, all(&mut of_words().chain(view.known.iter().copied().map(Some))));
+            encoder.inputs.extend((first..first + words).map(|row| row as u32));
+            encoder.inputs.extend(view.known.iter().map(|position| (first + words + position) as u32));
+
+            let row = decoder.layout.rows.len();
+            self.append(&mut decoder, all(&mut of_words().chain((0..positions).map(Some))));
+            decoder.inputs.extend((encoded..encoded + words).map(|row| row as u32));
+            let unknown = behind + first + words + positions;
+            decoder.inputs.extend((unknown..unknown + positions).map(|row| row as u32));
+            for (known, &position) in view.known.iter().enumerate() {
+                decoder.inputs[row + words + position] = (encoded + words + known) as u32;
+            }
+            decoder.predictions.extend(view.goals.iter().map(|goal| (row + words + goal) as u32));
         }
-        let place = RowPlace { sequence: sees.sequences.len() as u32, slot: Slot::Prefix(rows.len() as u32 - 1) };
-        sees.rows.extend(std::iter::repeat_n(place, rows.len()));
-        sees.sequences.push(PageTable {
-            prefix_len: rows.len(),
-            prefix: pages,
-            width: grid.width,
+        [encoder, decoder]
+    }
+
+    /// Adds a sequence whose rows see each other, in pages behind those of the others.
+    fn append(&self, step: &mut Step, slots: Vec<Slot>) {
+        let sequence = step.layout.sequences.len() as u32;
+        let next = step.layout.sequences.iter().map(|table| table.prefix.len() as u32).sum::<u32>();
+        step.layout.sequences.push(PageTable {
+            prefix: (next..).take(slots.len().div_ceil(PAGE)).collect(),
+            prefix_len: slots.len(),
+            width: self.grid.width,
             ..PageTable::default()
         });
+        step.layout.rows.extend(slots.into_iter().map(|slot| RowPlace { sequence, slot }));
     }
-    [stores, sees]
+
+    /// Runs the encoder; its rows remain in `a.x`.
+    fn encode(&self, backend: &B, step: &B::Step, latents: &Latents<B>, a: &mut State<B>) {
+        backend.gather(step, &a.table, None, &mut a.x);
+        backend.gather_latents(step, latents, self.grid.len(), &mut a.latents);
+        backend.linear(&a.latents, &self.inp, &mut a.x, Epilogue::Add, Grouping::One);
+        for layer in &self.encoder {
+            layer.forward(backend, &mut a.x, step, (0, &mut a.kv), &mut a.layer);
+        }
+    }
+
+    /// Runs the decoder; the states of the predictions remain in `a.normed`.
+    fn decode(&self, backend: &B, step: &B::Step, a: &mut State<B>) {
+        backend.gather(step, &a.x, Some(&a.table), &mut a.y);
+        for layer in &self.decoder {
+            layer.forward(backend, &mut a.y, step, (0, &mut a.kv), &mut a.layer);
+        }
+        backend.select(step, &a.y, &mut a.selected);
+        backend.rms_norm(&a.selected, &self.norm, self.config.rms_norm_eps, &mut a.normed, Grouping::One);
+    }
 }

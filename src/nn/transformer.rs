@@ -152,23 +152,11 @@ impl<B: Backend> Layer<B> {
         (layer, kv): (usize, &mut B::KvPool),
         s: &mut Scratch<B>,
     ) {
-        self.forward_seeing(backend, x, (step, step), (layer, kv), s);
-    }
-
-    /// The same with a step that says where keys and values go and one that says which the rows see.
-    pub(super) fn forward_seeing(
-        &self,
-        backend: &B,
-        x: &mut B::Tensor,
-        (stores, sees): (&B::Step, &B::Step),
-        (layer, kv): (usize, &mut B::KvPool),
-        s: &mut Scratch<B>,
-    ) {
         backend.rms_norm(x, &self.input_norm, self.eps, &mut s.normed, Grouping::One);
         backend.linear(&s.normed, &self.qkv, &mut s.qkv, Epilogue::Store, Grouping::One);
         let qk_norm = self.qk_norm.as_ref().map(|(q, k)| (q, k, self.eps));
-        backend.rotate_and_store(&mut s.qkv, qk_norm, self.rotary, stores, layer, kv);
-        backend.attention(&s.qkv, sees, layer, kv, &mut s.mixed);
+        backend.rotate_and_store(&mut s.qkv, qk_norm, self.rotary, step, layer, kv);
+        backend.attention(&s.qkv, step, layer, kv, &mut s.mixed);
         backend.linear(&s.mixed, &self.o, x, Epilogue::Add, Grouping::One);
         backend.rms_norm(x, &self.post_attention_norm, self.eps, &mut s.normed, Grouping::One);
         backend.swiglu(&s.normed, &self.gate, &self.up, &mut s.inner, Grouping::One);

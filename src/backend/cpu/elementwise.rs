@@ -1,6 +1,6 @@
 //! Ops without a reduction.
 
-use super::isa::per_isa;
+use super::isa::{Level, per_isa};
 use super::lanes;
 
 per_isa! {
@@ -26,6 +26,31 @@ per_isa! {
     pub(super) fn silu(x: &[f32], out: &mut [f32]) {
         for (out, x) in out.iter_mut().zip(x) {
             *out = lanes::silu(*x);
+        }
+    }
+}
+
+/// `out[m] = x[m] + row`, and SiLU of that if `activate`.
+pub(super) fn add_row(level: Level, x: &[f32], row: &[f32], activate: bool, out: &mut [f32]) {
+    if activate { add_row_silu(level, x, row, out) } else { add_row_only(level, x, row, out) }
+}
+
+per_isa! {
+    fn add_row_only(x: &[f32], row: &[f32], out: &mut [f32]) {
+        for (out, x) in out.chunks_exact_mut(row.len()).zip(x.chunks_exact(row.len())) {
+            for ((out, x), y) in out.iter_mut().zip(x).zip(row) {
+                *out = x + y;
+            }
+        }
+    }
+}
+
+per_isa! {
+    fn add_row_silu(x: &[f32], row: &[f32], out: &mut [f32]) {
+        for (out, x) in out.chunks_exact_mut(row.len()).zip(x.chunks_exact(row.len())) {
+            for ((out, x), y) in out.iter_mut().zip(x).zip(row) {
+                *out = lanes::silu(x + y);
+            }
         }
     }
 }

@@ -119,7 +119,7 @@ fn stored(x: f32, scale: Option<f32>) -> u16 {
 fn locate(layout: &Layout, sequence: u32, slot: Slot) -> (usize, usize) {
     let table = &layout.sequences[sequence as usize];
     let (pages, index) = match slot {
-        Slot::Prefix(i) => (&table.prefix, i as usize),
+        Slot::Prefix(slot) | Slot::Open { slot, .. } => (&table.prefix, slot as usize),
         Slot::Grid(p) => (&table.grid, p as usize),
         Slot::Scratch { slot, .. } => (&table.scratch, slot as usize),
     };

@@ -6,6 +6,7 @@
 
 mod attention;
 mod conv;
+mod diffusion;
 mod draw;
 mod elementwise;
 mod image_attention;
@@ -31,6 +32,7 @@ pub use kv::KvPool;
 pub use verify::Codebook;
 pub use weight::Weight;
 
+use super::gaussian::{Denoising, Settlement};
 use super::{
     AttentionShape, Backend, Capacity, Chosen, Drawn, Embedding, Epilogue, Error, Fp8, GroupNorm, Grouping, Int4,
     KvFormat, PAGE, Phase, Rotary, Step, Storage, WeightFormat,
@@ -283,6 +285,11 @@ impl Backend for CpuBackend {
         elementwise::add_product(self.level, x.get_mut(), y.get(), z.get());
     }
 
+    fn add_row(&self, x: &Tensor, table: &Tensor, row: usize, activate: bool, out: &mut Tensor) {
+        assert_eq!(x.cols, table.cols, "a row of another width");
+        elementwise::add_row(self.level, x.get(), rows::row(table, row), activate, out.reshape(x.rows, x.cols));
+    }
+
     fn embed(&self, step: &Step, tables: Embedding<'_, Tensor>, canvas: &Canvas, out: &mut Tensor) {
         rows::embed(step, tables, canvas, out);
     }
@@ -293,6 +300,14 @@ impl Backend for CpuBackend {
 
     fn select(&self, step: &Step, x: &Tensor, out: &mut Tensor) {
         rows::select(&step.predictions, x, out);
+    }
+
+    fn gather(&self, step: &Step, table: &Tensor, behind: Option<&Tensor>, out: &mut Tensor) {
+        rows::gather(step, table, behind, out);
+    }
+
+    fn gather_latents(&self, step: &Step, latents: &Tensor, positions: usize, out: &mut Tensor) {
+        rows::gather_latents(step, latents, positions, out);
     }
 
     fn gather_sources(&self, step: &Step, states: &Tensor, tokens: &Tensor, canvas: &Canvas, out: &mut Tensor) {
@@ -326,6 +341,44 @@ impl Backend for CpuBackend {
     fn set_tokens(&self, canvas: &mut Canvas, image: usize, tokens: &[u32]) -> Result<(), Error> {
         canvas.set_image(image, tokens);
         Ok(())
+    }
+
+    fn begin_denoising(
+        &self,
+        step: &Step,
+        level: u32,
+        normals: Option<&Tensor>,
+        positions: usize,
+        x: &mut Tensor,
+        laws: &mut Tensor,
+    ) {
+        diffusion::begin(step, level, normals, positions, x, laws);
+    }
+
+    fn denoise(
+        &self,
+        step: &Step,
+        denoising: &Denoising,
+        normals: Option<&Tensor>,
+        positions: usize,
+        predicted: &Tensor,
+        x: &mut Tensor,
+        laws: &mut Tensor,
+    ) {
+        diffusion::denoise(step, denoising, normals, positions, predicted, (x, laws));
+    }
+
+    fn settle(
+        &self,
+        step: &Step,
+        settlement: Settlement,
+        positions: usize,
+        laws: &Tensor,
+        drafted: &Tensor,
+        latents: &mut Tensor,
+        verdicts: &mut Tensor,
+    ) {
+        diffusion::settle(step, settlement, positions, (laws, drafted), latents, verdicts);
     }
 
     fn conv3x3(&self, x: &Tensor, size: (usize, usize), stride: usize, w: &Weight, bias: &Vector, out: &mut Tensor) {

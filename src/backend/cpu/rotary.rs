@@ -80,10 +80,10 @@ fn coordinates(layout: &Layout, axes: Axes, row: usize) -> [usize; 2] {
     let place = layout.rows[row];
     let table = &layout.sequences[place.sequence as usize];
     match (axes, place.slot) {
-        (Axes::One, Slot::Prefix(i)) => [i as usize; 2],
+        (Axes::One, Slot::Prefix(slot) | Slot::Open { slot, .. }) => [slot as usize; 2],
         (Axes::One, Slot::Grid(p) | Slot::Scratch { at: p, .. }) => [table.prefix_len + p as usize; 2],
-        (Axes::Two, Slot::Prefix(_)) => [0, 0],
-        (Axes::Two, Slot::Grid(p) | Slot::Scratch { at: p, .. }) => {
+        (Axes::Two, Slot::Prefix(_) | Slot::Open { at: None, .. }) => [0, 0],
+        (Axes::Two, Slot::Grid(p) | Slot::Scratch { at: p, .. } | Slot::Open { at: Some(p), .. }) => {
             [p as usize / table.width + 1, p as usize % table.width + 1]
         }
     }

@@ -5,11 +5,11 @@ use super::draw::Canvas;
 use crate::backend::{Embedding, PageTable, Slot, Step};
 
 /// Row `index` of a tensor, in use or beyond.
-fn row(x: &Tensor, index: usize) -> &[f32] {
+pub(super) fn row(x: &Tensor, index: usize) -> &[f32] {
     &x.data.as_slice()[..x.max_rows * x.cols][index * x.cols..][..x.cols]
 }
 
-fn row_mut(x: &mut Tensor, index: usize) -> &mut [f32] {
+pub(super) fn row_mut(x: &mut Tensor, index: usize) -> &mut [f32] {
     let (cols, room) = (x.cols, x.max_rows * x.cols);
     &mut x.data.as_mut_slice()[..room][index * cols..][..cols]
 }
@@ -26,7 +26,7 @@ pub(super) fn embed(step: &Step, tables: Embedding<'_, Tensor>, canvas: &Canvas,
         let (table, sequence) = table(step, index);
         let position = match place.slot {
             Slot::Grid(position) | Slot::Scratch { at: position, .. } => position as usize,
-            Slot::Prefix(_) => panic!("a row of the prompt has no token"),
+            Slot::Prefix(_) | Slot::Open { .. } => panic!("a row of the prompt has no token"),
         };
         let place_of_token = match place.slot {
             Slot::Scratch { slot, .. } => table.width * table.frontier.len() + slot as usize,
@@ -59,6 +59,35 @@ pub(super) fn keep_states(step: &Step, x: &Tensor, positions: usize, states: &mu
             continue;
         }
         row_mut(states, sequence * positions + next).copy_from_slice(row(x, index));
+    }
+}
+
+/// See [`Backend::gather`](crate::backend::Backend::gather).
+pub(super) fn gather(step: &Step, table: &Tensor, behind: Option<&Tensor>, out: &mut Tensor) {
+    assert_eq!(step.inputs.len(), step.layout.rows.len(), "a row of the pass without an input");
+    out.reshape(step.inputs.len(), table.cols);
+    for (to, &from) in step.inputs.iter().enumerate() {
+        let from = from as usize;
+        let found = match from.checked_sub(table.max_rows) {
+            None => row(table, from),
+            Some(from) => row(behind.expect("inputs are rows of the table"), from),
+        };
+        row_mut(out, to).copy_from_slice(found);
+    }
+}
+
+/// See [`Backend::gather_latents`](crate::backend::Backend::gather_latents).
+pub(super) fn gather_latents(step: &Step, latents: &Tensor, positions: usize, out: &mut Tensor) {
+    out.reshape(step.layout.rows.len(), latents.cols);
+    for (index, place) in step.layout.rows.iter().enumerate() {
+        match place.slot {
+            Slot::Open { at: Some(at), .. } => {
+                let image = table(step, index).0.image as usize;
+                row_mut(out, index).copy_from_slice(row(latents, image * positions + at as usize));
+            }
+            Slot::Open { at: None, .. } => row_mut(out, index).fill(0.0),
+            _ => panic!("a row of tokens has no latents"),
+        }
     }
 }
 

@@ -30,6 +30,7 @@ impl Frontiers {
         let masks = &self.masks[self.starts[sequence as usize]..];
         match slot {
             Slot::Prefix(i) => View { table, masks, prefix: i as usize + 1, above: 0, end: 0, ancestors: 0 },
+            Slot::Open { .. } => View { table, masks, prefix: table.prefix_len, above: 0, end: 0, ancestors: 0 },
             Slot::Grid(p) => {
                 let p = p as usize;
                 View { table, masks, prefix: table.prefix_len, above: p - p % table.width, end: p + 1, ancestors: 0 }

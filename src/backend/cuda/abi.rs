@@ -11,6 +11,7 @@ pub const WEFT_NONE: u32 = 4294967295;
 pub const WEFT_SLOT_PREFIX: WeftSlot = 0;
 pub const WEFT_SLOT_GRID: WeftSlot = 1;
 pub const WEFT_SLOT_SCRATCH: WeftSlot = 2;
+pub const WEFT_SLOT_OPEN: WeftSlot = 3;
 pub type WeftSlot = ::core::ffi::c_uint;
 pub const WEFT_RULE_COUPLED: WeftRule = 0;
 pub const WEFT_RULE_DRAFT: WeftRule = 1;
@@ -30,6 +31,13 @@ pub type WeftTest = ::core::ffi::c_uint;
 pub const WEFT_FOLLOWS: WeftLinks = 1;
 pub const WEFT_FOLLOWED: WeftLinks = 2;
 pub type WeftLinks = ::core::ffi::c_uint;
+pub const WEFT_FATE_DRAW: WeftFate = 0;
+pub const WEFT_FATE_JUDGE: WeftFate = 1;
+pub type WeftFate = ::core::ffi::c_uint;
+pub const WEFT_SIGMA_PAPER: WeftSigma = 0;
+pub const WEFT_SIGMA_CODE: WeftSigma = 1;
+pub const WEFT_SIGMA_ONE: WeftSigma = 2;
+pub type WeftSigma = ::core::ffi::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct WeftCounts {
@@ -45,11 +53,12 @@ pub struct WeftCounts {
     pub draft_children: u32,
     pub children: u32,
     pub siblings: u32,
+    pub goals: u32,
     pub chained: u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of WeftCounts"][::core::mem::size_of::<WeftCounts>() - 52usize];
+    ["Size of WeftCounts"][::core::mem::size_of::<WeftCounts>() - 56usize];
     ["Alignment of WeftCounts"][::core::mem::align_of::<WeftCounts>() - 4usize];
     ["Offset of field: WeftCounts::rows"][::core::mem::offset_of!(WeftCounts, rows) - 0usize];
     ["Offset of field: WeftCounts::sequences"][::core::mem::offset_of!(WeftCounts, sequences) - 4usize];
@@ -63,7 +72,8 @@ const _: () = {
     ["Offset of field: WeftCounts::draft_children"][::core::mem::offset_of!(WeftCounts, draft_children) - 36usize];
     ["Offset of field: WeftCounts::children"][::core::mem::offset_of!(WeftCounts, children) - 40usize];
     ["Offset of field: WeftCounts::siblings"][::core::mem::offset_of!(WeftCounts, siblings) - 44usize];
-    ["Offset of field: WeftCounts::chained"][::core::mem::offset_of!(WeftCounts, chained) - 48usize];
+    ["Offset of field: WeftCounts::goals"][::core::mem::offset_of!(WeftCounts, goals) - 48usize];
+    ["Offset of field: WeftCounts::chained"][::core::mem::offset_of!(WeftCounts, chained) - 52usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
@@ -189,6 +199,65 @@ const _: () = {
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct WeftGoal {
+    pub image: u32,
+    pub position: u32,
+    pub guidance: f32,
+    pub conditional: u32,
+    pub unconditional: u32,
+    pub fate: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of WeftGoal"][::core::mem::size_of::<WeftGoal>() - 24usize];
+    ["Alignment of WeftGoal"][::core::mem::align_of::<WeftGoal>() - 4usize];
+    ["Offset of field: WeftGoal::image"][::core::mem::offset_of!(WeftGoal, image) - 0usize];
+    ["Offset of field: WeftGoal::position"][::core::mem::offset_of!(WeftGoal, position) - 4usize];
+    ["Offset of field: WeftGoal::guidance"][::core::mem::offset_of!(WeftGoal, guidance) - 8usize];
+    ["Offset of field: WeftGoal::conditional"][::core::mem::offset_of!(WeftGoal, conditional) - 12usize];
+    ["Offset of field: WeftGoal::unconditional"][::core::mem::offset_of!(WeftGoal, unconditional) - 16usize];
+    ["Offset of field: WeftGoal::fate"][::core::mem::offset_of!(WeftGoal, fate) - 20usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct WeftDenoising {
+    pub level: u32,
+    pub signal: f32,
+    pub noise: f32,
+    pub from_x0: f32,
+    pub from_xt: f32,
+    pub low: f32,
+    pub high: f32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of WeftDenoising"][::core::mem::size_of::<WeftDenoising>() - 28usize];
+    ["Alignment of WeftDenoising"][::core::mem::align_of::<WeftDenoising>() - 4usize];
+    ["Offset of field: WeftDenoising::level"][::core::mem::offset_of!(WeftDenoising, level) - 0usize];
+    ["Offset of field: WeftDenoising::signal"][::core::mem::offset_of!(WeftDenoising, signal) - 4usize];
+    ["Offset of field: WeftDenoising::noise"][::core::mem::offset_of!(WeftDenoising, noise) - 8usize];
+    ["Offset of field: WeftDenoising::from_x0"][::core::mem::offset_of!(WeftDenoising, from_x0) - 12usize];
+    ["Offset of field: WeftDenoising::from_xt"][::core::mem::offset_of!(WeftDenoising, from_xt) - 16usize];
+    ["Offset of field: WeftDenoising::low"][::core::mem::offset_of!(WeftDenoising, low) - 20usize];
+    ["Offset of field: WeftDenoising::high"][::core::mem::offset_of!(WeftDenoising, high) - 24usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
+pub struct WeftSettlement {
+    pub temper: f64,
+    pub sigma: u32,
+    pub noise: u32,
+}
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of WeftSettlement"][::core::mem::size_of::<WeftSettlement>() - 16usize];
+    ["Alignment of WeftSettlement"][::core::mem::align_of::<WeftSettlement>() - 8usize];
+    ["Offset of field: WeftSettlement::temper"][::core::mem::offset_of!(WeftSettlement, temper) - 0usize];
+    ["Offset of field: WeftSettlement::sigma"][::core::mem::offset_of!(WeftSettlement, sigma) - 8usize];
+    ["Offset of field: WeftSettlement::noise"][::core::mem::offset_of!(WeftSettlement, noise) - 12usize];
+};
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]
 pub struct WeftDrawn {
     pub before: u32,
     pub after: u32,
@@ -306,10 +375,12 @@ pub struct WeftStep {
     pub images: *const WeftImage,
     pub copies: *const WeftCopy,
     pub puts: *const WeftPut,
+    pub inputs: *const u32,
+    pub goals: *const WeftGoal,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of WeftStep"][::core::mem::size_of::<WeftStep>() - 112usize];
+    ["Size of WeftStep"][::core::mem::size_of::<WeftStep>() - 128usize];
     ["Alignment of WeftStep"][::core::mem::align_of::<WeftStep>() - 8usize];
     ["Offset of field: WeftStep::counts"][::core::mem::offset_of!(WeftStep, counts) - 0usize];
     ["Offset of field: WeftStep::rows"][::core::mem::offset_of!(WeftStep, rows) - 8usize];
@@ -325,6 +396,8 @@ const _: () = {
     ["Offset of field: WeftStep::images"][::core::mem::offset_of!(WeftStep, images) - 88usize];
     ["Offset of field: WeftStep::copies"][::core::mem::offset_of!(WeftStep, copies) - 96usize];
     ["Offset of field: WeftStep::puts"][::core::mem::offset_of!(WeftStep, puts) - 104usize];
+    ["Offset of field: WeftStep::inputs"][::core::mem::offset_of!(WeftStep, inputs) - 112usize];
+    ["Offset of field: WeftStep::goals"][::core::mem::offset_of!(WeftStep, goals) - 120usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone, PartialEq)]

@@ -3,17 +3,18 @@
 use std::ops::Range;
 
 use super::abi::{
-    WEFT_ATTENTION_ROWS, WEFT_FOLLOWED, WEFT_FOLLOWS, WEFT_NONE, WEFT_RULE_AUTO_CORRECT, WEFT_RULE_CHILDREN,
-    WEFT_RULE_CHOSEN, WEFT_RULE_COUPLED, WEFT_RULE_DRAFT, WEFT_RULE_FORESEE, WEFT_RULE_LIKELIEST, WEFT_RULE_SIBLINGS,
-    WEFT_SCRATCH, WEFT_SLOT_GRID, WEFT_SLOT_PREFIX, WEFT_SLOT_SCRATCH, WEFT_TEST_GROUPED, WEFT_TEST_POOLED_MASS,
-    WEFT_TEST_POOLED_RATIO, WEFT_TEST_THRESHOLD, WEFT_TEST_TOKEN, WeftCopy, WeftCounts, WeftDraw, WeftImage, WeftPut,
-    WeftRow, WeftSequence, WeftSource, WeftStep, WeftTile,
+    WEFT_ATTENTION_ROWS, WEFT_FATE_DRAW, WEFT_FATE_JUDGE, WEFT_FOLLOWED, WEFT_FOLLOWS, WEFT_NONE,
+    WEFT_RULE_AUTO_CORRECT, WEFT_RULE_CHILDREN, WEFT_RULE_CHOSEN, WEFT_RULE_COUPLED, WEFT_RULE_DRAFT,
+    WEFT_RULE_FORESEE, WEFT_RULE_LIKELIEST, WEFT_RULE_SIBLINGS, WEFT_SCRATCH, WEFT_SLOT_GRID, WEFT_SLOT_OPEN,
+    WEFT_SLOT_PREFIX, WEFT_SLOT_SCRATCH, WEFT_TEST_GROUPED, WEFT_TEST_POOLED_MASS, WEFT_TEST_POOLED_RATIO,
+    WEFT_TEST_THRESHOLD, WEFT_TEST_TOKEN, WeftCopy, WeftCounts, WeftDraw, WeftGoal, WeftImage, WeftPut, WeftRow,
+    WeftSequence, WeftSource, WeftStep, WeftTile,
 };
 use super::step::{BOUNDS, Bound, Bucket, COUNTS, Count};
 use crate::backend::step::check_chains;
 use crate::backend::{
-    CHILDREN, Capacity, Draw, GROUP, Image, Layout, NONE, PAGE, PageTable, PoolBound, Put, RowPlace, Rule, Slot, Step,
-    Test,
+    CHILDREN, Capacity, Draw, Fate, GROUP, Goal, Image, Layout, NONE, PAGE, PageTable, PoolBound, Put, RowPlace, Rule,
+    Slot, Step, Test,
 };
 
 /// The lists of a step.
@@ -54,6 +55,7 @@ impl<'a> Lists<'a> {
         lists.sources();
         lists.draws();
         lists.judgements();
+        lists.goals();
         lists.within(capacity);
         lists
     }
@@ -111,6 +113,12 @@ impl<'a> Lists<'a> {
             see(tile, &row, table);
             match place.slot {
                 Slot::Prefix(_) => self.reaches(Bound::Grids, place.sequence),
+                Slot::Open { at, .. } => {
+                    self.reaches(Bound::Images, table.image);
+                    if let Some(at) = at {
+                        self.reaches(Bound::Positions, at);
+                    }
+                }
                 Slot::Grid(_) => {
                     self.reaches(Bound::Grids, place.sequence);
                     self.reaches(Bound::Images, table.image);
@@ -135,6 +143,11 @@ impl<'a> Lists<'a> {
         for source in sources {
             self.reaches(Bound::States, source.state);
             self.reaches(Bound::Tokens, source.token);
+        }
+        let inputs = &self.step.inputs;
+        assert!([0, self.rows.len()].contains(&inputs.len()), "{} inputs of {} rows", inputs.len(), self.rows.len());
+        for &input in inputs {
+            self.reaches(Bound::Inputs, input);
         }
         for &row in &self.step.predictions {
             assert!((row as usize) < self.rows.len(), "prediction of row {row} of {}", self.rows.len());
@@ -186,6 +199,18 @@ impl<'a> Lists<'a> {
         }
     }
 
+    fn goals(&mut self) {
+        let step = self.step;
+        for goal in &step.goals {
+            let rows = [goal.conditional, goal.unconditional];
+            let inside = |row: &u32| (*row as usize) < step.predictions.len();
+            assert!(inside(&rows[0]) && (rows[1] == NONE || inside(&rows[1])), "a goal from prediction {rows:?}");
+            assert!((goal.image as usize) < step.images.len(), "image {} of {}", goal.image, step.images.len());
+            self.reaches(Bound::Images, goal.image);
+            self.reaches(Bound::Positions, goal.position);
+        }
+    }
+
     fn family(&mut self, first: u32, count: u32) {
         assert!((1..=CHILDREN).contains(&count), "{count} children");
         self.reaches(Bound::Places, first + count - 1);
@@ -226,6 +251,7 @@ impl<'a> Lists<'a> {
             ("drafts", step.drafts.len(), capacity.sources),
             ("verdicts", step.verdicts.len(), capacity.rows),
             ("copies", step.copies.len(), capacity.rows),
+            ("goals", step.goals.len(), capacity.rows),
             ("puts", step.puts.len(), capacity.rows),
             ("siblings", siblings(&step.verdicts) as usize, capacity.siblings),
         ] {
@@ -248,17 +274,24 @@ impl<'a> Lists<'a> {
             draft_children: children(&step.drafts),
             children: children(&step.verdicts),
             siblings: siblings(&step.verdicts),
+            goals: step.goals.len() as u32,
             chained: self.verdicts.iter().filter(|draw| draw.links != 0).count() as u32,
         }
     }
 
+    /// By [`Count`].
+    pub(super) fn lengths(&self) -> [usize; COUNTS] {
+        let counts: [u32; COUNTS + 1] = bytemuck::cast(self.counts());
+        std::array::from_fn(|list| counts[list] as usize)
+    }
+
     /// The smallest bucket that it fits.
     pub(super) fn bucket(&self, capacity: Capacity) -> Bucket {
-        let counts: [u32; 13] = bytemuck::cast(self.counts());
         let exact = Bucket {
-            counts: std::array::from_fn::<usize, COUNTS, _>(|list| counts[list] as usize),
+            counts: self.lengths(),
             pages: self.pages.len(),
             frontiers: self.frontiers.len(),
+            inputs: self.step.inputs.len(),
             groups: self.step.groups.len(),
             images: self.step.images.len(),
             tokens: [&self.step.drafts, &self.step.verdicts].map(|draws| draws.iter().any(|draw| is_alone(draw.rule))),
@@ -274,6 +307,7 @@ impl<'a> Lists<'a> {
         let copies: Vec<_> = step.copies.iter().map(|c| WeftCopy { from: c.from, to: c.to }).collect();
         let put = |put: &Put| WeftPut { image: put.image, position: put.position, token: put.token };
         let puts: Vec<_> = step.puts.iter().map(put).collect();
+        let goals: Vec<_> = step.goals.iter().map(goal).collect();
         let counts = self.counts();
         let bytes: [&[u8]; LISTS] = [
             bytemuck::bytes_of(&counts),
@@ -290,6 +324,8 @@ impl<'a> Lists<'a> {
             bytemuck::cast_slice(&puts),
             bytemuck::cast_slice(&self.frontiers),
             bytemuck::cast_slice(&self.pages),
+            bytemuck::cast_slice(&step.inputs),
+            bytemuck::cast_slice(&goals),
         ];
         let mut end = 0;
         for (bytes, &first) in bytes.iter().zip(&region.firsts) {
@@ -300,6 +336,15 @@ impl<'a> Lists<'a> {
         }
         end
     }
+}
+
+fn goal(goal: &Goal) -> WeftGoal {
+    let Goal { image, position, guidance, conditional, unconditional, fate } = *goal;
+    let fate = match fate {
+        Fate::Draw => WEFT_FATE_DRAW,
+        Fate::Judge => WEFT_FATE_JUDGE,
+    };
+    WeftGoal { image, position, guidance, conditional, unconditional, fate }
 }
 
 fn image(image: &Image) -> WeftImage {
@@ -340,6 +385,11 @@ fn row(place: &RowPlace, table: &PageTable) -> WeftRow {
             assert!((i as usize) < table.prefix_len, "prefix slot {i} of {}", table.prefix_len);
             new(WEFT_SLOT_PREFIX, i, 0)
         }
+        Slot::Open { slot, at } => {
+            assert!((slot as usize) < table.prefix_len, "prefix slot {slot} of {}", table.prefix_len);
+            assert!(at != Some(NONE) && (at.is_none() || table.width > 0), "a row of position {at:?}");
+            new(WEFT_SLOT_OPEN, slot, at.unwrap_or(NONE))
+        }
         Slot::Grid(p) => {
             assert!((p as usize) < positions.min(table.grid.len() * PAGE), "grid slot {p} of {positions}");
             new(WEFT_SLOT_GRID, p, p)
@@ -363,6 +413,7 @@ fn see(tile: &mut WeftTile, row: &WeftRow, table: &PageTable) {
     let (prefix, end, scratch) = match row.kind {
         WEFT_SLOT_PREFIX => (row.slot + 1, 0, 0),
         WEFT_SLOT_GRID => (whole, row.slot + 1, 0),
+        WEFT_SLOT_OPEN => (whole, 0, 0),
         _ => {
             let seen: u128 = (0..4).map(|word| u128::from(row.ancestors[word]) << (32 * word)).sum();
             (whole, row.at, 128 - seen.leading_zeros())
@@ -431,10 +482,10 @@ fn draws(draws: &[Draw], mut before: u32) -> Vec<WeftDraw> {
 }
 
 /// The lists of a region.
-const LISTS: usize = 14;
+const LISTS: usize = 16;
 
 /// Where the lists of a bucket are: byte offsets, in the order counts, images, sequences, tiles, rows, predictions,
-/// groups, sources, drafts, verdicts, copies, puts, frontiers, pages.
+/// groups, sources, drafts, verdicts, copies, puts, frontiers, pages, inputs, goals.
 pub(super) struct Region {
     firsts: [usize; LISTS],
     /// Bytes of it all.
@@ -447,8 +498,8 @@ impl Bucket {
         let Capacity { rows, sequences, pages, frontiers, sources, groups, siblings } = capacity;
         let tiles = rows.div_ceil(WEFT_ATTENTION_ROWS as usize) + sequences;
         // As in `Count`; of trees it counts whether there are any.
-        let counts = [rows, sequences, tiles, sources, rows, sources, rows, rows, rows, 1, 1, siblings.min(1)];
-        Bucket { counts, pages, frontiers, groups: groups + 1, images: sequences, tokens: [true; 2] }
+        let counts = [rows, sequences, tiles, sources, rows, sources, rows, rows, rows, 1, 1, siblings.min(1), rows];
+        Bucket { counts, pages, frontiers, inputs: rows, groups: groups + 1, images: sequences, tokens: [true; 2] }
     }
 
     /// With all lists as long as each other, as far as there is room: every length to which a list is padded is in one.
@@ -471,6 +522,7 @@ impl Bucket {
         }
         pad(&mut self.pages, largest.pages);
         pad(&mut self.frontiers, largest.frontiers);
+        pad(&mut self.inputs, largest.inputs);
         pad(&mut self.groups, largest.groups);
         pad(&mut self.images, largest.images);
         self
@@ -494,6 +546,8 @@ impl Bucket {
             of(Count::Puts) * size_of::<WeftPut>(),
             self.frontiers * size_of::<u32>(),
             self.pages * size_of::<u32>(),
+            self.inputs * size_of::<u32>(),
+            of(Count::Goals) * size_of::<WeftGoal>(),
         ];
         let mut end = 0;
         let firsts = bytes.map(|bytes| {
@@ -524,6 +578,8 @@ impl Region {
             puts: at[11] as *const _,
             frontiers: at[12] as *const _,
             pages: at[13] as *const _,
+            inputs: at[14] as *const _,
+            goals: at[15] as *const _,
         }
     }
 }

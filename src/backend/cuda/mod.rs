@@ -26,6 +26,7 @@ pub use step::DeviceStep;
 pub use tensor::Tensor;
 pub use timing::Stopwatch;
 
+use super::gaussian::{Denoising, Settlement};
 use super::{
     AttentionShape, Backend, Capacity, Chosen, Drawn, Embedding, Epilogue, Error, GroupNorm, Grouping, KvFormat, Phase,
     Rotary, Step, Storage,
@@ -192,6 +193,10 @@ impl Backend for CudaBackend {
         self.op_add_product(x, y, z);
     }
 
+    fn add_row(&self, x: &Tensor, table: &Tensor, row: usize, activate: bool, out: &mut Tensor) {
+        self.op_add_row(x, table, row, activate, out);
+    }
+
     fn embed(&self, step: &DeviceStep, tables: Embedding<'_, Tensor>, canvas: &Canvas, out: &mut Tensor) {
         self.op_embed(step, tables, canvas, out);
     }
@@ -202,6 +207,14 @@ impl Backend for CudaBackend {
 
     fn select(&self, step: &DeviceStep, x: &Tensor, out: &mut Tensor) {
         self.op_select(step, x, out);
+    }
+
+    fn gather(&self, step: &DeviceStep, table: &Tensor, behind: Option<&Tensor>, out: &mut Tensor) {
+        self.op_gather(step, table, behind, out);
+    }
+
+    fn gather_latents(&self, step: &DeviceStep, latents: &Tensor, positions: usize, out: &mut Tensor) {
+        self.op_gather_latents(step, latents, positions, out);
     }
 
     fn gather_sources(&self, step: &DeviceStep, states: &Tensor, tokens: &Tensor, canvas: &Canvas, out: &mut Tensor) {
@@ -238,6 +251,44 @@ impl Backend for CudaBackend {
 
     fn set_tokens(&self, canvas: &mut Canvas, image: usize, tokens: &[u32]) -> Result<(), Error> {
         self.op_set_tokens(canvas, image, tokens)
+    }
+
+    fn begin_denoising(
+        &self,
+        step: &DeviceStep,
+        level: u32,
+        normals: Option<&Tensor>,
+        positions: usize,
+        x: &mut Tensor,
+        laws: &mut Tensor,
+    ) {
+        self.op_begin_denoising(step, level, normals, positions, x, laws);
+    }
+
+    fn denoise(
+        &self,
+        step: &DeviceStep,
+        denoising: &Denoising,
+        normals: Option<&Tensor>,
+        positions: usize,
+        predicted: &Tensor,
+        x: &mut Tensor,
+        laws: &mut Tensor,
+    ) {
+        self.op_denoise(step, denoising, normals, positions, predicted, x, laws);
+    }
+
+    fn settle(
+        &self,
+        step: &DeviceStep,
+        settlement: Settlement,
+        positions: usize,
+        laws: &Tensor,
+        drafted: &Tensor,
+        latents: &mut Tensor,
+        verdicts: &mut Tensor,
+    ) {
+        self.op_settle(step, settlement, positions, laws, drafted, latents, verdicts);
     }
 
     fn conv3x3(&self, x: &Tensor, size: (usize, usize), stride: usize, w: &Weight, bias: &Vector, out: &mut Tensor) {

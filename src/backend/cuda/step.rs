@@ -41,17 +41,12 @@ pub(super) enum Count {
     Children = 10,
     /// Verdicts that are siblings in draft trees.
     Siblings = 11,
+    /// Positions to denoise.
+    Goals = 12,
 }
 
 /// Lists that [`Count`] names.
-pub(super) const COUNTS: usize = 12;
-
-impl Count {
-    /// Its value.
-    pub(super) fn of(self, counts: &WeftCounts) -> usize {
-        bytemuck::cast_ref::<WeftCounts, [u32; 13]>(counts)[self as usize] as usize
-    }
-}
+pub(super) const COUNTS: usize = 13;
 
 /// What the entries of a step index, and a step cannot know by itself: an op that is run with the step says how large it
 /// is, and steps that reach further are refused from then on.
@@ -87,10 +82,12 @@ pub(super) enum Bound {
     Grids = 13,
     /// Sequences with states for the nodes of their trees.
     Trees = 14,
+    /// Rows of the tables that inputs are gathered from.
+    Inputs = 15,
 }
 
 /// Bounds that [`Bound`] names.
-pub(super) const BOUNDS: usize = 15;
+pub(super) const BOUNDS: usize = 16;
 
 /// Names of the bounds, in their order.
 const NAMES: [&str; BOUNDS] = [
@@ -109,10 +106,17 @@ const NAMES: [&str; BOUNDS] = [
     "place",
     "sequence with states",
     "sequence with states of a tree",
+    "input",
 ];
 
-/// The lengths that grids are made for: those of the current step, rounded up so that few graphs serve all steps.
-pub(super) type Limits = [AtomicUsize; COUNTS];
+/// Lengths of the lists of the current step.
+#[derive(Debug, Default)]
+pub(super) struct Limits {
+    /// Those that grids are made for: rounded up so that few graphs serve all steps.
+    pub(super) most: [AtomicUsize; COUNTS],
+    /// As the device reads them.
+    pub(super) exact: [AtomicUsize; COUNTS],
+}
 
 /// What a step's lists are padded to: steps of one bucket have their lists at the same addresses and run the same graph.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -123,6 +127,8 @@ pub(super) struct Bucket {
     pub(super) pages: usize,
     /// Frontiers.
     pub(super) frontiers: usize,
+    /// Inputs of rows.
+    pub(super) inputs: usize,
     /// Groups of sources, and one.
     pub(super) groups: usize,
     /// Images.
@@ -206,6 +212,9 @@ impl DeviceStep {
         staging.sent.record();
         device.check()?;
         self.pad_to(bucket);
+        for (length, count) in self.limits.exact.iter().zip(lists.lengths()) {
+            length.store(count, Ordering::Relaxed);
+        }
         self.reach = lists.reach;
         self.host = host;
         Ok(())
@@ -213,7 +222,7 @@ impl DeviceStep {
 
     /// Makes its lists as long as a bucket's.
     pub(super) fn pad_to(&mut self, bucket: Bucket) {
-        for (limit, count) in self.limits.iter().zip(bucket.counts) {
+        for (limit, count) in self.limits.most.iter().zip(bucket.counts) {
             limit.store(count, Ordering::Relaxed);
         }
         self.pointers = bucket.region().pointers(self.memory.address());

@@ -61,7 +61,7 @@ impl Rows {
     pub(super) fn most(&self) -> usize {
         match self {
             Rows::Fixed(rows) => *rows,
-            Rows::Counted { which, limits, .. } => limits[*which as usize].load(Ordering::Relaxed),
+            Rows::Counted { which, limits, .. } => limits.most[*which as usize].load(Ordering::Relaxed),
         }
     }
 
@@ -131,7 +131,7 @@ impl Tensor {
     pub(super) fn read(&self) -> Result<Vec<f32>, Error> {
         let rows = match &self.rows {
             Rows::Fixed(rows) => *rows,
-            Rows::Counted { counts, which, .. } => which.of(&counts.download(1)?[0]),
+            Rows::Counted { which, limits, .. } => limits.exact[*which as usize].load(Ordering::Relaxed),
         };
         let panels = match &self.data {
             Data::Floats(data) => return data.download(rows * self.cols),

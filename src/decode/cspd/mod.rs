@@ -24,11 +24,10 @@ mod testing;
 
 use super::knobs::{choice, count, number};
 use super::{DraftCost, Outcome, Progress, Stats};
-use crate::backend::Error;
-use crate::nn::diffusion::Law;
-use crate::rng::{Purpose, Stream};
+use crate::backend::{Error, Fate};
 use criterion::{Criterion, Sigma};
 use plan::Plan;
+use std::ops::Range;
 
 /// What a round of drafts costs and keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,7 +109,7 @@ pub enum Side {
     Draft,
 }
 
-/// A position that is to be drawn.
+/// A position that is to be drawn, or judged.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Goal {
     /// The position.
@@ -119,43 +118,33 @@ pub struct Goal {
     pub guidance: f32,
 }
 
-/// What a model is asked about: positions to draw, given others.
+/// What a model is asked about: positions to settle, given others.
 #[derive(Clone, Debug)]
 pub struct View<'a> {
     /// Positions that it sees, in the order in which they were drawn.
     pub known: &'a [usize],
-    /// The numbers of all positions, of which it sees those.
-    pub latents: &'a [f32],
-    /// Positions to draw.
+    /// Positions to settle.
     pub goals: Vec<Goal>,
+    /// How.
+    pub fate: Fate,
 }
 
-/// Two models of one picture. A position's trajectory has the same noise in both, and whenever it is drawn.
+/// Two models of one picture, and its numbers. A position's trajectory has the same noise in both, and whenever it is drawn.
 pub trait Pair {
-    /// Numbers of a position.
-    fn channels(&self) -> usize;
-    /// The laws of the last denoising steps of the goals of each view. One pass, of which the rows are told.
-    fn laws(&mut self, side: Side, views: &[View<'_>]) -> Result<(Vec<Vec<Law>>, usize), Error>;
+    /// One pass of a model, of which the rows are told: the goals of each view are drawn from their laws, or judged (those
+    /// of the draft at its last pass over them being what their numbers were drawn from) and replaced if they fail. All
+    /// views see the numbers from before the pass.
+    fn pass(&mut self, side: Side, views: &[View<'_>]) -> Result<usize, Error>;
+    /// Which goals of the target's last pass passed, one view after another; what was drawn did.
+    fn verdicts(&mut self) -> Result<Vec<bool>, Error>;
+    /// The numbers of all positions, `[positions, channels]`.
+    fn latents(&mut self) -> Result<Vec<f32>, Error>;
 }
 
 /// Decodes a picture; `progress` is told how many positions are done.
-pub fn run(
-    pair: &mut dyn Pair,
-    plan: &Plan,
-    knobs: Knobs,
-    stream: Stream,
-    progress: &mut Progress<'_>,
-) -> Result<Outcome, Error> {
-    let positions = plan.order.len();
-    let mut run = Run {
-        latents: vec![0.0; positions * pair.channels()],
-        first: vec![None; positions],
-        stats: Stats::default(),
-        pair,
-        plan,
-        knobs,
-        stream,
-    };
+pub fn run(pair: &mut dyn Pair, plan: &Plan, knobs: Knobs, progress: &mut Progress<'_>) -> Result<Outcome, Error> {
+    let first = vec![None; plan.order.len()];
+    let mut run = Run { first, stats: Stats::default(), pair, plan };
     let alone = match knobs.drafts {
         0 => plan.steps.len(),
         _ => ((knobs.prefill * plan.steps.len() as f64).round() as usize).min(plan.steps.len()),
@@ -163,97 +152,73 @@ pub fn run(
     let mut done = 0;
     while done < plan.steps.len() {
         done = if done < alone {
-            run.plain(done)?
+            run.plain(Side::Target, done)?
         } else {
-            let drafted = run.draft(done)?;
+            let end = (done + knobs.drafts).min(plan.steps.len());
+            // One pass each; they are put where the verified ones are.
+            (done..end).try_for_each(|step| run.plain(Side::Draft, step).map(drop))?;
             match knobs.schedule {
-                Schedule::Truncate => run.truncate(&drafted, done)?,
-                Schedule::Fixed => run.fixed(&drafted, done)?,
+                Schedule::Truncate => run.truncate(done..end)?,
+                Schedule::Fixed => run.fixed(done..end)?,
             }
         };
         progress(plan.known(done).len());
     }
-    let Run { latents, first, stats, .. } = run;
+    let latents = run.pair.latents()?;
+    let Run { first, stats, .. } = run;
     Ok(Outcome { tokens: Vec::new(), latents, stats, first })
 }
 
 struct Run<'a> {
     pair: &'a mut dyn Pair,
     plan: &'a Plan,
-    knobs: Knobs,
-    stream: Stream,
-    latents: Vec<f32>,
     first: Vec<Option<bool>>,
     stats: Stats,
 }
 
-/// The laws by which the positions of a step were drafted.
-type Drafted = Vec<Vec<Law>>;
-
 impl Run<'_> {
-    /// The step `step` by the target.
-    fn plain(&mut self, step: usize) -> Result<usize, Error> {
-        let laws = self.ask_once(Side::Target, step..step + 1)?;
-        self.draw(step, &laws);
+    /// Draws the step `step`; returns the next.
+    fn plain(&mut self, side: Side, step: usize) -> Result<usize, Error> {
+        self.ask(side, &[(step..step + 1, Fate::Draw)])?;
         Ok(step + 1)
     }
 
-    /// Drafts up to `drafts` steps from `step` on, one pass each; they are put where the verified ones are.
-    fn draft(&mut self, step: usize) -> Result<Drafted, Error> {
-        let end = (step + self.knobs.drafts).min(self.plan.steps.len());
-        let draft = |step| {
-            let laws = self.ask_once(Side::Draft, step..step + 1)?;
-            self.draw(step, &laws);
-            Ok(laws)
-        };
-        (step..end).map(draft).collect()
-    }
-
-    /// Judges each drafted step in its own context, up to the first with a rejection.
-    fn truncate(&mut self, drafted: &Drafted, start: usize) -> Result<usize, Error> {
-        let end = start + drafted.len();
-        let judged: Vec<_> = (start..(end + 1).min(self.plan.steps.len())).map(|step| step..step + 1).collect();
-        let laws = self.ask(Side::Target, &judged)?;
-        for ((step, target), draft) in (start..end).zip(&laws).zip(drafted) {
-            if !self.judge(step, target, draft) {
+    /// Judges each drafted step in its own context, up to the first with a rejection: what the pass makes of those behind it
+    /// is not used, for they are drawn again before they are read.
+    fn truncate(&mut self, drafted: Range<usize>) -> Result<usize, Error> {
+        let next = drafted.end..(drafted.end + 1).min(self.plan.steps.len());
+        let judged = drafted.clone().map(|step| (step..step + 1, Fate::Judge));
+        let views: Vec<_> = judged.chain(next.clone().map(|step| (step..step + 1, Fate::Draw))).collect();
+        self.ask(Side::Target, &views)?;
+        let mut verdicts = self.pair.verdicts()?.into_iter();
+        for step in drafted {
+            if !self.count(step, &mut verdicts) {
                 return Ok(step + 1);
             }
         }
-        match laws.get(drafted.len()) {
-            None => Ok(end),
-            Some(next) => {
-                self.draw(end, next);
-                Ok(end + 1)
-            }
-        }
+        Ok(next.end)
     }
 
     /// Judges all drafted steps in the verified context; all of them stay.
-    fn fixed(&mut self, drafted: &Drafted, start: usize) -> Result<usize, Error> {
-        let end = start + drafted.len();
-        let mut laws = self.ask_once(Side::Target, start..end)?.into_iter();
-        for (step, draft) in (start..end).zip(drafted) {
-            let target: Vec<Law> = laws.by_ref().take(draft.len()).collect();
-            self.judge(step, &target, draft);
+    fn fixed(&mut self, drafted: Range<usize>) -> Result<usize, Error> {
+        self.ask(Side::Target, &[(drafted.clone(), Fate::Judge)])?;
+        let mut verdicts = self.pair.verdicts()?.into_iter();
+        for step in drafted.clone() {
+            self.count(step, &mut verdicts);
         }
-        Ok(end)
+        Ok(drafted.end)
     }
 
-    /// One pass: the laws of the positions of these steps, given all before them.
-    fn ask_once(&mut self, side: Side, steps: std::ops::Range<usize>) -> Result<Vec<Law>, Error> {
-        Ok(self.ask(side, std::slice::from_ref(&steps))?.remove(0))
-    }
-
-    /// One pass: for each of these ranges of steps the laws of its positions, given all steps before it.
-    fn ask(&mut self, side: Side, steps: &[std::ops::Range<usize>]) -> Result<Vec<Vec<Law>>, Error> {
+    /// One pass: a view for each of these ranges of steps, given all steps before it.
+    fn ask(&mut self, side: Side, views: &[(Range<usize>, Fate)]) -> Result<(), Error> {
         let plan = self.plan;
-        let view = |steps: &std::ops::Range<usize>| View {
+        let view = |(steps, fate): &(Range<usize>, Fate)| View {
             known: plan.known(steps.start),
-            latents: &self.latents,
             goals: steps.clone().flat_map(|step| plan.goals(step)).collect(),
+            fate: *fate,
         };
-        let views: Vec<View<'_>> = steps.iter().map(view).collect();
-        let (laws, rows) = self.pair.laws(side, &views)?;
+        let views: Vec<View<'_>> = views.iter().map(view).collect();
+        let rows = self.pair.pass(side, &views)?;
         match side {
             Side::Target => (self.stats.nfe, self.stats.rows) = (self.stats.nfe + 1, self.stats.rows + rows),
             Side::Draft => {
@@ -261,31 +226,13 @@ impl Run<'_> {
                 self.stats.draft = DraftCost { passes: passes + 1, rows: before + rows };
             }
         }
-        Ok(laws)
+        Ok(())
     }
 
-    /// Draws the positions of a step from these laws, with the noise of theirs.
-    fn draw(&mut self, step: usize, laws: &[Law]) {
-        let channels = self.pair.channels();
-        let mut noise = vec![0.0; channels];
-        for (goal, law) in self.plan.goals(step).zip(laws) {
-            if self.knobs.noise {
-                self.stream.normal(Purpose::Denoise, 0, goal.position, &mut noise);
-            }
-            self.latents[goal.position * channels..][..channels].copy_from_slice(&law.at(&noise));
-        }
-    }
-
-    /// Judges the positions of a step and replaces those that fail; did all of them pass?
-    fn judge(&mut self, step: usize, target: &[Law], draft: &[Law]) -> bool {
-        let (channels, criterion) = (self.pair.channels(), self.knobs.criterion);
+    /// Counts the verdicts of a step; did all of its positions pass?
+    fn count(&mut self, step: usize, verdicts: &mut impl Iterator<Item = bool>) -> bool {
         let mut all = true;
-        for ((goal, p), q) in self.plan.goals(step).zip(target).zip(draft) {
-            let x = &mut self.latents[goal.position * channels..][..channels];
-            let passes = criterion.passes(p, q, x, self.stream.uniform(Purpose::Accept, 0, goal.position));
-            if !passes {
-                x.copy_from_slice(&criterion.residual(p, q, self.stream, goal.position));
-            }
+        for (goal, passes) in self.plan.goals(step).zip(verdicts) {
             all &= passes;
             if self.first[goal.position].is_none() {
                 self.first[goal.position] = Some(passes);

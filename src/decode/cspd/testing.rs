@@ -3,7 +3,11 @@
 use super::criterion::{Criterion, Sigma};
 use super::plan::Plan;
 use super::*;
-use crate::nn::diffusion::Law;
+use crate::backend::cpu::{CpuBackend, Tensor};
+use crate::backend::gaussian::{Law, Settlement};
+use crate::backend::{Backend, Image, NONE, Step, Test};
+use crate::rng::{Purpose, Stream};
+use crate::sampling::Sampling;
 
 /// A model of numbers: the mean of a position is `base + slope * mean of those that are known`, reached in two denoising
 /// steps from shared noise; the first has deviation `wide`, the last `narrow`.
@@ -15,18 +19,23 @@ struct Model {
     narrow: f32,
 }
 
-/// Two models, and the noise of an image.
+/// Two models, and the numbers of an image, which the backend settles.
 struct Scalars {
     target: Model,
     draft: Model,
     stream: Stream,
     /// One denoising step instead of two.
     one_step: bool,
+    settlement: Settlement,
+    backend: CpuBackend,
+    latents: Tensor,
+    laws: [Tensor; 2],
+    verdicts: Tensor,
 }
 
 impl Model {
-    fn law(&self, view: &View<'_>, normal: f32, one_step: bool) -> Law {
-        let known = view.known.iter().map(|&position| view.latents[position]).sum::<f32>();
+    fn law(&self, view: &View<'_>, latents: &[f32], normal: f32, one_step: bool) -> Law {
+        let known = view.known.iter().map(|&position| latents[position]).sum::<f32>();
         let mean = self.base + self.slope * known / view.known.len().max(1) as f32;
         match one_step {
             true => Law { mean: vec![mean], log_deviation: vec![self.narrow.ln()], spread: 0.0 },
@@ -39,20 +48,60 @@ impl Model {
     }
 }
 
+impl Scalars {
+    fn new([target, draft]: [Model; 2], one_step: bool, knobs: Knobs, stream: Stream, positions: usize) -> Self {
+        let backend = CpuBackend::new();
+        let zeros = |cols: usize| {
+            let mut tensor = backend.tensor(positions, cols).unwrap();
+            backend.upload(&vec![0.0; positions * cols], &mut tensor);
+            tensor
+        };
+        let (latents, laws) = (zeros(1), [zeros(Law::cols(1)), zeros(Law::cols(1))]);
+        let settlement = Settlement { criterion: knobs.criterion, noise: knobs.noise };
+        Self { target, draft, stream, one_step, settlement, latents, laws, verdicts: zeros(1), backend }
+    }
+}
+
 impl Pair for Scalars {
-    fn channels(&self) -> usize {
-        1
+    fn pass(&mut self, side: Side, views: &[View<'_>]) -> Result<usize, Error> {
+        let model = if side == Side::Target { self.target } else { self.draft };
+        let sampling = Sampling { cfg: 1.0, temperature: 1.0, top_k: 0, top_p: 1.0 };
+        let images = vec![Image { stream: self.stream, sampling, test: Test::Token }];
+        let (mut step, backend) = (Step { images, ..Step::default() }, &self.backend);
+        let latents = backend.read(&self.latents)?.into_owned();
+        let mut laws = backend.read(&self.laws[side as usize])?.into_owned();
+        for view in views {
+            for goal in &view.goals {
+                let mut normal = [0.0];
+                self.stream.normal(Purpose::Denoise, 1, goal.position, &mut normal);
+                let law = model.law(view, &latents, normal[0], self.one_step);
+                let row = &mut laws[goal.position * Law::cols(1)..][..Law::cols(1)];
+                row.copy_from_slice(&law.to_row());
+                let (position, guidance) = (goal.position as u32, goal.guidance);
+                let (conditional, unconditional) = (step.goals.len() as u32, NONE);
+                step.goals.push(crate::backend::Goal {
+                    image: 0,
+                    position,
+                    guidance,
+                    conditional,
+                    unconditional,
+                    fate: view.fate,
+                });
+            }
+        }
+        backend.upload(&laws, &mut self.laws[side as usize]);
+        let ([_, draft], positions) = (&self.laws, latents.len());
+        let laws = &self.laws[side as usize];
+        backend.settle(&step, self.settlement, positions, laws, draft, &mut self.latents, &mut self.verdicts);
+        Ok(views.len())
     }
 
-    fn laws(&mut self, side: Side, views: &[View<'_>]) -> Result<(Vec<Vec<Law>>, usize), Error> {
-        let model = if side == Side::Target { self.target } else { self.draft };
-        let law = |view: &View<'_>, goal: &Goal| {
-            let mut normal = [0.0];
-            self.stream.normal(Purpose::Denoise, 1, goal.position, &mut normal);
-            model.law(view, normal[0], self.one_step)
-        };
-        let laws = views.iter().map(|view| view.goals.iter().map(|goal| law(view, goal)).collect());
-        Ok((laws.collect(), views.len()))
+    fn verdicts(&mut self) -> Result<Vec<bool>, Error> {
+        Ok(self.backend.read(&self.verdicts)?.iter().map(|&verdict| verdict > 0.0).collect())
+    }
+
+    fn latents(&mut self) -> Result<Vec<f32>, Error> {
+        Ok(self.backend.read(&self.latents)?.into_owned())
     }
 }
 
@@ -69,7 +118,7 @@ fn knobs(drafts: usize, schedule: Schedule, criterion: Criterion) -> Knobs {
 fn decode(target: Model, draft: Model, one_step: bool, knobs: Knobs, seed: u64) -> Outcome {
     let stream = Stream { seed, image: 0 };
     let plan = Plan::over((0..POSITIONS).collect(), knobs.rounds, 1.0);
-    run(&mut Scalars { target, draft, stream, one_step }, &plan, knobs, stream, &mut |_| ()).unwrap()
+    run(&mut Scalars::new([target, draft], one_step, knobs, stream, POSITIONS), &plan, knobs, &mut |_| ()).unwrap()
 }
 
 /// Largest distance between the distribution functions of two samples.
@@ -269,8 +318,8 @@ fn the_fixed_schedule_makes_the_passes_of_its_formula() {
             let stream = Stream { seed: 0, image: 0 };
             let plan = Plan::new(200, rounds, 1.0, stream);
             assert_eq!(plan.steps.len(), rounds);
-            let mut pair = Scalars { target: TARGET, draft, stream, one_step: true };
-            let stats = run(&mut pair, &plan, knobs, stream, &mut |_| ()).unwrap().stats;
+            let mut pair = Scalars::new([TARGET, draft], true, knobs, stream, 200);
+            let stats = run(&mut pair, &plan, knobs, &mut |_| ()).unwrap().stats;
             for cost in [0.2, 0.65] {
                 let time = stats.nfe as f64 + cost * stats.draft.passes as f64;
                 let formula = plan::fixed_speed_up(prefill, drafts as f64, cost);

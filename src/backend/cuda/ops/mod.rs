@@ -2,6 +2,7 @@
 
 mod attention;
 mod conv;
+mod diffusion;
 pub(super) mod draw;
 mod elementwise;
 mod group_norm;

@@ -67,6 +67,42 @@ impl CudaBackend {
         unsafe { self.rows(["select_rows", "select_rows_ragged"], step.most(Count::Predictions), x.cols, args) };
     }
 
+    /// See [`Backend::gather`](crate::backend::Backend::gather).
+    pub(in crate::backend::cuda) fn op_gather(
+        &self,
+        step: &DeviceStep,
+        table: &Tensor,
+        behind: Option<&Tensor>,
+        out: &mut Tensor,
+    ) {
+        let cols = table.cols;
+        assert!(behind.is_none_or(|behind| behind.cols == cols), "tables of different widths");
+        step.require(Bound::Inputs, table.max_rows + behind.map_or(0, |behind| behind.max_rows));
+        let host = step.host();
+        assert_eq!(host.inputs.len(), host.layout.rows.len(), "a row of the pass without an input");
+        out.take_rows(Rows::of(step, Count::Rows), cols);
+        let behind = behind.map(Tensor::floats);
+        let args = args![step.arg(), *table.floats(), behind, table.max_rows as u32, *out.floats(), cols as u32];
+        // SAFETY: the kernel's parameters are these; inputs are rows that the tables have room for.
+        unsafe { self.rows(["gather_rows", "gather_rows_ragged"], step.most(Count::Rows), cols, args) };
+    }
+
+    /// See [`Backend::gather_latents`](crate::backend::Backend::gather_latents).
+    pub(in crate::backend::cuda) fn op_gather_latents(
+        &self,
+        step: &DeviceStep,
+        latents: &Tensor,
+        positions: usize,
+        out: &mut Tensor,
+    ) {
+        step.require(Bound::Positions, positions);
+        step.require(Bound::Images, latents.max_rows / positions.max(1));
+        out.take_rows(Rows::of(step, Count::Rows), latents.cols);
+        let args = args![step.arg(), *latents.floats(), positions as u32, *out.floats(), latents.cols as u32];
+        // SAFETY: the kernel's parameters are these; rows are of positions of the images whose latents these are.
+        unsafe { self.rows(["gather_latents", "gather_latents_ragged"], step.most(Count::Rows), latents.cols, args) };
+    }
+
     /// See [`Backend::gather_sources`](crate::backend::Backend::gather_sources).
     pub(in crate::backend::cuda) fn op_gather_sources(
         &self,
