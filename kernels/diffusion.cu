@@ -96,7 +96,8 @@ struct Laws {
       const uint32_t channel = first + threadIdx.x, count = min(channels - first, 32u);
       const bool inside = threadIdx.x < count;
       const uint32_t c = inside ? channel : first;
-      const float value = x(c);
+      // A number is read by the lane alone that may replace it.
+      const float value = inside ? x(channel) : 0.0f;
       of_p = ordered_sum(of_p, term(p[c], p[channels + c], value, temper, inside), count);
       of_q = ordered_sum(of_q, term(q[c], q[channels + c], value, temper, inside), count);
     }

@@ -19,11 +19,12 @@ use weft::backend::{
     Backend, Capacity, Error, Image, KvFormat, KvScales, Layout, PAGE, PageTable, RowPlace, Slot, Step, Test,
     WeightFormat,
 };
+use weft::decode::cspd;
 use weft::decode::methods::Method;
 use weft::decode::{Acceptance, Outcome, Target};
 use weft::engine::{Generator, Output, Request};
 use weft::models::avatar::Condition;
-use weft::models::embedded;
+use weft::models::{continuous, embedded};
 use weft::nn::Formats;
 use weft::rng::{Purpose, Stream};
 use weft::sampling::Sampling;
@@ -388,6 +389,31 @@ fn continuous_pictures_are_those_of_the_processor() {
         assert!(apart < 0.1, "{name}: {apart}");
         assert_eq!(ours.picture.rgb.len(), theirs.picture.rgb.len());
     }
+}
+
+/// A pass of a continuous model is two uploads and two graphs; what comes back is a verdict for each goal of the target's, and
+/// the latents at the end. Nothing is allocated.
+#[test]
+fn a_continuous_pass_is_two_uploads_and_two_graphs() {
+    let _turn = turn();
+    let generator = gpu();
+    let (knobs, stream) = (
+        "cspd:drafts=1:prefill=0:rounds=2:steps=3".parse::<Method>().unwrap().continuous().unwrap(),
+        Stream { seed: SEED, image: 0 },
+    );
+    let (models, sampling) = (generator.continuous("cspd").unwrap(), generator.default_sampling());
+    let prompt = generator.prompt(PROMPT).unwrap();
+    let mut session = cspd::session::Session::new(&generator.model, &models, &prompt, sampling, knobs, stream).unwrap();
+    let plan = cspd::plan::Plan::new(continuous::GRID.len(), knobs.rounds, sampling.cfg, stream);
+    let device = generator.model.backend.device();
+    let before = device.traffic();
+    let stats = cspd::run(&mut session, &plan, knobs, &mut |_| ()).unwrap().stats;
+    let after = device.traffic();
+    let passes = (stats.nfe + stats.draft.passes) as u64;
+    assert_eq!((after.uploads - before.uploads, after.replays - before.replays), (2 * passes, 2 * passes));
+    // Each pass of the target judges here.
+    assert_eq!(after.downloads - before.downloads, stats.nfe as u64 + 1);
+    assert_eq!(after.allocations, before.allocations);
 }
 
 /// A step is one upload, one graph and one download, and allocates nothing.

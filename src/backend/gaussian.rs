@@ -107,7 +107,7 @@ pub enum Sigma {
     One,
 }
 
-/// How drafts are judged; see [`cspd::criterion`](crate::decode::cspd::criterion).
+/// How drafts are judged: which ratio of densities a uniform number is compared with.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Criterion {
     /// What stands before the densities.
@@ -184,7 +184,7 @@ mod tests {
 
     #[test]
     fn a_law_is_what_its_columns_say() {
-        let spread = -1234.567_890_123_4;
+        let spread = -12.567_890_123_4;
         let law = Law { mean: vec![1.0, 2.0], log_deviation: vec![-0.5, -0.25], spread };
         let again = Law::from_row(&law.to_row());
         assert_eq!((&again.mean, &again.log_deviation), (&law.mean, &law.log_deviation));

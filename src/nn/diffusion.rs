@@ -95,7 +95,7 @@ mod tests {
             goals: (0..items as u32).map(goal).collect(),
             ..Step::default()
         };
-        let mut tensor = |cols: usize| {
+        let tensor = |cols: usize| {
             let mut tensor = backend.tensor(items, cols).unwrap();
             backend.upload(&vec![0.0; items * cols], &mut tensor);
             tensor

@@ -2,7 +2,9 @@
 
 use half::bf16;
 use weft::backend::cuda::CudaBackend;
-use weft::backend::{AttentionShape, Axes, Backend, KvFormat, KvScales, PAGE, Pairing, Rotary, RowPlace, Slot};
+use weft::backend::{
+    AttentionShape, Axes, Backend, Capacity, KvFormat, KvScales, PAGE, PageTable, Pairing, Rotary, RowPlace, Slot, Step,
+};
 
 use crate::layouts::{Form, SHAPES, Sequences, set, tree};
 use crate::support::*;
@@ -109,6 +111,49 @@ fn compare(
     let (got, want) = (device.attend(rows, &queries), host.attend(rows, &queries));
     let most = bound(shape, places.len(), 3.0, 1.0, 100.0);
     assert_near(&got, &want, |_| most, what);
+}
+
+/// Rows of models that look everywhere: each sees all of its sequence, what comes after it too, and turns by its position or
+/// as a word.
+#[test]
+fn open_rows_see_all_of_their_sequence() {
+    let (gpu, oracle) = (backend(), cpu());
+    let lengths = [5usize, 70, 301];
+    let mut step = Step::default();
+    for (sequence, &length) in lengths.iter().enumerate() {
+        let before: usize = lengths[..sequence].iter().map(|length| length.div_ceil(PAGE)).sum();
+        let prefix = (before as u32..).take(length.div_ceil(PAGE)).collect();
+        step.layout.sequences.push(PageTable { prefix, prefix_len: length, width: 18, ..PageTable::default() });
+        step.layout.rows.extend((0..length as u32).map(|slot| {
+            let at = (slot >= 5).then(|| (slot - 5) * 7 % 301);
+            RowPlace { sequence: sequence as u32, slot: Slot::Open { slot, at } }
+        }));
+    }
+    fn attended<B: Backend>(b: &B, step: &Step, rotary: Rotary, shape: AttentionShape, qkv: &[f32]) -> [Vec<f32>; 2] {
+        let capacity = Capacity { rows: 400, sequences: 3, pages: 40, ..Capacity::default() };
+        let mut device = b.step(capacity).unwrap();
+        b.set_step(step.clone(), &mut device).unwrap();
+        let mut kv = b.kv_pool(1, 40, shape, KvFormat::Bf16).unwrap();
+        let mut x = tensor(b, qkv, shape.qkv());
+        let mut out = b.tensor(qkv.len() / shape.qkv(), shape.query()).unwrap();
+        b.rotate_and_store(&mut x, None, rotary, &device, 0, &mut kv);
+        b.attention(&x, &device, 0, &kv, &mut out);
+        let turned = read(b, &x).chunks(shape.qkv()).flat_map(|row| row[..shape.query()].to_vec()).collect();
+        [turned, read(b, &out)]
+    }
+    for shape in SHAPES {
+        for axes in [Axes::One, Axes::Two] {
+            let mut noise = Noise(3);
+            let qkv = whole_values(&mut noise, step.layout.rows.len(), shape);
+            let rotary = Rotary { axes, ..ROTARY };
+            let [ours, theirs] =
+                [attended(&*gpu, &step, rotary, shape, &qkv), attended(&oracle, &step, rotary, shape, &qkv)];
+            let what = format!("{shape:?}, {axes:?}");
+            assert_same(&ours[0], &theirs[0], &format!("{what}: queries"));
+            let most = bound(shape, 301, 1.0, 1.0, 100.0);
+            assert_near(&ours[1], &theirs[1], |_| most, &what);
+        }
+    }
 }
 
 /// Every so many-th row.
@@ -241,7 +286,8 @@ fn sees(sequences: &Sequences, row: RowPlace, key: RowPlace) -> bool {
     match (row.slot, key.slot) {
         (Slot::Prefix(i), Slot::Prefix(j)) => j <= i,
         (Slot::Prefix(_), _) => false,
-        (_, Slot::Prefix(_)) => true,
+        (_, Slot::Prefix(_)) | (Slot::Open { .. }, Slot::Open { .. }) => true,
+        (Slot::Open { .. }, _) | (_, Slot::Open { .. }) => false,
         (Slot::Grid(p), Slot::Grid(j)) => {
             let row = |p: u32| p as usize / table.width;
             j <= p && (row(j) == row(p) || committed(j))
@@ -260,7 +306,7 @@ fn definition(filled: &Filled<'_, CudaBackend>, places: &[RowPlace], row: RowPla
     let side = |key: &RowPlace, head: usize, side: usize| {
         let table = &filled.sequences.tables[key.sequence as usize];
         let (list, slot) = match key.slot {
-            Slot::Prefix(slot) => (&table.prefix, slot as usize),
+            Slot::Prefix(slot) | Slot::Open { slot, .. } => (&table.prefix, slot as usize),
             Slot::Grid(slot) => (&table.grid, slot as usize),
             Slot::Scratch { slot, .. } => (&table.scratch, slot as usize),
         };

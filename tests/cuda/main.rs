@@ -3,6 +3,7 @@
 #![cfg(weft_cuda)]
 
 mod attention;
+mod diffusion;
 mod draw;
 mod errors;
 mod graph;

@@ -129,7 +129,7 @@ fn assert_slots(
     for (row, place) in places.iter().enumerate() {
         let table = &sequences.tables[place.sequence as usize];
         let (list, slot) = match place.slot {
-            Slot::Prefix(slot) => (&table.prefix, slot),
+            Slot::Prefix(slot) | Slot::Open { slot, .. } => (&table.prefix, slot),
             Slot::Grid(slot) => (&table.grid, slot),
             Slot::Scratch { slot, .. } => (&table.scratch, slot),
         };
@@ -182,7 +182,7 @@ fn queries_and_keys_have_norms_of_their_own() {
         let queries = |x: &[f32]| x[row * shape.qkv()..][..shape.query()].to_vec();
         assert_same(&queries(&got), &queries(&turned[0]), &format!("queries at {place:?}"));
         let (list, slot) = match place.slot {
-            Slot::Prefix(slot) => (&table.prefix, slot as usize),
+            Slot::Prefix(slot) | Slot::Open { slot, .. } => (&table.prefix, slot as usize),
             Slot::Grid(slot) | Slot::Scratch { slot, .. } => (&table.grid, slot as usize),
         };
         let page = kv.read(0, list[slot / PAGE] as usize).unwrap();

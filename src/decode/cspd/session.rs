@@ -18,6 +18,7 @@ pub struct Session<'m, B: Backend> {
     target: Model<'m, B>,
     draft: Model<'m, B>,
     image: Image,
+    latents: Latents<B>,
     state: State<B>,
     settlement: Settlement,
 }
@@ -34,7 +35,6 @@ struct Model<'m, B: Backend> {
 
 /// What both share.
 struct State<B: Backend> {
-    latents: Latents<B>,
     /// Of the target and of the draft, `[positions, 2 * channels + 2]`.
     laws: [B::Tensor; 2],
     verdicts: B::Tensor,
@@ -92,24 +92,24 @@ impl<'m, B: Backend> Session<'m, B> {
             Ok::<_, Error>(tensor)
         };
         let zeros = |cols: usize| filled(&vec![0.0; GRID.len() * cols], cols);
+        let latents = zeros(CHANNELS)?;
         let state = State {
-            latents: zeros(CHANNELS)?,
             laws: [zeros(Law::cols(CHANNELS))?, zeros(Law::cols(CHANNELS))?],
             verdicts: backend.tensor(target.activations.rows().max(draft.activations.rows()), 1)?,
             normals: normals.map(|normals| filled(normals, CHANNELS)).transpose()?,
         };
         let settlement = Settlement { criterion: knobs.criterion, noise: knobs.noise };
-        let mut session = Self { backend, target, draft, image, state, settlement };
+        let mut session = Self { backend, target, draft, image, latents, state, settlement };
         session.reserve()?;
         Ok(session)
     }
 
     /// Makes room for all that passes need between their kernels.
     fn reserve(&mut self) -> Result<(), Error> {
-        let Self { backend, target, draft, state, settlement, .. } = self;
+        let Self { backend, target, draft, latents, state, settlement, .. } = self;
         for (side, model) in [(Side::Target, target), (Side::Draft, draft)] {
             let Model { mar, activations, steps, scratch, .. } = model;
-            let (latents, mut after) = state.after(side, mar, (steps, scratch), *settlement);
+            let mut after = state.after(side, mar, (steps, scratch), *settlement);
             mar.reserve(backend, latents, activations, &mut after)?;
         }
         Ok(())
@@ -124,35 +124,34 @@ impl<'m, B: Backend> Session<'m, B> {
     /// Replaces the numbers of all positions.
     pub fn set_latents(&mut self, latents: &[f32]) {
         assert_eq!(latents.len(), GRID.len() * CHANNELS, "latents of all positions");
-        self.backend.upload(latents, &mut self.state.latents);
+        self.backend.upload(latents, &mut self.latents);
     }
 }
 
 impl<B: Backend> State<B> {
-    /// The latents, and what a pass does once it has the states of its goals: their laws, and what becomes of them.
+    /// What a pass does once it has the states of its goals: their laws, and what becomes of them.
     fn after<'a>(
         &'a mut self,
         side: Side,
         mar: &'a Mar<B>,
         (steps, scratch): (&'a Steps<B>, &'a mut Scratch<B>),
         settlement: Settlement,
-    ) -> (&'a mut Latents<B>, impl FnMut(&B, &B::Step, &B::Tensor, &mut Latents<B>) + 'a) {
-        let Self { latents, laws: [target, draft], verdicts, normals } = self;
-        let after = move |backend: &B, step: &B::Step, states: &B::Tensor, latents: &mut Latents<B>| {
+    ) -> impl FnMut(&B, &B::Step, &B::Tensor, &mut Latents<B>) + 'a {
+        let Self { laws: [target, draft], verdicts, normals } = self;
+        move |backend: &B, step: &B::Step, states: &B::Tensor, latents: &mut Latents<B>| {
             let laws = if side == Side::Target { &mut *target } else { &mut *draft };
             let mut trajectories = Trajectories { positions: GRID.len(), normals: normals.as_ref(), laws };
             mar.head.denoise(backend, step, steps, states, &mut trajectories, scratch);
             let laws = if side == Side::Target { &*target } else { &*draft };
             backend.settle(step, settlement, GRID.len(), laws, draft, latents, verdicts);
-        };
-        (latents, after)
+        }
     }
 }
 
 impl<B: Backend> Pair for Session<'_, B> {
     fn pass(&mut self, side: Side, views: &[View<'_>]) -> Result<usize, Error> {
         let _span = tracing::info_span!("pass").entered();
-        let Self { backend, target, draft, image, state, settlement } = self;
+        let Self { backend, target, draft, image, latents, state, settlement } = self;
         let Model { mar, branches, steps, activations, scratch } = if side == Side::Target { target } else { draft };
         let positions: Vec<Vec<usize>> =
             views.iter().map(|view| view.goals.iter().map(|goal| goal.position).collect()).collect();
@@ -172,7 +171,7 @@ impl<B: Backend> Pair for Session<'_, B> {
             fate,
         };
         let wanted = Wanted { images: vec![*image], goals: goals.enumerate().map(goal).collect() };
-        let (latents, mut after) = state.after(side, mar, (steps, scratch), *settlement);
+        let mut after = state.after(side, mar, (steps, scratch), *settlement);
         mar.run(backend, &all, wanted, latents, activations, &mut after)?;
         // A known position goes through the encoder, every position through the decoder.
         Ok(views.iter().map(|view| view.known.len() + GRID.len()).sum())
@@ -183,6 +182,6 @@ impl<B: Backend> Pair for Session<'_, B> {
     }
 
     fn latents(&mut self) -> Result<Vec<f32>, Error> {
-        Ok(self.backend.read(&self.state.latents)?.into_owned())
+        Ok(self.backend.read(&self.latents)?.into_owned())
     }
 }
