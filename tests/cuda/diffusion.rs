@@ -73,8 +73,8 @@ fn laws_of(x: &[f32], places: &[(usize, usize)], channels: usize) -> Vec<Law> {
     places.iter().map(|place| Law::from_row(&row(place)[..Law::cols(channels)])).collect()
 }
 
-/// `x` of all branches and the laws after a beginning and a step from other numbers.
-fn denoised<B: Backend>(b: &B, places: &[(usize, usize)], channels: usize) -> [Vec<f32>; 4] {
+/// `x` of all branches and the laws after a beginning, after a step from other numbers, and after the last step.
+fn denoised<B: Backend>(b: &B, places: &[(usize, usize)], channels: usize) -> [Vec<f32>; 6] {
     let mut noise = Noise(channels as u64);
     let device = set(b, step(places));
     // By place, so that a goal's numbers are the same in every company.
@@ -95,8 +95,14 @@ fn denoised<B: Backend>(b: &B, places: &[(usize, usize)], channels: usize) -> [V
     b.begin_denoising(&device, 8, None, POSITIONS, &mut x, &mut laws);
     let (begun, laws_begun) = (read(b, &x), read(b, &laws));
     b.upload(&rows(&start), &mut x);
-    b.denoise(&device, &DENOISING, None, POSITIONS, &roomy(b, &rows(&predicted), 2 * channels), &mut x, &mut laws);
-    [begun, laws_begun, read(b, &x), read(b, &laws)]
+    let predicted = roomy(b, &rows(&predicted), 2 * channels);
+    b.denoise(&device, &DENOISING, None, POSITIONS, &predicted, &mut x, &mut laws);
+    let (moved, laws_moved) = (read(b, &x), read(b, &laws));
+    b.upload(&rows(&start), &mut x);
+    let last = Denoising { level: 0, from_x0: 0.9, ..DENOISING };
+    b.denoise(&device, &last, None, POSITIONS, &predicted, &mut x, &mut laws);
+    assert_same(&read(b, &x), &rows(&start), "the last step is not drawn");
+    [begun, laws_begun, moved, laws_moved, read(b, &x), read(b, &laws)]
 }
 
 #[test]
@@ -119,6 +125,9 @@ fn goals_are_denoised_as_on_the_processor() {
             let what = format!("{what} at {place:?}");
             assert_same(&ours.mean, &theirs.mean, &format!("{what}: mean"));
             assert_near(&ours.log_deviation, &theirs.log_deviation, |i| apart(theirs.log_deviation[i]), &what);
+            // Equal logarithms are added up without an error.
+            let same = bits(&ours.log_deviation) == bits(&theirs.log_deviation);
+            assert!(!same || (ours.spread - theirs.spread).abs() < 1e-9, "{what}: {} {}", ours.spread, theirs.spread);
             let most: f32 = theirs.log_deviation.iter().map(|&log| apart(log)).sum();
             assert!(
                 (ours.spread - theirs.spread).abs() <= f64::from(most),
@@ -133,6 +142,13 @@ fn goals_are_denoised_as_on_the_processor() {
                 far * (3.0 * ULP + apart(theirs.log_deviation[i])) + ULP * goal[i].abs()
             };
             assert_near(&got[2][index * channels..][..channels], goal, bound, &format!("{what}: the draw"));
+        }
+        let (ours, theirs) = (laws_of(&got[5], &places, channels), laws_of(&want[5], &places, channels));
+        for (((ours, theirs), before), place) in
+            ours.iter().zip(&theirs).zip(laws_of(&got[3], &places, channels)).zip(&places)
+        {
+            assert_same(&ours.mean, &theirs.mean, &format!("{what} at {place:?}: last mean"));
+            assert_eq!(ours.spread, before.spread, "{what} at {place:?}: the last step is not counted");
         }
         // Both branches have the same; of those that are alone the other row is not touched.
         let half = places.len() * channels;
@@ -156,7 +172,7 @@ fn a_goal_does_not_depend_on_its_company() {
         for (index, place) in batch.iter().enumerate() {
             let there = all.iter().position(|other| other == place).unwrap();
             for part in [0, 2] {
-                let of = |x: &[Vec<f32>; 4], index: usize| x[part][index * channels..][..channels].to_vec();
+                let of = |x: &[Vec<f32>; 6], index: usize| x[part][index * channels..][..channels].to_vec();
                 assert_same(&of(&got, index), &of(&whole, there), &format!("{place:?} among {}", batch.len()));
             }
         }
