@@ -54,25 +54,24 @@ extern "C" __global__ void add_product_ragged(float *x, const float *y, const fl
 }
 
 template <int N>
-__device__ __forceinline__ void silu_vectors(const float *x, float *out, WeftRows rows, uint32_t cols) {
+__device__ __forceinline__ void silu_vectors(const float *x, const WeftOut &out, WeftRows rows, uint32_t cols) {
   const size_t count = (size_t)weft_rows(rows) * cols / N;
   const Floats<N> *from = reinterpret_cast<const Floats<N> *>(x);
-  Floats<N> *to = reinterpret_cast<Floats<N> *>(out);
   for (size_t at = (size_t)blockIdx.x * blockDim.x + threadIdx.x; at < count; at += (size_t)gridDim.x * blockDim.x) {
     Floats<N> values = from[at];
 #pragma unroll
     for (int j = 0; j < N; ++j) values.v[j] = values.v[j] / (1.0f + expf(-values.v[j]));
-    to[at] = values;
+    store<N>(out, uint32_t(at / (cols / N)), cols, uint32_t(at % (cols / N)) * N, values.v);
   }
 }
 
 // out = silu(x); columns are a multiple of 4. Within 4 ulp: expf is within 1, the sum and the quotient are rounded.
-extern "C" __global__ void silu(const float *x, float *out, WeftRows rows, uint32_t cols) {
+extern "C" __global__ void silu(const float *x, WeftOut out, WeftRows rows, uint32_t cols) {
   silu_vectors<4>(x, out, rows, cols);
 }
 
 // The same for any number of columns.
-extern "C" __global__ void silu_ragged(const float *x, float *out, WeftRows rows, uint32_t cols) {
+extern "C" __global__ void silu_ragged(const float *x, WeftOut out, WeftRows rows, uint32_t cols) {
   silu_vectors<1>(x, out, rows, cols);
 }
 

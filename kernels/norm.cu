@@ -76,10 +76,12 @@ __device__ __forceinline__ void rms_norm_row(const float *__restrict__ x, const 
   });
 }
 
-template <int N>
+// With `kModulated` the rows have a shift and a scale of their own besides.
+template <int N, bool kModulated>
 __device__ __forceinline__ void layer_norm_row(const float *__restrict__ x, const float *__restrict__ weight,
                                                const float *__restrict__ bias, WeftOut out, WeftRows rows,
-                                               uint32_t cols, float eps) {
+                                               uint32_t cols, float eps, const float *__restrict__ shift = nullptr,
+                                               const float *__restrict__ modulation = nullptr) {
   __shared__ float scratch[32];
   if (blockIdx.x >= weft_rows(rows)) return;
   const Row<N> row(x, cols);
@@ -92,6 +94,14 @@ __device__ __forceinline__ void layer_norm_row(const float *__restrict__ x, cons
     const Floats<N> b = reinterpret_cast<const Floats<N> *>(bias)[at];
 #pragma unroll
     for (int j = 0; j < N; ++j) values.v[j] = fmaf((values.v[j] - mean) * scale, w.v[j], b.v[j]);
+    if constexpr (kModulated) {
+      const Floats<N> by = reinterpret_cast<const Floats<N> *>(shift + size_t(blockIdx.x) * cols)[at];
+      const Floats<N> times = reinterpret_cast<const Floats<N> *>(modulation + size_t(blockIdx.x) * cols)[at];
+      // Not fused: the processor rounds the product too.
+#pragma unroll
+      for (int j = 0; j < N; ++j)
+        values.v[j] = __fadd_rn(__fadd_rn(by.v[j], values.v[j]), __fmul_rn(values.v[j], times.v[j]));
+    }
     store(out, blockIdx.x, cols, at * N, values.v);
   });
 }
@@ -109,7 +119,12 @@ __device__ __forceinline__ void layer_norm_row(const float *__restrict__ x, cons
   extern "C" __global__ void __launch_bounds__(1024)                                                                  \
       layer_norm##SUFFIX(const float *x, const float *weight, const float *bias, WeftOut out, WeftRows rows,          \
                          uint32_t cols, float eps) {                                                                  \
-    layer_norm_row<N>(x, weight, bias, out, rows, cols, eps);                                                         \
+    layer_norm_row<N, false>(x, weight, bias, out, rows, cols, eps);                                                  \
+  }                                                                                                                   \
+  extern "C" __global__ void __launch_bounds__(1024)                                                                  \
+      modulated_norm##SUFFIX(const float *x, const float *weight, const float *bias, const float *shift,              \
+                             const float *scale, WeftOut out, WeftRows rows, uint32_t cols, float eps) {              \
+    layer_norm_row<N, true>(x, weight, bias, out, rows, cols, eps, shift, scale);                                     \
   }
 
 WEFT_NORM(, 4)

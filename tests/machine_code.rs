@@ -125,6 +125,7 @@ const MEANT: &[(&str, &[&str])] = &[
     ("keep_states", &["LDG.E.128", "STG.E.128"]),
     ("put", &["STG.E.128"]),
     ("layer_norm", &["LDG.E.128", "STG.E.128"]),
+    ("modulated_norm", &["LDG.E.128", "STG.E.128"]),
     ("rms_norm", &["LDG.E.128", "STG.E.128"]),
     ("select_rows", &["LDG.E.128", "STG.E.128"]),
     ("siblings", &["LDG.E.128", "STG.E.128"]),

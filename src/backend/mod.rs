@@ -254,8 +254,8 @@ pub trait Backend: Clone + Send + Sync {
     /// A zeroed tensor of `[0, cols]` with room for `max_rows`.
     fn tensor(&self, max_rows: usize, cols: usize) -> Result<Self::Tensor, Error>;
     /// The same for values that only [`Backend::linear`] and [`Backend::swiglu`] read: a backend may keep them rounded to
-    /// bf16, as the products take them. [`Backend::upload`], the norms, [`Backend::swiglu`], [`Backend::linear`] that
-    /// stores, [`Backend::attention`] and [`Backend::gather_sources`] can write it; no other op takes it.
+    /// bf16, as the products take them. [`Backend::upload`], the norms, [`Backend::silu`], [`Backend::add_row`],
+    /// [`Backend::swiglu`], [`Backend::linear`] that stores, [`Backend::attention`] and [`Backend::gather_sources`] can write it; no other op takes it.
     fn operand(&self, max_rows: usize, cols: usize) -> Result<Self::Tensor, Error> {
         self.tensor(max_rows, cols)
     }
@@ -307,6 +307,8 @@ pub trait Backend: Clone + Send + Sync {
         epilogue: Epilogue,
         groups: Grouping<'_, Self::Step>,
     );
+    /// `out = x W^T + bias`: the product is summed first.
+    fn linear_with_bias(&self, x: &Self::Tensor, w: &Self::Weight, bias: &Self::Vector, out: &mut Self::Tensor);
     /// `out[m, i] = silu(x gate^T) * (x up^T)`: the first half of SwiGLU in one read of `x`.
     fn swiglu(
         &self,
@@ -333,6 +335,17 @@ pub trait Backend: Clone + Send + Sync {
         weight: &Self::Vector,
         bias: &Self::Vector,
         eps: f32,
+        out: &mut Self::Tensor,
+    );
+    /// LayerNorm, shifted and scaled row by row: with `y` as [`Self::layer_norm`] has it, `out = (shift + y) + y * scale`, the
+    /// product rounded before it is added.
+    fn modulated_norm(
+        &self,
+        x: &Self::Tensor,
+        norm: (&Self::Vector, &Self::Vector),
+        eps: f32,
+        shift: &Self::Tensor,
+        scale: &Self::Tensor,
         out: &mut Self::Tensor,
     );
     /// In place over `[queries, keys, values]` of the step's rows: RMSNorm per head of q and k (when weights are

@@ -7,7 +7,7 @@
 
 use super::Loader;
 use super::diffusion::Schedule;
-use crate::backend::{Backend, Epilogue, Error as BackendError, Grouping};
+use crate::backend::{Backend, Error as BackendError};
 use crate::checkpoint::Error;
 use half::bf16;
 
@@ -18,8 +18,7 @@ const FREQUENCIES: usize = 32;
 /// A linear layer with a bias.
 struct Affine<B: Backend> {
     weight: B::Weight,
-    /// `[1, out]`.
-    bias: B::Tensor,
+    bias: B::Vector,
 }
 
 /// `norm(x) (1 + scale(c)) + shift(c)`.
@@ -64,15 +63,14 @@ pub struct Scratch<B: Backend> {
     condition: B::Tensor,
     /// The condition of a step, activated.
     c: B::Tensor,
-    /// The product of a layer, before its bias: `[rows, width]`, and that of the output.
-    product: B::Tensor,
-    last: B::Tensor,
     /// The residual stream.
     h: B::Tensor,
-    normed: B::Tensor,
-    shifted: B::Tensor,
+    shift: B::Tensor,
     scale: B::Tensor,
+    modulated: B::Tensor,
+    /// Of a block, before and after its activation, and what it adds.
     inner: B::Tensor,
+    activated: B::Tensor,
     /// `[rows, channels]`: the trajectories.
     x: B::Tensor,
     /// `[rows, 2 * channels]`: noise, then place of the variance.
@@ -98,32 +96,29 @@ impl<B: Backend> Affine<B> {
         (out, inner): (usize, usize),
     ) -> Result<Self, Error> {
         let weight = loader.tensors.take::<bf16>(&format!("{name}.weight"), &[parts * out, inner])?;
-        let bias = loader.host(&format!("{name}.bias"), &[parts * out])?;
+        let bias = loader.tensors.take::<bf16>(&format!("{name}.bias"), &[parts * out])?;
         let backend = loader.backend;
-        let mut row = backend.tensor(1, out)?;
-        backend.upload(&bias[part * out..][..out], &mut row);
-        Ok(Self { weight: backend.weight(&weight[part * out * inner..][..out * inner], out, inner)?, bias: row })
+        Ok(Self {
+            weight: backend.weight(&weight[part * out * inner..][..out * inner], out, inner)?,
+            bias: backend.vector(&bias[part * out..][..out])?,
+        })
     }
 
     fn load(loader: &Loader<'_, B>, name: &str, out: usize, inner: usize) -> Result<Self, Error> {
         Self::part(loader, name, (0, 1), (out, inner))
     }
 
-    /// `out = x W^T + bias`, and SiLU of that if `activate`; `product` is scratch as wide as `out`.
-    fn forward(&self, backend: &B, x: &B::Tensor, activate: bool, product: &mut B::Tensor, out: &mut B::Tensor) {
-        backend.linear(x, &self.weight, product, Epilogue::Store, Grouping::One);
-        backend.add_row(product, &self.bias, 0, activate, out);
+    fn forward(&self, backend: &B, x: &B::Tensor, out: &mut B::Tensor) {
+        backend.linear_with_bias(x, &self.weight, &self.bias, out);
     }
 }
 
 impl<B: Backend> Modulated<B> {
-    /// Into `s.shifted`, of `s.h` under the condition `s.c`.
+    /// Into `s.modulated`, of `s.h` under the condition `s.c`.
     fn forward(&self, backend: &B, s: &mut Scratch<B>) {
-        backend.layer_norm(&s.h, &self.norm.0, &self.norm.1, EPS, &mut s.normed);
-        self.shift.forward(backend, &s.c, false, &mut s.product, &mut s.shifted);
-        self.scale.forward(backend, &s.c, false, &mut s.product, &mut s.scale);
-        backend.add(&mut s.shifted, &s.normed);
-        backend.add_product(&mut s.shifted, &s.normed, &s.scale);
+        self.shift.forward(backend, &s.c, &mut s.shift);
+        self.scale.forward(backend, &s.c, &mut s.scale);
+        backend.modulated_norm(&s.h, (&self.norm.0, &self.norm.1), EPS, &s.shift, &s.scale, &mut s.modulated);
     }
 }
 
@@ -135,13 +130,12 @@ impl<B: Backend> Scratch<B> {
         Ok(Self {
             condition: tensor(width)?,
             c: operand(width)?,
-            product: tensor(width)?,
-            last: tensor(2 * channels)?,
             h: tensor(width)?,
-            normed: tensor(width)?,
-            shifted: tensor(width)?,
+            shift: tensor(width)?,
             scale: tensor(width)?,
-            inner: operand(width)?,
+            modulated: operand(width)?,
+            inner: tensor(width)?,
+            activated: operand(width)?,
             x: tensor(channels)?,
             predicted: tensor(2 * channels)?,
         })
@@ -210,27 +204,29 @@ impl<B: Backend> Head<B> {
         let tensor = |cols: usize| backend.tensor(schedule.len(), cols);
         let mut x = backend.operand(schedule.len(), 2 * FREQUENCIES)?;
         backend.upload(&embedded, &mut x);
-        let mut hidden = backend.operand(schedule.len(), self.width)?;
-        let (mut product, mut times) = (tensor(self.width)?, tensor(self.width)?);
-        self.time1.forward(backend, &x, true, &mut product, &mut hidden);
-        self.time2.forward(backend, &hidden, false, &mut product, &mut times);
+        let mut activated = backend.operand(schedule.len(), self.width)?;
+        let (mut hidden, mut times) = (tensor(self.width)?, tensor(self.width)?);
+        self.time1.forward(backend, &x, &mut hidden);
+        backend.silu(&hidden, &mut activated);
+        self.time2.forward(backend, &activated, &mut times);
         Ok(Steps { schedule, times })
     }
 
     /// Noise and place of the variance in the rows `s.x` at a step, into `s.predicted`.
     fn predict(&self, backend: &B, steps: &Steps<B>, step: usize, s: &mut Scratch<B>) {
         backend.add_row(&s.condition, &steps.times, step, true, &mut s.c);
-        self.inp.forward(backend, &s.x, false, &mut s.product, &mut s.h);
+        self.inp.forward(backend, &s.x, &mut s.h);
         for block in &self.blocks {
             block.input.forward(backend, s);
-            block.up.forward(backend, &s.shifted, true, &mut s.product, &mut s.inner);
-            // What was shifted is done with.
-            block.down.forward(backend, &s.inner, false, &mut s.product, &mut s.shifted);
-            block.gate.forward(backend, &s.c, false, &mut s.product, &mut s.scale);
-            backend.add_product(&mut s.h, &s.scale, &s.shifted);
+            block.up.forward(backend, &s.modulated, &mut s.inner);
+            backend.silu(&s.inner, &mut s.activated);
+            block.down.forward(backend, &s.activated, &mut s.inner);
+            // A gate is a scale too, and that of the norm is done with.
+            block.gate.forward(backend, &s.c, &mut s.scale);
+            backend.add_product(&mut s.h, &s.scale, &s.inner);
         }
         self.last.forward(backend, s);
-        self.out.forward(backend, &s.shifted, false, &mut s.last, &mut s.predicted);
+        self.out.forward(backend, &s.modulated, &mut s.predicted);
     }
 
     /// The network's output for rows `x` `[rows, channels]` of these states `[rows, hidden]` at one step: noise, then place
@@ -247,7 +243,7 @@ impl<B: Backend> Head<B> {
         let mut s = self.scratch(backend, rows)?;
         let mut z = backend.operand(rows, self.state)?;
         backend.upload(states, &mut z);
-        self.cond.forward(backend, &z, false, &mut s.product, &mut s.condition);
+        self.cond.forward(backend, &z, &mut s.condition);
         backend.upload(x, &mut s.x);
         self.predict(backend, steps, step, &mut s);
         Ok(backend.read(&s.predicted)?.into_owned())
@@ -265,7 +261,7 @@ impl<B: Backend> Head<B> {
         s: &mut Scratch<B>,
     ) {
         let Trajectories { positions, normals, laws } = trajectories;
-        self.cond.forward(backend, states, false, &mut s.product, &mut s.condition);
+        self.cond.forward(backend, states, &mut s.condition);
         backend.begin_denoising(step, steps.schedule.len() as u32, *normals, *positions, &mut s.x, laws);
         for (at, denoising) in steps.schedule.steps.iter().enumerate().rev() {
             self.predict(backend, steps, at, s);

@@ -170,3 +170,32 @@ fn operands_are_the_rounded_norms() {
         assert_same(&read(&*cuda, &out), &rounded(&centred(&*cuda, &x, cols, &weights, &biases)), "LayerNorm");
     }
 }
+
+/// Shifts and scales of rows: bit by bit the ops that it is made of, and the rounded numbers as an operand.
+#[test]
+fn modulated_norms_are_the_norm_its_shift_and_its_scale() {
+    let (cuda, cpu) = (backend(), cpu());
+    /// Modulated at once and in parts, and modulated into an operand.
+    fn modulated<B: Backend>(b: &B, rows: usize, cols: usize) -> [Vec<f32>; 3] {
+        let mut noise = Noise(8);
+        let norm = (&b.vector(&noise.weights(cols)).unwrap(), &b.vector(&noise.weights(cols)).unwrap());
+        let [x, shift, scale] = [(); 3].map(|()| tensor(b, &noise.values(rows * cols), cols));
+        let (mut at_once, mut normed) = (b.tensor(rows, cols).unwrap(), b.tensor(rows, cols).unwrap());
+        let mut operand = b.operand(rows + 2, cols).unwrap();
+        b.modulated_norm(&x, norm, EPS, &shift, &scale, &mut at_once);
+        b.modulated_norm(&x, norm, EPS, &shift, &scale, &mut operand);
+        b.layer_norm(&x, norm.0, norm.1, EPS, &mut normed);
+        let mut parts = tensor(b, &read(b, &shift), cols);
+        b.add(&mut parts, &normed);
+        b.add_product(&mut parts, &normed, &scale);
+        [read(b, &at_once), read(b, &parts), read(b, &operand)]
+    }
+    for (rows, cols) in [(1, 192), (300, 96), (19, 192), (5, 30), (3, 4100)] {
+        let what = format!("{rows} x {cols}");
+        let [at_once, parts, operand] = modulated(&*cuda, rows, cols);
+        assert_same(&at_once, &parts, &format!("{what} on the device"));
+        assert_same(&operand, &rounded(&at_once), &format!("{what} as an operand"));
+        let [at_once, parts, _] = modulated(&cpu, rows, cols);
+        assert_same(&at_once, &parts, &format!("{what} on the processor"));
+    }
+}

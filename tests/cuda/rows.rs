@@ -170,6 +170,9 @@ fn tensors_are_activated() {
     for (rows, cols) in [(1, 1), (3, 192), (5, 7), (300, 64)] {
         let mut x: Vec<f32> = Noise(6).values(rows * cols).iter().map(|x| 30.0 * x).collect();
         x[0] = -200.0;
+        let mut operand = cuda.operand(rows + 3, cols).unwrap();
+        cuda.silu(&tensor(&*cuda, &x, cols), &mut operand);
+        assert_same(&read(&*cuda, &operand), &rounded(&activated(&*cuda, &x, cols)), "as an operand");
         for (got, want) in activated(&*cuda, &x, cols).iter().zip(activated(&cpu, &x, cols)) {
             assert!((got - want).abs() <= 8.0 * f32::EPSILON * want.abs() + f32::MIN_POSITIVE, "{got}, not {want}");
         }

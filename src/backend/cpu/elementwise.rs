@@ -4,6 +4,26 @@ use super::isa::{Level, per_isa};
 use super::lanes;
 
 per_isa! {
+    /// `x[m] += row`.
+    pub(super) fn add_to_rows(x: &mut [f32], row: &[f32]) {
+        for x in x.chunks_exact_mut(row.len()) {
+            for (x, y) in x.iter_mut().zip(row) {
+                *x += y;
+            }
+        }
+    }
+}
+
+per_isa! {
+    /// `x = (shift + x) + x * scale`.
+    pub(super) fn modulate(x: &mut [f32], shift: &[f32], scale: &[f32]) {
+        for (x, (shift, scale)) in x.iter_mut().zip(shift.iter().zip(scale)) {
+            *x = (shift + *x) + *x * scale;
+        }
+    }
+}
+
+per_isa! {
     /// `x += y`.
     pub(super) fn add(x: &mut [f32], y: &[f32]) {
         for (x, y) in x.iter_mut().zip(y) {

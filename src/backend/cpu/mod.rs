@@ -209,6 +209,12 @@ impl Backend for CpuBackend {
         });
     }
 
+    fn linear_with_bias(&self, x: &Tensor, w: &Weight, bias: &Vector, out: &mut Tensor) {
+        assert_eq!(bias.0.len(), w.n(), "bias of {} outputs", w.n());
+        self.linear(x, w, out, Epilogue::Store, Grouping::One);
+        elementwise::add_to_rows(self.level, out.get_mut(), &bias.0);
+    }
+
     fn swiglu(&self, x: &Tensor, gate: &Weight, up: &Weight, out: &mut Tensor, groups: Grouping<'_, Step>) {
         assert_eq!((x.cols, x.cols), (gate.k(), up.k()), "input has {} columns", x.cols);
         assert_eq!(gate.n(), up.n(), "gate and up differ in size");
@@ -234,6 +240,20 @@ impl Backend for CpuBackend {
     fn layer_norm(&self, x: &Tensor, weight: &Vector, bias: &Vector, eps: f32, out: &mut Tensor) {
         assert_eq!((weight.0.len(), bias.0.len()), (x.cols, x.cols), "norm weights do not fit");
         norm::layer_norm(self.level, x.get(), &weight.0, &bias.0, eps, out.reshape(x.rows, x.cols));
+    }
+
+    fn modulated_norm(
+        &self,
+        x: &Tensor,
+        (weight, bias): (&Vector, &Vector),
+        eps: f32,
+        shift: &Tensor,
+        scale: &Tensor,
+        out: &mut Tensor,
+    ) {
+        assert_eq!([(shift.rows, shift.cols), (scale.rows, scale.cols)], [(x.rows, x.cols); 2], "shifts of other rows");
+        self.layer_norm(x, weight, bias, eps, out);
+        elementwise::modulate(self.level, out.get_mut(), shift.get(), scale.get());
     }
 
     fn rotate_and_store(

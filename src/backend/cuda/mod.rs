@@ -149,6 +149,10 @@ impl Backend for CudaBackend {
         self.op_linear(x, w, out, epilogue, groups);
     }
 
+    fn linear_with_bias(&self, x: &Tensor, w: &Weight, bias: &Vector, out: &mut Tensor) {
+        self.op_linear_with_bias(x, w, bias, out);
+    }
+
     fn swiglu(&self, x: &Tensor, gate: &Weight, up: &Weight, out: &mut Tensor, groups: Grouping<'_, DeviceStep>) {
         self.op_swiglu(x, gate, up, out, groups);
     }
@@ -159,6 +163,18 @@ impl Backend for CudaBackend {
 
     fn layer_norm(&self, x: &Tensor, weight: &Vector, bias: &Vector, eps: f32, out: &mut Tensor) {
         self.op_layer_norm(x, weight, bias, eps, out);
+    }
+
+    fn modulated_norm(
+        &self,
+        x: &Tensor,
+        norm: (&Vector, &Vector),
+        eps: f32,
+        shift: &Tensor,
+        scale: &Tensor,
+        out: &mut Tensor,
+    ) {
+        self.op_modulated_norm(x, norm, eps, shift, scale, out);
     }
 
     fn rotate_and_store(

@@ -11,7 +11,7 @@ impl CudaBackend {
             0 => ("silu", x.rows.most() * x.cols / 4),
             _ => ("silu_ragged", x.rows.most() * x.cols),
         };
-        let args = args![*x.floats(), *out.floats(), x.rows.arg(), x.cols as u32];
+        let args = args![*x.floats(), out.out(), x.rows.arg(), x.cols as u32];
         // SAFETY: the kernel's parameters are these, and both tensors have so many rows and columns.
         unsafe { self.launch(&kernels::ELEMENTWISE, name, self.grid_over(vectors), args) };
     }

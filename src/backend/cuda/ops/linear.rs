@@ -80,8 +80,14 @@ impl CudaBackend {
         self.product(x, Product { weight: w, up: None, bias: None, epilogue }, out, groups);
     }
 
-    /// [`Backend::linear`](crate::backend::Backend::linear) with a bias per output: `out = x W^T + bias`.
-    pub fn linear_with_bias(&self, x: &Tensor, w: &Weight, bias: &Vector, out: &mut Tensor) {
+    /// See [`Backend::linear_with_bias`](crate::backend::Backend::linear_with_bias).
+    pub(in crate::backend::cuda) fn op_linear_with_bias(
+        &self,
+        x: &Tensor,
+        w: &Weight,
+        bias: &Vector,
+        out: &mut Tensor,
+    ) {
         assert_eq!(bias.0.len(), w.n(), "bias of {} outputs", w.n());
         self.product(x, Product { weight: w, up: None, bias: Some(bias), epilogue: STORE }, out, Grouping::One);
     }

@@ -52,6 +52,30 @@ impl CudaBackend {
     }
 }
 
+impl CudaBackend {
+    /// See [`Backend::modulated_norm`](crate::backend::Backend::modulated_norm).
+    pub(in crate::backend::cuda) fn op_modulated_norm(
+        &self,
+        x: &Tensor,
+        (weight, bias): (&Vector, &Vector),
+        eps: f32,
+        shift: &Tensor,
+        scale: &Tensor,
+        out: &mut Tensor,
+    ) {
+        let size = |t: &Tensor| (t.rows.most(), t.cols);
+        assert_eq!((weight.0.len(), bias.0.len()), (x.cols, x.cols), "norm weights do not fit");
+        assert_eq!([size(shift), size(scale)], [size(x); 2], "shifts of other rows");
+        out.take_rows(x.rows.clone(), x.cols);
+        let (name, grid) = rows_of(x, ["modulated_norm", "modulated_norm_ragged"]);
+        let (rows, cols) = (x.rows.arg(), x.cols as u32);
+        let args = args![*x.floats(), weight.0, bias.0, *shift.floats(), *scale.floats(), out.out(), rows, cols, eps];
+        // SAFETY: the kernel's parameters are these; `out` has room for as many rows as `x` has, shift and scale have as
+        // many, weight and bias have a value per column.
+        unsafe { self.launch(&kernels::NORM, name, grid, args) };
+    }
+}
+
 /// The kernel for the columns, a multiple of 4 or any, and a block for each row with as many threads as make each read
 /// twice: a function of the columns alone, and so is the order of the sums.
 fn rows_of(x: &Tensor, [fours, ragged]: [&'static str; 2]) -> (&'static str, Grid) {
