@@ -708,6 +708,47 @@ fn attempts_with_failing_allocations() {
     assert!(number > 100, "a model makes more than {number} allocations");
 }
 
+/// The same of a session of continuous models, which are loaded.
+#[test]
+fn any_allocation_of_a_continuous_session_may_fail() {
+    if support::on_gpu() {
+        return;
+    }
+    let _turn = turn();
+    support::child("continuous_sessions_with_failing_allocations", &[("CUDA_SIM_CHECK", "mem")]);
+}
+
+#[test]
+#[ignore = "run by any_allocation_of_a_continuous_session_may_fail"]
+fn continuous_sessions_with_failing_allocations() {
+    let generator = gpu();
+    let knobs = "cspd:drafts=1:rounds=2:steps=3".parse::<Method>().unwrap().continuous().unwrap();
+    let (models, sampling) = (generator.continuous("cspd").unwrap(), generator.default_sampling());
+    let prompt = generator.prompt("a man").unwrap();
+    let session = || {
+        let stream = Stream { seed: SEED, image: 0 };
+        cspd::session::Session::new(&generator.model, &models, &prompt, sampling, knobs, stream).map(drop)
+    };
+    // The workspace grows once, and stays.
+    session().unwrap();
+    let free = || generator.model.backend.device().memory().unwrap().0;
+    let before = free();
+    let mut number = 1;
+    loop {
+        support::simulate("CUDA_SIM_FAIL", &format!("alloc={number}"));
+        let outcome = session();
+        assert_eq!(free(), before, "allocation {number} leaks");
+        match outcome {
+            Ok(()) => break,
+            Err(Error::OutOfMemory { needed, .. }) => assert!(needed > 0),
+            Err(error) => panic!("allocation {number}: {error:?}"),
+        }
+        number += 1;
+    }
+    support::simulate("CUDA_SIM_FAIL", "");
+    assert!(number > 50, "a session makes more than {number} allocations");
+}
+
 /// In a process of its own: the device is lost.
 #[test]
 #[ignore = "run by a_device_that_is_lost_in_an_image_is_an_error"]
