@@ -16,12 +16,13 @@ use std::time::Duration;
 use weft::backend::cpu::{CpuBackend, Isa};
 use weft::backend::cuda::CudaBackend;
 use weft::backend::{
-    Backend, Capacity, Error, Image, KvFormat, KvScales, Layout, PAGE, PageTable, RowPlace, Slot, Step, Test,
-    WeightFormat,
+    Backend, Capacity, Chosen, Drawn, Error, Image, KvFormat, KvScales, Layout, PAGE, PageTable, RowPlace, Slot, Step,
+    Test, WeightFormat,
 };
 use weft::decode::cspd;
 use weft::decode::methods::Method;
-use weft::decode::{Acceptance, Outcome, Target};
+use weft::decode::tree::Growth;
+use weft::decode::{Acceptance, Outcome, Round, Schedule, Target};
 use weft::engine::{Generator, Output, Request};
 use weft::models::avatar::Condition;
 use weft::models::{continuous, embedded};
@@ -235,50 +236,52 @@ fn begin_all<B: Counted>(
     let aids = generator.aids(&method).unwrap();
     let images: Vec<_> = images.iter().map(|&(prompt, seed)| (prompt, image(seed))).collect();
     let mut session = generator.aided(&images, method.acceptance(), aids).unwrap();
+    let until = |image| Until { schedule: method.schedule(session.scene(image)), count };
+    let mut schedules: Vec<Until> = (0..images.len()).map(until).collect();
+    let mut schedules: Vec<&mut dyn Schedule> = schedules.iter_mut().map(|until| until as _).collect();
     let before = generator.model.backend.allocations();
-    let mut schedules: Vec<_> = (0..images.len()).map(|image| method.schedule(session.scene(image))).collect();
-    for (schedule, first) in schedules.iter_mut().zip(session.begin().unwrap()) {
-        schedule.begin(first.after);
-    }
-    let mut passes = 0;
-    loop {
-        let mut rounds = Vec::new();
-        for (image, schedule) in schedules.iter_mut().enumerate() {
-            if schedule.done() >= count {
-                rounds.push(None);
-                continue;
-            }
-            while let Some(growth) = schedule.grow() {
-                schedule.grown(&session.grow(image, &growth).unwrap());
-            }
-            rounds.push(schedule.next());
-        }
-        if rounds.iter().all(Option::is_none) {
-            break;
-        }
-        let drawn = session.rounds(&rounds).unwrap();
-        let forecasting = rounds.iter().flatten().any(|round| !round.forecasts.is_empty());
-        let foreseen = if forecasting { session.foreseen().unwrap() } else { vec![Vec::new(); rounds.len()] };
-        for (image, round) in rounds.iter().enumerate().filter_map(|(image, round)| Some((image, round.as_ref()?))) {
-            if !round.forecasts.is_empty() {
-                schedules[image].foreseen(&foreseen[image]);
-            }
-            schedules[image].learn(&drawn[image]);
-        }
-        passes += 1;
-    }
-    let tokens = schedules.iter_mut().enumerate().map(|(image, schedule)| {
-        // The last tokens of a tree are put before the next grows.
-        if let Some(growth) = schedule.grow() {
-            session.grow(image, &growth).unwrap();
-        }
-        let mut tokens = session.tokens(image).unwrap();
-        tokens.truncate(count);
-        tokens
-    });
-    let tokens = tokens.collect();
+    let mut outcomes = weft::decode::run(&mut session, &mut schedules, &mut |_| ()).unwrap();
     assert_eq!(generator.model.backend.allocations(), before, "{} allocates while it decodes", method.name());
-    (tokens, passes)
+    let passes = outcomes.iter().map(|outcome| outcome.stats.nfe - 1).max().unwrap();
+    outcomes.iter_mut().for_each(|outcome| outcome.tokens.truncate(count));
+    (outcomes.into_iter().map(|outcome| outcome.tokens).collect(), passes)
+}
+
+/// A schedule that ends when so many tokens are done.
+struct Until {
+    schedule: Box<dyn Schedule + Send>,
+    count: usize,
+}
+
+impl Schedule for Until {
+    fn begin(&mut self, first: u32) {
+        self.schedule.begin(first);
+    }
+
+    /// The last tokens of a tree are put before the next grows.
+    fn grow(&mut self) -> Option<Growth> {
+        self.schedule.grow()
+    }
+
+    fn grown(&mut self, chosen: &[Chosen]) {
+        self.schedule.grown(chosen);
+    }
+
+    fn next(&mut self) -> Option<Round> {
+        if self.done() < self.count { self.schedule.next() } else { None }
+    }
+
+    fn foreseen(&mut self, chosen: &[Chosen]) {
+        self.schedule.foreseen(chosen);
+    }
+
+    fn learn(&mut self, drawn: &[Drawn]) {
+        self.schedule.learn(drawn);
+    }
+
+    fn done(&self) -> usize {
+        self.schedule.done()
+    }
 }
 
 /// Two images of one prompt, which share its pages, and one of another: tokens are bitwise those of each image alone, and a
