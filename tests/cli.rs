@@ -57,7 +57,8 @@ fn generate_writes_a_png_that_says_how_it_was_made() {
 #[test]
 fn json_describes_every_picture() {
     let folder = tempfile::tempdir().unwrap();
-    let args = ["generate", "a woman", "-o", "x.png", "--n", "2", "--json", "--tokens", "--decoder", "ssd"];
+    let args =
+        ["generate", "a woman", "-o", "x.png", "--n", "2", "--batch", "2", "--json", "--tokens", "--decoder", "ssd"];
     let output = weft(folder.path(), &args);
     let objects: Vec<serde_json::Value> =
         text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -67,7 +68,8 @@ fn json_describes_every_picture() {
         assert_eq!(object["file"], file);
         assert_eq!((&object["decoder"], &object["exact"], &object["nfe"]), (&"ssd".into(), &false.into(), &80.into()));
         assert_eq!(object["token_ids"].as_array().unwrap().len(), 576);
-        for key in ["width", "height", "seed", "device", "tokens", "tokens_per_pass", "acceptance", "seconds"] {
+        for key in ["width", "height", "seed", "device", "tokens", "tokens_per_pass", "acceptance", "batch", "seconds"]
+        {
             assert!(!object[key].is_null(), "{key}");
         }
     }
@@ -81,7 +83,8 @@ fn json_describes_every_picture() {
 #[test]
 fn a_sheet_holds_all_pictures() {
     let folder = tempfile::tempdir().unwrap();
-    let output = weft(folder.path(), &["generate", "a man", "-o", "sheet.png", "--n", "3", "--grid-sheet"]);
+    let output =
+        weft(folder.path(), &["generate", "a man", "-o", "sheet.png", "--n", "3", "--batch", "2", "--grid-sheet"]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     let bytes = std::fs::read(folder.path().join("sheet.png")).unwrap();
     let reader = png::Decoder::new(std::io::Cursor::new(bytes)).read_info().unwrap();
