@@ -246,7 +246,7 @@ impl Figure {
         }
         let corners = vec![[0.0, 0.0], [width, 0.0], [width, height], [0.0, height], [0.0, 0.0]];
         self.line(corners, "#888888");
-        self.text([width / 2.0, height + 31.0], Anchor::Middle, "forward passes");
+        self.text([width / 2.0, height + 31.0], Anchor::Middle, "forward passes of the target");
     }
 }
 
