@@ -70,7 +70,16 @@ fn image(sampling: Sampling, stream: Stream) -> Image {
     Image { stream, sampling, test: Test::Token }
 }
 
-const NO_STREAM: Stream = Stream { seed: 0, image: 0 };
+/// A session of the fixture's prompt with these normals for noise.
+fn given_noise<'m>(
+    models: &'m Continuous<CpuBackend>,
+    cfg: f32,
+    knobs: Knobs,
+    normals: &[f32],
+) -> Session<'m, CpuBackend> {
+    let (both, image) = ([&models.target, &models.draft], image(guided(cfg), Stream { seed: 0, image: 0 }));
+    Session::between(&generator().model, models, both, &prompt(), image, knobs, Some(normals)).unwrap()
+}
 
 fn knobs(text: &str) -> Knobs {
     text.parse::<Method>().unwrap().continuous().unwrap()
@@ -128,7 +137,7 @@ fn diffusion_heads_agree() {
 
 #[test]
 fn aligned_trajectories_agree() {
-    let (generator, models, prompt) = (generator(), models(), prompt());
+    let models = models();
     let (latents, known, goals) = (floats("latents"), integers("known"), integers("goals"));
     let (given, cfg) = (floats("noise"), floats("cfg")[0]);
     // [item][level] there, [level][position] here.
@@ -139,17 +148,7 @@ fn aligned_trajectories_agree() {
                 .copy_from_slice(&given[(item * 51 + level) * CHANNELS..][..CHANNELS]);
         }
     }
-    let both = [&models.target, &models.draft];
-    let mut session = Session::between(
-        &generator.model,
-        &models,
-        both,
-        &prompt,
-        image(guided(cfg), NO_STREAM),
-        knobs("cspd"),
-        Some(&normals),
-    )
-    .unwrap();
+    let mut session = given_noise(&models, cfg, knobs("cspd"), &normals);
     for (side, name) in [(Side::Target, "target"), (Side::Draft, "draft")] {
         let all = goals.iter().map(|&position| Goal { position, guidance: cfg }).collect();
         session.set_latents(&latents);
@@ -169,7 +168,7 @@ fn aligned_trajectories_agree() {
 
 #[test]
 fn a_whole_picture_agrees() {
-    let (generator, models, prompt) = (generator(), models(), prompt());
+    let (generator, models) = (generator(), models());
     let (given, cfg) = (floats("whole.noise"), floats("cfg")[0]);
     let normal = |level: usize, position: usize| given[(position * 21 + level) * CHANNELS..][..CHANNELS].to_vec();
     let normals: Vec<f32> = (0..21)
@@ -177,17 +176,7 @@ fn a_whole_picture_agrees() {
         .flat_map(|(level, at)| normal(level, at))
         .collect();
     let knobs = knobs("cspd:drafts=0:rounds=6:steps=20:noise=0");
-    let both = [&models.target, &models.draft];
-    let mut session = Session::between(
-        &generator.model,
-        &models,
-        both,
-        &prompt,
-        image(guided(cfg), NO_STREAM),
-        knobs,
-        Some(&normals),
-    )
-    .unwrap();
+    let mut session = given_noise(&models, cfg, knobs, &normals);
     let plan = Plan::over(integers("order"), 6, cfg);
     let outcome = cspd::run(&mut session, &plan, knobs, &mut |_| ()).unwrap();
     assert_eq!((outcome.stats.nfe, outcome.stats.draft.passes), (6, 0));

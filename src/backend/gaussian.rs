@@ -160,6 +160,16 @@ impl Criterion {
     }
 }
 
+/// Where the laws of positions go, and the normals of their trajectories if they are not those of their image.
+pub struct Trajectories<'a, T> {
+    /// Positions of an image.
+    pub positions: usize,
+    /// Those of position `p` at `level` in row `level * positions + p`, for every image.
+    pub normals: Option<&'a T>,
+    /// [`Law`]s in rows `image * positions + position`.
+    pub laws: &'a mut T,
+}
+
 /// How the numbers of goals are settled once their laws are known.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Settlement {

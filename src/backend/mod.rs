@@ -33,7 +33,7 @@ pub use step::{
     RowPlace, Rule, Slot, Source, Step, Test,
 };
 
-use gaussian::{Denoising, Settlement};
+use gaussian::{Denoising, Settlement, Trajectories};
 use half::bf16;
 
 /// Tokens per page of the KV cache.
@@ -437,50 +437,40 @@ pub trait Backend: Clone + Send + Sync {
     fn set_tokens(&self, canvas: &mut Self::Canvas, image: usize, tokens: &[u32]) -> Result<(), Error>;
 
     /// Where the trajectories of the step's goals begin: the rows of each in `x` `[predictions, channels]` become its normals
-    /// of round `level` ([`Purpose::Denoise`](crate::rng::Purpose::Denoise)), and the spread of its law 0. Laws are
-    /// [`Law`](gaussian::Law)s in rows `image * positions + position`. Normals that are given are those of position `p` at
-    /// `level` in row `level * positions + p`, for every image.
+    /// of round `level` ([`Purpose::Denoise`](crate::rng::Purpose::Denoise)), and the spread of its law 0.
     ///
     /// Normals and exponentials of two backends are roundings of f64 that differ by a few units in the last place: they are
     /// the same f32, or neighbours where the number lies half-way between them.
-    #[allow(clippy::too_many_arguments)]
     fn begin_denoising(
         &self,
         step: &Self::Step,
         level: u32,
-        normals: Option<&Self::Tensor>,
-        positions: usize,
         x: &mut Self::Tensor,
-        laws: &mut Self::Tensor,
+        trajectories: &mut Trajectories<'_, Self::Tensor>,
     );
     /// A step of denoising for every goal: `predicted` `[predictions, 2 * channels]` is the noise in `x`, then where the
     /// variance lies. The noise of the branches is combined by guidance, the variance is the conditional branch's, the
-    /// deviations are times the image's temperature. The law of the number after the step goes to `laws`; unless it is the
+    /// deviations are times the image's temperature. The law of the number after the step is kept; unless it is the
     /// last step, its deviations are counted in the law's spread, and a draw from it replaces `x`, in both branches.
-    #[allow(clippy::too_many_arguments)]
     fn denoise(
         &self,
         step: &Self::Step,
         denoising: &Denoising,
-        normals: Option<&Self::Tensor>,
-        positions: usize,
         predicted: &Self::Tensor,
         x: &mut Self::Tensor,
-        laws: &mut Self::Tensor,
+        trajectories: &mut Trajectories<'_, Self::Tensor>,
     );
     /// Settles the numbers of the step's goals in `latents` `[images * positions, channels]`: those that are to be drawn are
-    /// drawn from their law in `laws`, with the normals of level 0; those that are to be judged were drawn from their law in
-    /// `drafted`, and are replaced if they do not pass. `verdicts` `[goals, 1]` are 1 for what passed or was drawn, else 0.
+    /// drawn from their law, the first of `laws`, with the normals of level 0; those that are to be judged were drawn from
+    /// the second, and are replaced if they do not pass. `verdicts` `[goals, 1]` are 1 for what passed or was drawn, else 0.
     ///
     /// Densities are f64: the verdicts of two backends differ only where both sides of a test agree to about 1e-12.
-    #[allow(clippy::too_many_arguments)]
     fn settle(
         &self,
         step: &Self::Step,
         settlement: Settlement,
         positions: usize,
-        laws: &Self::Tensor,
-        drafted: &Self::Tensor,
+        laws: [&Self::Tensor; 2],
         latents: &mut Self::Tensor,
         verdicts: &mut Self::Tensor,
     );

@@ -72,7 +72,7 @@ impl Schedule {
 mod tests {
     use super::*;
     use crate::backend::cpu::CpuBackend;
-    use crate::backend::gaussian::Law;
+    use crate::backend::gaussian::{Law, Trajectories};
     use crate::backend::{Backend, Fate, Goal, Image, NONE, Step, Test};
     use crate::rng::Stream;
     use crate::sampling::Sampling;
@@ -101,14 +101,15 @@ mod tests {
             tensor
         };
         let (mut x, mut predicted, mut laws) = (tensor(1), tensor(2), tensor(Law::cols(1)));
-        backend.begin_denoising(&step, schedule.len() as u32, None, items, &mut x, &mut laws);
+        let mut trajectories = Trajectories { positions: items, normals: None, laws: &mut laws };
+        backend.begin_denoising(&step, schedule.len() as u32, &mut x, &mut trajectories);
         for (at, denoising) in schedule.steps.iter().enumerate().rev() {
             let both = predict(at, &backend.read(&x).unwrap());
             backend.upload(
                 &both.iter().flat_map(|&(noise, between)| [noise, between]).collect::<Vec<_>>(),
                 &mut predicted,
             );
-            backend.denoise(&step, denoising, None, items, &predicted, &mut x, &mut laws);
+            backend.denoise(&step, denoising, &predicted, &mut x, &mut trajectories);
         }
         backend.read(&laws).unwrap().chunks_exact(Law::cols(1)).map(Law::from_row).collect()
     }

@@ -7,6 +7,7 @@
 
 use super::Loader;
 use super::diffusion::Schedule;
+use crate::backend::gaussian::Trajectories;
 use crate::backend::{Backend, Error as BackendError};
 use crate::checkpoint::Error;
 use half::bf16;
@@ -75,16 +76,6 @@ pub struct Scratch<B: Backend> {
     x: B::Tensor,
     /// `[rows, 2 * channels]`: noise, then place of the variance.
     predicted: B::Tensor,
-}
-
-/// Where the laws of positions go, and the normals of their trajectories if they are not those of the image.
-pub struct Trajectories<'a, B: Backend> {
-    /// Positions of an image.
-    pub positions: usize,
-    /// See [`Backend::begin_denoising`].
-    pub normals: Option<&'a B::Tensor>,
-    /// `[images * positions, 2 * channels + 2]`.
-    pub laws: &'a mut B::Tensor,
 }
 
 impl<B: Backend> Affine<B> {
@@ -257,15 +248,14 @@ impl<B: Backend> Head<B> {
         step: &B::Step,
         steps: &Steps<B>,
         states: &B::Tensor,
-        trajectories: &mut Trajectories<'_, B>,
+        trajectories: &mut Trajectories<'_, B::Tensor>,
         s: &mut Scratch<B>,
     ) {
-        let Trajectories { positions, normals, laws } = trajectories;
         self.cond.forward(backend, states, &mut s.condition);
-        backend.begin_denoising(step, steps.schedule.len() as u32, *normals, *positions, &mut s.x, laws);
+        backend.begin_denoising(step, steps.schedule.len() as u32, &mut s.x, trajectories);
         for (at, denoising) in steps.schedule.steps.iter().enumerate().rev() {
             self.predict(backend, steps, at, s);
-            backend.denoise(step, denoising, *normals, *positions, &s.predicted, &mut s.x, laws);
+            backend.denoise(step, denoising, &s.predicted, &mut s.x, trajectories);
         }
     }
 }

@@ -4,7 +4,7 @@
 //! functions that differ by a unit or two in the last place: rounded to f32 they are the same or, where the f64 lies half-way
 //! between two, neighbours.
 
-use weft::backend::gaussian::{Criterion, Denoising, Law, Settlement, Sigma};
+use weft::backend::gaussian::{Criterion, Denoising, Law, Settlement, Sigma, Trajectories};
 use weft::backend::{Backend, Capacity, Fate, Goal, Image, Layout, NONE, PAGE, PageTable, RowPlace, Slot, Step, Test};
 use weft::rng::Stream;
 use weft::sampling::Sampling;
@@ -73,6 +73,11 @@ fn laws_of(x: &[f32], places: &[(usize, usize)], channels: usize) -> Vec<Law> {
     places.iter().map(|place| Law::from_row(&row(place)[..Law::cols(channels)])).collect()
 }
 
+/// Trajectories whose laws go to these rows.
+fn into<'a, T>(laws: &'a mut T, normals: Option<&'a T>) -> Trajectories<'a, T> {
+    Trajectories { positions: POSITIONS, normals, laws }
+}
+
 /// `x` of all branches and the laws after a beginning, after a step from other numbers, and after the last step.
 fn denoised<B: Backend>(b: &B, places: &[(usize, usize)], channels: usize) -> [Vec<f32>; 6] {
     let mut noise = Noise(channels as u64);
@@ -92,15 +97,15 @@ fn denoised<B: Backend>(b: &B, places: &[(usize, usize)], channels: usize) -> [V
     };
     let mut x = roomy(b, &rows(&start), channels);
     let mut laws = tensor(b, &vec![0.5; IMAGES * POSITIONS * Law::cols(channels)], Law::cols(channels));
-    b.begin_denoising(&device, 8, None, POSITIONS, &mut x, &mut laws);
+    b.begin_denoising(&device, 8, &mut x, &mut into(&mut laws, None));
     let (begun, laws_begun) = (read(b, &x), read(b, &laws));
     b.upload(&rows(&start), &mut x);
     let predicted = roomy(b, &rows(&predicted), 2 * channels);
-    b.denoise(&device, &DENOISING, None, POSITIONS, &predicted, &mut x, &mut laws);
+    b.denoise(&device, &DENOISING, &predicted, &mut x, &mut into(&mut laws, None));
     let (moved, laws_moved) = (read(b, &x), read(b, &laws));
     b.upload(&rows(&start), &mut x);
     let last = Denoising { level: 0, from_x0: 0.9, ..DENOISING };
-    b.denoise(&device, &last, None, POSITIONS, &predicted, &mut x, &mut laws);
+    b.denoise(&device, &last, &predicted, &mut x, &mut into(&mut laws, None));
     assert_same(&read(b, &x), &rows(&start), "the last step is not drawn");
     [begun, laws_begun, moved, laws_moved, read(b, &x), read(b, &laws)]
 }
@@ -189,9 +194,9 @@ fn normals_may_be_given() {
         let mut x = roomy(b, &vec![0.0; 2 * places.len() * channels], channels);
         let mut laws = tensor(b, &vec![0.0; IMAGES * POSITIONS * Law::cols(channels)], Law::cols(channels));
         let predicted = roomy(b, &Noise(5).values(2 * places.len() * 2 * channels), 2 * channels);
-        b.begin_denoising(&device, 8, Some(&given), POSITIONS, &mut x, &mut laws);
+        b.begin_denoising(&device, 8, &mut x, &mut into(&mut laws, Some(&given)));
         let first = read(b, &x);
-        b.denoise(&device, &DENOISING, Some(&given), POSITIONS, &predicted, &mut x, &mut laws);
+        b.denoise(&device, &DENOISING, &predicted, &mut x, &mut into(&mut laws, Some(&given)));
         [first, read(b, &x)]
     }
     let (got, want) = (begun(&*cuda, &everywhere(), 6), begun(&cpu, &everywhere(), 6));
@@ -212,7 +217,7 @@ fn settled<B: Backend>(
     let [laws, drafted] = laws.each_ref().map(|laws| tensor(b, laws, Law::cols(channels)));
     let mut latents = tensor(b, drafts, channels);
     let mut verdicts = b.tensor(2 * ROOM, 1).unwrap();
-    b.settle(&device, settlement, POSITIONS, &laws, &drafted, &mut latents, &mut verdicts);
+    b.settle(&device, settlement, POSITIONS, [&laws, &drafted], &mut latents, &mut verdicts);
     [read(b, &latents), read(b, &verdicts)]
 }
 

@@ -2,14 +2,14 @@
 
 use super::Tensor;
 use super::rows::{row, row_mut};
-use crate::backend::gaussian::{Denoising, Law, Settlement, split};
+use crate::backend::gaussian::{Denoising, Law, Settlement, Trajectories, split};
 use crate::backend::{Fate, Goal, NONE, Step};
 use crate::rng::Purpose;
 
 /// Fills the normals of a goal at a level: those of its stream, or given ones.
-fn normals(step: &Step, goal: &Goal, level: u32, given: Option<(&Tensor, usize)>, out: &mut [f32]) {
-    match given {
-        Some((table, places)) => out.copy_from_slice(row(table, level as usize * places + goal.position as usize)),
+fn normals(step: &Step, goal: &Goal, level: u32, given: &Trajectories<'_, Tensor>, out: &mut [f32]) {
+    match given.normals {
+        Some(table) => out.copy_from_slice(row(table, level as usize * given.positions + goal.position as usize)),
         None => {
             let stream = step.images[goal.image as usize].stream;
             stream.normal(Purpose::Denoise, level, goal.position as usize, out);
@@ -31,21 +31,14 @@ fn write(goal: &Goal, values: &[f32], x: &mut Tensor) {
 }
 
 /// See [`Backend::begin_denoising`](crate::backend::Backend::begin_denoising).
-pub(super) fn begin(
-    step: &Step,
-    level: u32,
-    given: Option<&Tensor>,
-    positions: usize,
-    x: &mut Tensor,
-    laws: &mut Tensor,
-) {
+pub(super) fn begin(step: &Step, level: u32, x: &mut Tensor, trajectories: &mut Trajectories<'_, Tensor>) {
     let channels = x.cols;
     x.reshape(step.predictions.len(), channels);
     let mut values = vec![0.0; channels];
     for goal in &step.goals {
-        normals(step, goal, level, given.map(|table| (table, positions)), &mut values);
+        normals(step, goal, level, trajectories, &mut values);
         write(goal, &values, x);
-        row_mut(laws, place(goal, positions))[2 * channels..].fill(0.0);
+        row_mut(trajectories.laws, place(goal, trajectories.positions))[2 * channels..].fill(0.0);
     }
 }
 
@@ -53,15 +46,14 @@ pub(super) fn begin(
 pub(super) fn denoise(
     step: &Step,
     denoising: &Denoising,
-    given: Option<&Tensor>,
-    positions: usize,
     predicted: &Tensor,
-    (x, laws): (&mut Tensor, &mut Tensor),
+    x: &mut Tensor,
+    trajectories: &mut Trajectories<'_, Tensor>,
 ) {
     let channels = x.cols;
     let mut normal = vec![0.0; channels];
     for goal in &step.goals {
-        let law = row_mut(laws, place(goal, positions));
+        let law = row_mut(trajectories.laws, place(goal, trajectories.positions));
         let given_branch = row(predicted, goal.conditional as usize);
         let before = row(x, goal.conditional as usize);
         for channel in 0..channels {
@@ -81,7 +73,7 @@ pub(super) fn denoise(
             let here = Law::from_row(law);
             let wide = here.log_deviation.iter().map(|&log| f64::from(log)).sum::<f64>();
             law[2 * channels..].copy_from_slice(&split(here.spread + wide));
-            normals(step, goal, denoising.level, given.map(|table| (table, positions)), &mut normal);
+            normals(step, goal, denoising.level, trajectories, &mut normal);
             write(goal, &here.at(&normal), x);
         }
     }
@@ -92,7 +84,7 @@ pub(super) fn settle(
     step: &Step,
     settlement: Settlement,
     positions: usize,
-    (laws, drafted): (&Tensor, &Tensor),
+    [laws, drafted]: [&Tensor; 2],
     latents: &mut Tensor,
     verdicts: &mut Tensor,
 ) {

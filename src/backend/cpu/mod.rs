@@ -32,7 +32,7 @@ pub use kv::KvPool;
 pub use verify::Codebook;
 pub use weight::Weight;
 
-use super::gaussian::{Denoising, Settlement};
+use super::gaussian::{Denoising, Settlement, Trajectories};
 use super::{
     AttentionShape, Backend, Capacity, Chosen, Drawn, Embedding, Epilogue, Error, Fp8, GroupNorm, Grouping, Int4,
     KvFormat, PAGE, Phase, Rotary, Step, Storage, WeightFormat,
@@ -363,29 +363,19 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn begin_denoising(
-        &self,
-        step: &Step,
-        level: u32,
-        normals: Option<&Tensor>,
-        positions: usize,
-        x: &mut Tensor,
-        laws: &mut Tensor,
-    ) {
-        diffusion::begin(step, level, normals, positions, x, laws);
+    fn begin_denoising(&self, step: &Step, level: u32, x: &mut Tensor, trajectories: &mut Trajectories<'_, Tensor>) {
+        diffusion::begin(step, level, x, trajectories);
     }
 
     fn denoise(
         &self,
         step: &Step,
         denoising: &Denoising,
-        normals: Option<&Tensor>,
-        positions: usize,
         predicted: &Tensor,
         x: &mut Tensor,
-        laws: &mut Tensor,
+        trajectories: &mut Trajectories<'_, Tensor>,
     ) {
-        diffusion::denoise(step, denoising, normals, positions, predicted, (x, laws));
+        diffusion::denoise(step, denoising, predicted, x, trajectories);
     }
 
     fn settle(
@@ -393,12 +383,11 @@ impl Backend for CpuBackend {
         step: &Step,
         settlement: Settlement,
         positions: usize,
-        laws: &Tensor,
-        drafted: &Tensor,
+        laws: [&Tensor; 2],
         latents: &mut Tensor,
         verdicts: &mut Tensor,
     ) {
-        diffusion::settle(step, settlement, positions, (laws, drafted), latents, verdicts);
+        diffusion::settle(step, settlement, positions, laws, latents, verdicts);
     }
 
     fn conv3x3(&self, x: &Tensor, size: (usize, usize), stride: usize, w: &Weight, bias: &Vector, out: &mut Tensor) {

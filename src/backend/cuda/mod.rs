@@ -26,7 +26,7 @@ pub use step::DeviceStep;
 pub use tensor::Tensor;
 pub use timing::Stopwatch;
 
-use super::gaussian::{Denoising, Settlement};
+use super::gaussian::{Denoising, Settlement, Trajectories};
 use super::{
     AttentionShape, Backend, Capacity, Chosen, Drawn, Embedding, Epilogue, Error, GroupNorm, Grouping, KvFormat, Phase,
     Rotary, Step, Storage,
@@ -273,25 +273,21 @@ impl Backend for CudaBackend {
         &self,
         step: &DeviceStep,
         level: u32,
-        normals: Option<&Tensor>,
-        positions: usize,
         x: &mut Tensor,
-        laws: &mut Tensor,
+        trajectories: &mut Trajectories<'_, Tensor>,
     ) {
-        self.op_begin_denoising(step, level, normals, positions, x, laws);
+        self.op_begin_denoising(step, level, x, trajectories);
     }
 
     fn denoise(
         &self,
         step: &DeviceStep,
         denoising: &Denoising,
-        normals: Option<&Tensor>,
-        positions: usize,
         predicted: &Tensor,
         x: &mut Tensor,
-        laws: &mut Tensor,
+        trajectories: &mut Trajectories<'_, Tensor>,
     ) {
-        self.op_denoise(step, denoising, normals, positions, predicted, x, laws);
+        self.op_denoise(step, denoising, predicted, x, trajectories);
     }
 
     fn settle(
@@ -299,12 +295,11 @@ impl Backend for CudaBackend {
         step: &DeviceStep,
         settlement: Settlement,
         positions: usize,
-        laws: &Tensor,
-        drafted: &Tensor,
+        laws: [&Tensor; 2],
         latents: &mut Tensor,
         verdicts: &mut Tensor,
     ) {
-        self.op_settle(step, settlement, positions, laws, drafted, latents, verdicts);
+        self.op_settle(step, settlement, positions, laws, latents, verdicts);
     }
 
     fn conv3x3(&self, x: &Tensor, size: (usize, usize), stride: usize, w: &Weight, bias: &Vector, out: &mut Tensor) {

@@ -2,12 +2,12 @@
 //! has them: a pass gets what it is asked and returns a verdict for each goal.
 
 use super::{Knobs, Pair, Side, View};
-use crate::backend::gaussian::{Law, Settlement};
+use crate::backend::gaussian::{Law, Settlement, Trajectories};
 use crate::backend::{Backend, Error, Fate, Goal, Image, NONE, Test};
 use crate::models::avatar::{Avatar, Prompt};
 use crate::models::continuous::{CHANNELS, Continuous, GRID};
 use crate::nn::diffusion::Schedule;
-use crate::nn::diffusion_head::{Scratch, Steps, Trajectories};
+use crate::nn::diffusion_head::{Scratch, Steps};
 use crate::nn::mar::{self, Activations, Latents, Mar, Wanted};
 use crate::rng::Stream;
 use crate::sampling::Sampling;
@@ -137,13 +137,12 @@ impl<B: Backend> State<B> {
         (steps, scratch): (&'a Steps<B>, &'a mut Scratch<B>),
         settlement: Settlement,
     ) -> impl FnMut(&B, &B::Step, &B::Tensor, &mut Latents<B>) + 'a {
-        let Self { laws: [target, draft], verdicts, normals } = self;
+        let Self { laws, verdicts, normals } = self;
         move |backend: &B, step: &B::Step, states: &B::Tensor, latents: &mut Latents<B>| {
-            let laws = if side == Side::Target { &mut *target } else { &mut *draft };
-            let mut trajectories = Trajectories { positions: GRID.len(), normals: normals.as_ref(), laws };
+            let (positions, own) = (GRID.len(), side as usize);
+            let mut trajectories = Trajectories { positions, normals: normals.as_ref(), laws: &mut laws[own] };
             mar.head.denoise(backend, step, steps, states, &mut trajectories, scratch);
-            let laws = if side == Side::Target { &*target } else { &*draft };
-            backend.settle(step, settlement, GRID.len(), laws, draft, latents, verdicts);
+            backend.settle(step, settlement, positions, [&laws[own], &laws[Side::Draft as usize]], latents, verdicts);
         }
     }
 }

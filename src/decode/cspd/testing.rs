@@ -90,9 +90,8 @@ impl Pair for Scalars {
             }
         }
         backend.upload(&laws, &mut self.laws[side as usize]);
-        let ([_, draft], positions) = (&self.laws, latents.len());
-        let laws = &self.laws[side as usize];
-        backend.settle(&step, self.settlement, positions, laws, draft, &mut self.latents, &mut self.verdicts);
+        let laws = [&self.laws[side as usize], &self.laws[Side::Draft as usize]];
+        backend.settle(&step, self.settlement, latents.len(), laws, &mut self.latents, &mut self.verdicts);
         Ok(views.len())
     }
 

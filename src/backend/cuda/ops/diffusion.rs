@@ -5,7 +5,7 @@ use super::super::kernels::{self, Args, Grid, Held, args};
 use super::super::step::{Bound, Count};
 use super::super::tensor::Rows;
 use super::super::{CudaBackend, DeviceStep, Tensor};
-use crate::backend::gaussian::{Denoising, Law, Settlement, Sigma};
+use crate::backend::gaussian::{Denoising, Law, Settlement, Sigma, Trajectories};
 
 impl CudaBackend {
     /// See [`Backend::begin_denoising`](crate::backend::Backend::begin_denoising).
@@ -13,12 +13,11 @@ impl CudaBackend {
         &self,
         step: &DeviceStep,
         level: u32,
-        normals: Option<&Tensor>,
-        positions: usize,
         x: &mut Tensor,
-        laws: &mut Tensor,
+        trajectories: &mut Trajectories<'_, Tensor>,
     ) {
-        let channels = x.cols;
+        let (channels, Trajectories { positions, normals, laws }) = (x.cols, trajectories);
+        let (positions, normals) = (*positions, *normals);
         fits(step, positions, &[(laws, Law::cols(channels))]);
         given(normals, level, positions, channels);
         x.take_rows(Rows::of(step, Count::Predictions), channels);
@@ -29,18 +28,16 @@ impl CudaBackend {
     }
 
     /// See [`Backend::denoise`](crate::backend::Backend::denoise).
-    #[allow(clippy::too_many_arguments)]
     pub(in crate::backend::cuda) fn op_denoise(
         &self,
         step: &DeviceStep,
         denoising: &Denoising,
-        normals: Option<&Tensor>,
-        positions: usize,
         predicted: &Tensor,
         x: &mut Tensor,
-        laws: &mut Tensor,
+        trajectories: &mut Trajectories<'_, Tensor>,
     ) {
-        let channels = x.cols;
+        let (channels, Trajectories { positions, normals, laws }) = (x.cols, trajectories);
+        let (positions, normals) = (*positions, *normals);
         assert_eq!(predicted.cols, 2 * channels, "noise and variances of {channels} numbers");
         let most = step.most(Count::Predictions);
         assert!(most <= predicted.max_rows.min(x.max_rows), "rows of the predictions in {} rows", x.max_rows);
@@ -63,14 +60,12 @@ impl CudaBackend {
     }
 
     /// See [`Backend::settle`](crate::backend::Backend::settle).
-    #[allow(clippy::too_many_arguments)]
     pub(in crate::backend::cuda) fn op_settle(
         &self,
         step: &DeviceStep,
         settlement: Settlement,
         positions: usize,
-        laws: &Tensor,
-        drafted: &Tensor,
+        [laws, drafted]: [&Tensor; 2],
         latents: &mut Tensor,
         verdicts: &mut Tensor,
     ) {
