@@ -136,6 +136,9 @@ fn gumbel_coupling_returns_the_tokens_of_ar() {
     assert_eq!(foreseen, plain);
     let (_, without) = tokens(&generator, Method::EXACT, sampling, 3);
     assert!(fewer * 20 < without * 19, "{fewer} passes, {without} without the tree");
+    // As many rows and questions as there can be: all positions, and the largest tree.
+    let (most, _) = tokens(&generator, "exact:lag=0:slope=0:window=inf:tree=128".parse().unwrap(), sampling, 3);
+    assert_eq!(most, plain);
 }
 
 /// 24 columns and six passes more for each of the other 23 rows.

@@ -19,7 +19,7 @@ pub(super) struct Rows<'r> {
 }
 
 /// A row of one branch: of the block and what is beside it, or of the nodes.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Row {
     Block(usize),
     Node(usize),

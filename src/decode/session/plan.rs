@@ -149,8 +149,9 @@ impl Planner {
         let wanted = round.asks.iter().map(|ask| ask.position).chain(round.keep);
         let families = round.families.iter().map(|family| rows.before(family.parent, family.position));
         let forecasts = round.forecasts.iter().map(|forecast| rows.before(forecast.parent, forecast.position));
-        let wanted: Vec<Row> =
-            wanted.filter_map(|position| rows.predicts(position)).chain(families).chain(forecasts).collect();
+        let mut wanted: Vec<Row> = wanted.filter_map(|position| rows.predicts(position)).collect();
+        // What is asked of a position and foreseen of it has one distribution: a step has room for one of each row that it feeds.
+        let beside: Vec<usize> = families.chain(forecasts).map(|row| place_of(row, &mut wanted)).collect();
         let of_branches = (0..rows.branches).flat_map(|branch| wanted.iter().map(move |&row| (branch, row)));
         step.predictions.extend(of_branches.map(|(branch, row)| rows.index(branch, row)));
         let row = |index: usize| (first + index, wanted.len());
@@ -179,9 +180,8 @@ impl Planner {
         let families = round.families.iter().map(|family| (family.position, self.siblings(family)));
         let foresee = |count| Rule::Foresee { count: count as u32 };
         let forecasts = round.forecasts.iter().map(|forecast| (forecast.position, foresee(forecast.count)));
-        let behind = wanted.len() - round.families.len() - round.forecasts.len();
-        for (index, (position, rule)) in families.chain(forecasts).enumerate() {
-            step.verdicts.push(self.draw(image, position, (rule, 0), [Some(row(behind + index)), None]));
+        for ((position, rule), index) in families.chain(forecasts).zip(beside) {
+            step.verdicts.push(self.draw(image, position, (rule, 0), [Some(row(index)), None]));
         }
     }
 
@@ -229,6 +229,14 @@ impl Subject {
         let sequence = if position == 0 { self.owners[branch] } else { self.first + branch };
         sequence * stride + position
     }
+}
+
+/// Where a row is in a list, at whose end it is put if it is not.
+fn place_of(row: Row, rows: &mut Vec<Row>) -> usize {
+    rows.iter().position(|&known| known == row).unwrap_or_else(|| {
+        rows.push(row);
+        rows.len() - 1
+    })
 }
 
 /// Index of a head among the stacked ones.
