@@ -21,10 +21,10 @@ use crate::grid::Grid;
 pub const MOST: usize = SCRATCH;
 
 /// Tokens that a position may have; more are worth nothing (docs/wavefront.md).
-const TOKENS: usize = 3;
+const TOKENS: usize = 5;
 
 /// Positions after the front that are forecast: a pass seldom gets further.
-const AHEAD: usize = 32;
+const AHEAD: usize = 44;
 
 /// A token that a position may have.
 struct Guess {
@@ -40,6 +40,8 @@ pub struct Foresight {
     grid: Grid,
     /// Nodes at most.
     budget: usize,
+    /// Nats by which a token may be worse than another and stay ([`Rule::Cling`](crate::backend::Rule::Cling)).
+    slack: f32,
     /// What each position may be as of its last forecast, best first; nothing if there was none.
     outlook: Vec<Vec<Chosen>>,
     /// The last position whose token is final, or will be if the tree was right.
@@ -53,11 +55,12 @@ pub struct Foresight {
 }
 
 impl Foresight {
-    /// Trees of at most `budget` nodes over a grid.
-    pub fn new(grid: Grid, budget: usize) -> Self {
+    /// Trees of at most `budget` nodes over a grid, for tokens that stay unless another is better by `slack` nats.
+    pub fn new(grid: Grid, budget: usize, slack: f32) -> Self {
         Self {
             grid,
             budget: budget.min(MOST),
+            slack,
             outlook: vec![Vec::new(); grid.len()],
             trunk: 0,
             tree: Vec::new(),
@@ -149,16 +152,18 @@ impl Foresight {
         self.trunk = known.max(reached);
     }
 
-    /// The nodes that the tokens pass through.
+    /// The nodes that the tokens pass through, the first of which is of `token`.
     fn way(&self, token: Option<u32>, forecasts: &[&[Chosen]]) -> Vec<usize> {
-        let (mut way, mut token) = (Vec::new(), token);
-        while let Some(next) = token {
-            let of = |guess: &Guess| guess.parent == way.last().copied() && guess.token == next;
-            let Some(slot) = self.tree.iter().position(of) else { break };
-            way.push(slot);
-            token = forecasts[slot].first().map(|chosen| chosen.token);
-        }
-        way
+        let child = |parent: Option<usize>, token: u32| {
+            self.tree.iter().position(|guess| guess.parent == parent && guess.token == token)
+        };
+        // The best child that would stay: without slack that of the token that will be drawn.
+        let next = |&slot: &usize| {
+            let best = forecasts[slot].first()?.log_probability;
+            let stay = forecasts[slot].iter().take_while(|chosen| chosen.log_probability >= best - self.slack);
+            stay.filter_map(|chosen| child(Some(slot), chosen.token)).next()
+        };
+        std::iter::successors(token.and_then(|token| child(None, token)), next).collect()
     }
 
     /// Takes the tokens of a way for guesses, beyond what is known, and behind its end what was seen from the likeliest
@@ -168,10 +173,11 @@ impl Foresight {
         while let Some(child) = self.tree.iter().position(|guess| guess.parent == slots.last().copied()) {
             slots.push(child);
         }
-        for slot in slots {
+        for (index, &slot) in slots.iter().enumerate() {
             let position = self.tree[slot].at + 1;
             if position > known && !forecasts[slot].is_empty() {
-                self.puts.push((position, forecasts[slot][0].token));
+                let on_way = way.get(index + 1).map(|&next| self.tree[next].token);
+                self.puts.push((position, on_way.unwrap_or(forecasts[slot][0].token)));
                 self.outlook[position] = forecasts[slot].to_vec();
             }
         }
@@ -184,12 +190,15 @@ mod tests {
 
     const GRID: Grid = Grid { height: 2, width: 4 };
 
-    fn forecast(tokens: [u32; TOKENS], chances: [f32; TOKENS]) -> Vec<Chosen> {
-        tokens.into_iter().zip(chances).map(|(token, p)| Chosen { token, log_probability: p.ln() }).collect()
+    /// Three tokens, and as many more as there may be that have no share.
+    fn forecast(tokens: [u32; 3], chances: [f32; 3]) -> Vec<Chosen> {
+        let none = Chosen { token: 0, log_probability: f32::NEG_INFINITY };
+        let named = tokens.into_iter().zip(chances).map(|(token, p)| Chosen { token, log_probability: p.ln() });
+        named.chain(std::iter::repeat(none)).take(TOKENS).collect()
     }
 
     fn foresight(budget: usize) -> Foresight {
-        let mut foresight = Foresight::new(GRID, budget);
+        let mut foresight = Foresight::new(GRID, budget, 0.0);
         foresight.outlook[1] = forecast([10, 11, 12], [0.6, 0.4, 0.0]);
         foresight.outlook[2] = forecast([20, 21, 22], [0.9, 0.1, 0.0]);
         foresight.outlook[3] = forecast([30, 31, 32], [0.5, 0.3, 0.2]);
@@ -233,6 +242,21 @@ mod tests {
         assert_eq!(foresight.trunk, 3);
         assert_eq!(foresight.puts(8), [(2, 20), (3, 77), (4, 88)]);
         assert_eq!(foresight.outlook[4][0].token, 88);
+    }
+
+    #[test]
+    fn with_slack_the_way_takes_a_token_that_would_stay() {
+        for (slack, guesses) in [(0.5, [(2, 20), (3, 30), (4, 88)]), (0.2, [(2, 9), (3, 5), (4, 88)])] {
+            let mut foresight = Foresight { slack, ..foresight(6) };
+            foresight.grow(&asks(), &mut Round::default());
+            let mut chosen: Vec<Chosen> = (0..3).flat_map(|_| forecast([1, 2, 3], [1.0, 0.0, 0.0])).collect();
+            // 11 is followed by 9, which has no node, and 0.4 nats behind by 20, which has; 20 by 5, and as much behind by 30.
+            let after = [[99, 98, 97], [99, 98, 97], [9, 20, 8], [5, 30, 6], [99, 98, 97], [88, 1, 2]];
+            let chances = [0.4, 0.4 * (-0.4f32).exp(), 0.1];
+            chosen.extend(after.iter().flat_map(|&tokens| forecast(tokens, chances)));
+            foresight.learn(1, Some(11), &chosen);
+            assert_eq!(foresight.puts(8), guesses, "slack {slack}");
+        }
     }
 
     #[test]

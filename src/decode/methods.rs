@@ -42,9 +42,9 @@ pub enum Method {
     Lantern(Lantern<dynamic_tree::Knobs>),
     /// LANTERN++: the static tree, relaxed.
     LanternPlus(Lantern<static_tree::Knobs>),
-    /// The slanted wavefront with a cap on rounds.
+    /// The slanted wavefront, relaxed: a cap on rounds, or slack.
     Wavefront(pipeline::Knobs),
-    /// The slanted wavefront without one: the model's own law, and plain AR's tokens, bit for bit.
+    /// The slanted wavefront without them: the model's own law, and plain AR's tokens, bit for bit.
     Exact(pipeline::Knobs),
 }
 
@@ -217,6 +217,7 @@ pub const DECODERS: [Description; 15] = [
             "wavefront:lag=1:slope=0:rounds=2",
             "wavefront:lag=0.8:slope=0.1:rounds=7:slack=0.5",
             "wavefront:lag=1.15:slope=0.1:rounds=11:slack=0.5",
+            "wavefront:lag=0.8:slope=0.05:window=8:rounds=all:reach=2:slack=0.75",
             "wavefront:slack=0.5",
         ],
     },
@@ -226,7 +227,12 @@ pub const DECODERS: [Description; 15] = [
         training: "spatial heads",
         source: "weft: the same, committed when verified",
         method: Method::EXACT,
-        sweep: &["exact:window=2", "exact:coupling=maximal", "exact:tree=32", "exact:window=4:tree=64"],
+        sweep: &[
+            "exact:window=2",
+            "exact:coupling=maximal",
+            "exact:tree=64",
+            "exact:lag=0.5:slope=0.02:window=10:tree=128",
+        ],
     },
 ];
 
@@ -354,7 +360,7 @@ impl Method {
 
     /// Does it feed a tree beside its block?
     pub fn foresees(&self) -> bool {
-        matches!(self, Self::Exact(knobs) if knobs.foresees())
+        matches!(self, Self::Wavefront(knobs) | Self::Exact(knobs) if knobs.foresees())
     }
 
     /// What becomes of a token once its distribution is known.
@@ -487,6 +493,7 @@ mod tests {
         }
         for text in [
             "wavefront:lag=2:rounds=5:reach=2:draft=left:coupling=maximal:pool=9:mass=0.2",
+            "wavefront:rounds=all:reach=all:slack=0.7:tree=32",
             "wavefront:reach=all",
             "wavefront:slack=0.35",
             "exact:window=4:tree=64",
@@ -522,7 +529,8 @@ mod tests {
             ("wavefront:slack=-1", "slack=-1: must be"),
             ("wavefront:slack=0.5:coupling=maximal", "slack needs coupling=gumbel"),
             ("exact:slack=0.5", "exact has no knob \"slack\""),
-            ("wavefront:tree=8", "wavefront has no knob \"tree\""),
+            ("wavefront:coupling=maximal:tree=8", "needs coupling=gumbel"),
+            ("exact:reach=2", "exact has no knob \"reach\""),
             ("ar:lag=1", "ar has no knob \"lag\""),
             ("wavefront:lag=-1", "lag=-1: must be"),
             ("wavefront:lag=nan", "lag=nan: must be"),
