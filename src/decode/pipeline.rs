@@ -10,7 +10,8 @@
 //! from context to tokens, and its fixed point is plain AR's sample. A token is settled when it was fed with its
 //! final value in a settled context: what a pass with the right context leaves unchanged, and the first token that it
 //! corrects, are plain AR's. That alone settles tokens in the exact decoder. The relaxed one also makes a token final
-//! after a number of verifications; it is fed once more, so that its keys and values are its own.
+//! after a number of verifications; it is fed once more, so that its keys and values are its own. Without that cap its
+//! tokens settle too, but each may be any that is within the slack of the best one in its context.
 
 use super::acceptance::{Acceptance, Coupling, Relaxation};
 use super::drafter::SpatialDrafter;

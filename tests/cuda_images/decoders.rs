@@ -18,10 +18,12 @@ fn exact_returns_the_tokens_of_ar_at_any_temperature() {
     assert_eq!(exact.tokens, plain.tokens);
     assert_eq!(plain.stats.nfe, 576);
     assert!(exact.stats.nfe < plain.stats.nfe / 2, "{} passes", exact.stats.nfe);
+    // Ten rows: over fewer a tree may save no pass.
+    let count = 240;
     let [(tree, with), (_, without)] =
-        ["exact:tree=32", "exact"].map(|name| begin(gpu(), name.parse().unwrap(), defaults, BEGINNING));
-    println!("{BEGINNING} tokens in {without} passes, {with} with second guesses");
-    assert_eq!(tree, plain.tokens[..BEGINNING]);
+        ["exact:tree=32", "exact"].map(|name| begin(gpu(), name.parse().unwrap(), defaults, count));
+    println!("{count} tokens in {without} passes, {with} with second guesses");
+    assert_eq!(tree, plain.tokens[..count]);
     assert!(with < without, "{with} passes, {without} without the tree");
     let hot = Sampling { temperature: 1.7, cfg: 1.0, ..defaults };
     let [plain, exact] = [Method::Ar, Method::EXACT].map(|method| generate(gpu(), method, hot).outcome);
