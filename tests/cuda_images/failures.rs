@@ -21,17 +21,20 @@ fn an_attempt() -> Result<(), weft::engine::Error> {
     Ok(())
 }
 
+/// All devices of a process share memory and failures.
+fn in_a_process_of_its_own(test: &str) {
+    if !support::on_gpu() {
+        let _turn = turn();
+        support::child(test, &[("CUDA_SIM_CHECK", "mem")]);
+    }
+}
+
 /// Whichever allocation fails, the error says what was needed, nothing leaks, and the next attempt in the process works.
 #[test]
 fn any_allocation_of_a_model_and_an_image_may_fail() {
-    if support::on_gpu() {
-        return;
-    }
-    let _turn = turn();
-    support::child("failures::attempts_with_failing_allocations", &[("CUDA_SIM_CHECK", "mem")]);
+    in_a_process_of_its_own("failures::attempts_with_failing_allocations");
 }
 
-/// In a process of its own: all devices of one share memory and failures.
 #[test]
 #[ignore = "run by any_allocation_of_a_model_and_an_image_may_fail"]
 fn attempts_with_failing_allocations() {
@@ -44,11 +47,7 @@ fn attempts_with_failing_allocations() {
 /// The same of a session of continuous models, which are loaded.
 #[test]
 fn any_allocation_of_a_continuous_session_may_fail() {
-    if support::on_gpu() {
-        return;
-    }
-    let _turn = turn();
-    support::child("failures::continuous_sessions_with_failing_allocations", &[("CUDA_SIM_CHECK", "mem")]);
+    in_a_process_of_its_own("failures::continuous_sessions_with_failing_allocations");
 }
 
 #[test]
