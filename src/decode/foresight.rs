@@ -12,9 +12,10 @@
 //!
 //! [`Rule::Coupled`]: crate::backend::Rule::Coupled
 
+use super::outlook::{Before, Outlook};
 use super::tree::Node;
 use super::{Ask, Forecast, Round, frontier};
-use crate::backend::{Chosen, SCRATCH};
+use crate::backend::{Chosen, Drawn, SCRATCH};
 use crate::grid::Grid;
 
 /// Nodes at most.
@@ -42,8 +43,9 @@ pub struct Foresight {
     budget: usize,
     /// Nats by which a token may be worse than another and stay ([`Rule::Cling`](crate::backend::Rule::Cling)).
     slack: f32,
-    /// What each position may be as of its last forecast, best first; nothing if there was none.
-    outlook: Vec<Vec<Chosen>>,
+    outlook: Outlook,
+    /// What the positions hold, as far as a round was about them.
+    tokens: Vec<u32>,
     /// The last position whose token is final, or will be if the tree was right.
     trunk: usize,
     /// By slot.
@@ -61,7 +63,8 @@ impl Foresight {
             grid,
             budget: budget.min(MOST),
             slack,
-            outlook: vec![Vec::new(); grid.len()],
+            outlook: Outlook::new(grid.len()),
+            tokens: vec![0; grid.len()],
             trunk: 0,
             tree: Vec::new(),
             asked: Vec::new(),
@@ -122,34 +125,61 @@ impl Foresight {
     fn children(&self, parent: Option<usize>, score: f32, open: &mut Vec<(f32, Guess)>) {
         let (before, ancestors) =
             parent.map_or((self.trunk, 0), |slot| (self.tree[slot].at, self.tree[slot].ancestors));
-        // Nothing comes after the last position, so a node there is of no use.
         let at = before + 1;
-        let known = if at + 1 < self.grid.len() { self.outlook[at].as_slice() } else { &[] };
-        let probable = known.iter().filter(|chosen| chosen.log_probability > f32::NEG_INFINITY);
+        // Nothing comes after the last position, so a node there is of no use.
+        if at + 1 >= self.grid.len() {
+            return;
+        }
+        let likely = self.outlook.of(at, self.before(parent));
         open.extend(
-            probable
+            likely
+                .iter()
                 .map(|chosen| (score + chosen.log_probability, Guess { parent, at, token: chosen.token, ancestors })),
         );
     }
 
+    /// The tokens to the left of what comes after a node, or after the trunk.
+    fn before(&self, parent: Option<usize>) -> Before {
+        let nodes = std::iter::successors(parent, |&slot| self.tree[slot].parent).map(|slot| self.tree[slot].token);
+        nearest(nodes.chain(self.tokens[..=self.trunk].iter().rev().copied()))
+    }
+
     /// What the round said: `known` is the last position whose token the block made sure of, if what it was fed up to the
-    /// trunk was right, and `token` the one after the trunk, if that was asked for.
-    pub fn learn(&mut self, known: usize, token: Option<u32>, chosen: &[Chosen]) {
-        let mut forecasts = vec![&[][..]; self.tree.len()];
-        for (forecast, chosen) in self.asked.iter().zip(chosen.chunks_exact(TOKENS)) {
-            match forecast.parent {
-                Some(slot) => forecasts[slot] = chosen,
-                None => self.outlook[forecast.position] = chosen.to_vec(),
-            }
-        }
+    /// trunk was right; what was asked, drawn and foreseen.
+    pub fn learn(&mut self, known: usize, asks: &[Ask], drawn: &[Drawn], chosen: &[Chosen]) {
+        let forecasts = self.see(asks, drawn, chosen);
+        let drawn = asks.iter().zip(drawn);
+        drawn.clone().for_each(|(ask, drawn)| self.tokens[ask.position] = drawn.after);
+        let after_trunk = drawn.clone().find(|(ask, _)| ask.position == self.trunk + 1).map(|(_, drawn)| drawn.after);
         let confirmed = known > self.trunk;
-        let way = self.way(if confirmed { token } else { None }, &forecasts);
+        let way = self.way(if confirmed { after_trunk } else { None }, &forecasts);
         // The last node on the way says which token comes after it.
         let reached = way.last().map_or(0, |&slot| self.tree[slot].at + 1);
         if reached > known {
             self.follow(&way, known, &forecasts);
         }
         self.trunk = known.max(reached);
+        self.outlook.turn(self.trunk);
+    }
+
+    /// Takes in what was foreseen; by slot, what each node foresaw.
+    fn see<'c>(&mut self, asks: &[Ask], drawn: &[Drawn], chosen: &'c [Chosen]) -> Vec<&'c [Chosen]> {
+        // As the pass was fed.
+        for (ask, drawn) in asks.iter().zip(drawn).filter(|(ask, _)| ask.verify) {
+            self.tokens[ask.position] = drawn.before;
+        }
+        let mut forecasts = vec![&[][..]; self.tree.len()];
+        for (forecast, chosen) in self.asked.iter().zip(chosen.chunks_exact(TOKENS)) {
+            let before = match forecast.parent {
+                Some(slot) => {
+                    forecasts[slot] = chosen;
+                    self.before(Some(slot))
+                }
+                None => nearest(self.tokens[..forecast.position].iter().rev().copied()),
+            };
+            self.outlook.see(forecast.position, before, chosen);
+        }
+        forecasts
     }
 
     /// The nodes that the tokens pass through, the first of which is of `token`.
@@ -177,11 +207,17 @@ impl Foresight {
             let position = self.tree[slot].at + 1;
             if position > known && !forecasts[slot].is_empty() {
                 let on_way = way.get(index + 1).map(|&next| self.tree[next].token);
-                self.puts.push((position, on_way.unwrap_or(forecasts[slot][0].token)));
-                self.outlook[position] = forecasts[slot].to_vec();
+                let token = on_way.unwrap_or(forecasts[slot][0].token);
+                self.puts.push((position, token));
+                self.tokens[position] = token;
             }
         }
     }
+}
+
+/// The first two.
+fn nearest(mut tokens: impl Iterator<Item = u32>) -> Before {
+    [tokens.next(), tokens.next()]
 }
 
 #[cfg(test)]
@@ -199,14 +235,25 @@ mod tests {
 
     fn foresight(budget: usize) -> Foresight {
         let mut foresight = Foresight::new(GRID, budget, 0.0);
-        foresight.outlook[1] = forecast([10, 11, 12], [0.6, 0.4, 0.0]);
-        foresight.outlook[2] = forecast([20, 21, 22], [0.9, 0.1, 0.0]);
-        foresight.outlook[3] = forecast([30, 31, 32], [0.5, 0.3, 0.2]);
+        let mut see = |position, tokens, chances| {
+            foresight.outlook.see(position, [None, None], &forecast(tokens, chances));
+        };
+        see(1, [10, 11, 12], [0.6, 0.4, 0.0]);
+        see(2, [20, 21, 22], [0.9, 0.1, 0.0]);
+        see(3, [30, 31, 32], [0.5, 0.3, 0.2]);
         foresight
     }
 
     fn asks() -> [Ask; 3] {
         [1, 2, 3].map(Ask::verify)
+    }
+
+    /// What a round said whose block had something else everywhere; `token` is the one of position 1, if it was asked for.
+    fn learn(foresight: &mut Foresight, known: usize, token: Option<u32>, chosen: &[Chosen]) {
+        let asks: Vec<Ask> = asks().into_iter().skip(usize::from(token.is_none())).collect();
+        let drawn =
+            asks.iter().map(|ask| Drawn { before: 1, after: if ask.position == 1 { token.unwrap_or(0) } else { 2 } });
+        foresight.learn(known, &asks, &drawn.collect::<Vec<_>>(), chosen);
     }
 
     /// Token and parent of each node.
@@ -238,10 +285,15 @@ mod tests {
         let after = [99, 99, 20, 77, 99, 88];
         chosen.extend(after.iter().flat_map(|&token| forecast([token, 5, 6], [0.7, 0.2, 0.1])));
         // The block was right about nothing; position 1 is 11.
-        foresight.learn(1, Some(11), &chosen);
+        learn(&mut foresight, 1, Some(11), &chosen);
         assert_eq!(foresight.trunk, 3);
         assert_eq!(foresight.puts(8), [(2, 20), (3, 77), (4, 88)]);
-        assert_eq!(foresight.outlook[4][0].token, 88);
+        assert_eq!(foresight.before(None), [Some(77), Some(20)]);
+        // Of the nodes of 20, the one after 11 saw 77, the one after 10 99.
+        let likeliest = |before| foresight.outlook.of(3, before)[0].token;
+        assert_eq!([likeliest([Some(20), Some(11)]), likeliest([Some(20), Some(10)])], [77, 99]);
+        // As it was fed, the block had 1 everywhere, and saw 1 after it.
+        assert_eq!(likeliest([Some(1), Some(1)]), 1);
     }
 
     #[test]
@@ -254,7 +306,7 @@ mod tests {
             let after = [[99, 98, 97], [99, 98, 97], [9, 20, 8], [5, 30, 6], [99, 98, 97], [88, 1, 2]];
             let chances = [0.4, 0.4 * (-0.4f32).exp(), 0.1];
             chosen.extend(after.iter().flat_map(|&tokens| forecast(tokens, chances)));
-            foresight.learn(1, Some(11), &chosen);
+            learn(&mut foresight, 1, Some(11), &chosen);
             assert_eq!(foresight.puts(8), guesses, "slack {slack}");
         }
     }
@@ -265,7 +317,7 @@ mod tests {
             let mut foresight = foresight(6);
             foresight.grow(&asks(), &mut Round::default());
             let chosen: Vec<Chosen> = (0..9).flat_map(|_| forecast([20, 2, 3], [1.0, 0.0, 0.0])).collect();
-            foresight.learn(known, token, &chosen);
+            learn(&mut foresight, known, token, &chosen);
             assert_eq!(foresight.trunk, known);
             assert!(foresight.puts(8).is_empty());
         }
@@ -276,7 +328,7 @@ mod tests {
         let mut foresight = foresight(6);
         foresight.grow(&asks(), &mut Round::default());
         let chosen: Vec<Chosen> = (0..9).flat_map(|_| forecast([20, 2, 3], [1.0, 0.0, 0.0])).collect();
-        foresight.learn(1, Some(11), &chosen);
+        learn(&mut foresight, 1, Some(11), &chosen);
         assert_eq!(foresight.puts(3), [(2, 20)]);
         assert_eq!(foresight.trunk, 2);
     }

@@ -22,6 +22,7 @@ pub mod lanes;
 mod layout;
 pub mod methods;
 pub mod mulo;
+pub mod outlook;
 pub mod pipeline;
 pub mod pjd;
 pub mod session;

@@ -344,8 +344,7 @@ impl Schedule for Wave {
     fn learn(&mut self, drawn: &[Drawn]) {
         let known = self.known(drawn);
         if let Some(foresight) = &mut self.foresight {
-            let next = self.asks.iter().position(|ask| ask.position == foresight.trunk() + 1);
-            foresight.learn(known, next.map(|index| drawn[index].after), &self.foreseen);
+            foresight.learn(known, &self.asks, drawn, &self.foreseen);
         }
         for (ask, drawn) in std::mem::take(&mut self.asks).into_iter().zip(drawn) {
             let cell = &mut self.cells[ask.position];

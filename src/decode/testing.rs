@@ -383,7 +383,7 @@ impl Target for Toys<'_> {
 #[test]
 fn images_decoded_together_are_those_decoded_alone() {
     let schedules = |scene: Scene| -> Vec<Box<dyn Schedule + Send>> {
-        let names = ["exact", "ar", "wavefront", "exact:tree=4", "zipar:window=2"];
+        let names = ["exact", "ar", "wavefront", "exact:tree=2", "zipar:window=2"];
         names.iter().map(|name| name.parse::<super::methods::Method>().unwrap().schedule(scene)).collect()
     };
     let toys = || (0..5).map(|seed| Toy::new(4, 5, 7, Acceptance::Coupled, seed)).collect::<Vec<Toy>>();
