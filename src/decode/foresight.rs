@@ -292,8 +292,9 @@ mod tests {
         // Of the nodes of 20, the one after 11 saw 77, the one after 10 99.
         let likeliest = |before| foresight.outlook.of(3, before)[0].token;
         assert_eq!([likeliest([Some(20), Some(11)]), likeliest([Some(20), Some(10)])], [77, 99]);
-        // As it was fed, the block had 1 everywhere, and saw 1 after it.
-        assert_eq!(likeliest([Some(1), Some(1)]), 1);
+        // As it was fed, the block had 1 everywhere, and was sure of 1 after it.
+        let after_block = foresight.outlook.of(3, [Some(1), Some(1)])[0];
+        assert!(after_block.token == 1 && after_block.log_probability > -0.01, "{after_block:?}");
     }
 
     #[test]
