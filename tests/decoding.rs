@@ -139,6 +139,12 @@ fn gumbel_coupling_returns_the_tokens_of_ar() {
     // Without slack what a relaxed wavefront settles is exact too.
     let relaxed = "wavefront:lag=1:slope=0.04:window=3:rounds=all:tree=32".parse().unwrap();
     assert_eq!(tokens(&generator, relaxed, sampling, 3), (plain.clone(), fewer));
+    // What is asked early has its own slack.
+    let early = |early: &str| {
+        let name = format!("wavefront:lag=0.6:slope=0.02:window=8:rounds=all:slack=1:early={early}");
+        tokens(&generator, name.parse().unwrap(), sampling, 1).0
+    };
+    assert_ne!(early("0"), early("1"));
     // As many rows and questions as there can be: all positions, and the largest tree.
     let (most, _) = tokens(&generator, "exact:lag=0:slope=0:window=inf:tree=128".parse().unwrap(), sampling, 3);
     assert_eq!(most, plain);

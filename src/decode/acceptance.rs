@@ -14,6 +14,8 @@ pub enum Acceptance {
     Clinging {
         /// Nats.
         slack: f32,
+        /// The slack of what is asked early ([`Ask::early`](super::Ask::early)), at most the other.
+        early: f32,
     },
     /// A token is kept if it passes a test of p against q, the law that it was drawn from, and replaced otherwise; see
     /// [`Rule::AutoCorrect`](crate::backend::Rule::AutoCorrect). With [`Test::Token`] its law is then p.

@@ -271,6 +271,7 @@ impl Method {
         coupling: Coupling::Gumbel,
         relaxation: Some(Relaxation::NONE),
         slack: 0.0,
+        early: None,
         tree: 0,
     });
     /// A window of about three rows: wider ones save few passes and feed many more rows.
@@ -284,6 +285,7 @@ impl Method {
         coupling: Coupling::Gumbel,
         relaxation: None,
         slack: 0.0,
+        early: None,
         tree: 0,
     });
 
@@ -528,6 +530,8 @@ mod tests {
             ("exact:coupling=maximal:tree=8", "needs coupling=gumbel"),
             ("wavefront:slack=-1", "slack=-1: must be"),
             ("wavefront:slack=0.5:coupling=maximal", "slack needs coupling=gumbel"),
+            ("wavefront:slack=0.5:early=0.6", "early: must be at most slack"),
+            ("exact:early=0", "early"),
             ("exact:slack=0.5", "exact has no knob \"slack\""),
             ("wavefront:coupling=maximal:tree=8", "needs coupling=gumbel"),
             ("exact:reach=2", "exact has no knob \"reach\""),

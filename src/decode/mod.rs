@@ -74,17 +74,19 @@ pub struct Ask {
     pub verify: bool,
     /// Judge it only if the ask before it was judged and its token kept; else draw it anew. For [`Acceptance::Judged`].
     pub follows: bool,
+    /// It is far from final, so it is judged more strictly. For [`Acceptance::Clinging`].
+    pub early: bool,
 }
 
 impl Ask {
     /// A first token.
     pub fn draw(position: usize) -> Self {
-        Self { position, verify: false, follows: false }
+        Self { position, verify: false, follows: false, early: false }
     }
 
     /// A token to be judged on its own.
     pub fn verify(position: usize) -> Self {
-        Self { position, verify: true, follows: false }
+        Self { position, verify: true, follows: false, early: false }
     }
 }
 

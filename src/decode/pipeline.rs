@@ -48,6 +48,9 @@ pub struct Knobs {
     /// Nats by which another token must be better before the one that is there gives way, under [`Coupling::Gumbel`]. A
     /// correction of a nearly equal token costs those behind it more than it is worth.
     pub slack: f32,
+    /// The slack of tokens that are at least a row and a half behind the first open one, where contexts still change; `None` for the same.
+    /// With less there, most tokens arrive at the front with some of their slack to spare.
+    pub early: Option<f32>,
     /// Nodes of a tree of second guesses at the front ([`Foresight`]), 0 for none. For [`Coupling::Gumbel`].
     pub tree: usize,
 }
@@ -62,7 +65,9 @@ impl Knobs {
     pub fn acceptance(&self) -> Acceptance {
         match (self.coupling, self.relaxation) {
             (Coupling::Maximal, Some(relaxation)) => Acceptance::Judged(relaxation.test()),
-            (Coupling::Gumbel, _) if self.slack > 0.0 => Acceptance::Clinging { slack: self.slack },
+            (Coupling::Gumbel, _) if self.slack > 0.0 => {
+                Acceptance::Clinging { slack: self.slack, early: self.early.unwrap_or(self.slack) }
+            }
             (coupling, _) => coupling.acceptance(),
         }
     }
@@ -70,7 +75,7 @@ impl Knobs {
 
 impl super::knobs::Knobs for Knobs {
     fn list(&self) -> Vec<(&'static str, String)> {
-        let Self { lag, slope, window, rounds, reach, drafter, coupling, relaxation, slack, tree } = self;
+        let Self { lag, slope, window, rounds, reach, drafter, coupling, relaxation, slack, early, tree } = self;
         let mut list = vec![("lag", lag.to_string()), ("slope", slope.to_string()), ("window", window.to_string())];
         if relaxation.is_some() {
             list.extend([("rounds", all_or(*rounds)), ("reach", all_or(*reach))]);
@@ -78,6 +83,7 @@ impl super::knobs::Knobs for Knobs {
         list.extend([("draft", drafter.preference.to_string()), ("coupling", coupling.to_string())]);
         if let Some(relaxation) = relaxation {
             list.push(("slack", slack.to_string()));
+            list.push(("early", early.map_or("same".into(), |early| early.to_string())));
             list.extend(relaxation.list());
         }
         list.push(("tree", tree.to_string()));
@@ -95,6 +101,8 @@ impl super::knobs::Knobs for Knobs {
             "reach" if relaxes && value == "all" => self.reach = None,
             "reach" if relaxes => self.reach = Some(count(knob, value, 0)?),
             "slack" if relaxes => self.slack = number(knob, value, f64::from(f32::MAX))? as f32,
+            "early" if relaxes && value == "same" => self.early = None,
+            "early" if relaxes => self.early = Some(number(knob, value, f64::from(f32::MAX))? as f32),
             "draft" => self.drafter.preference = choice(knob, value)?,
             "coupling" => self.coupling = choice(knob, value)?,
             "tree" => match count(knob, value, 0)? {
@@ -109,6 +117,9 @@ impl super::knobs::Knobs for Knobs {
     fn check(&self) -> Result<(), String> {
         if self.tree > 0 && !self.foresees() {
             return Err("a tree of second guesses needs coupling=gumbel".into());
+        }
+        if self.early.is_some_and(|early| early > self.slack) {
+            return Err("early: must be at most slack".into());
         }
         match self.slack > 0.0 && self.coupling != Coupling::Gumbel {
             true => Err("slack needs coupling=gumbel; maximal has the knobs of its tests".into()),
@@ -274,7 +285,9 @@ impl Wave {
             (cell.predicted, cell.asked) = (true, !cell.is_final);
         });
         let open = next.into_iter().filter(|&position| !self.cells[position].is_final);
-        open.map(|position| Ask { position, verify: self.has_entered(position), follows: false }).collect()
+        let late = self.open() + self.grid.width * 3 / 2;
+        let ask = |position| Ask { early: position >= late, verify: self.has_entered(position), ..Ask::draw(position) };
+        open.map(ask).collect()
     }
 
     /// Moves what is settled over everything that the last pass confirmed, then ages tokens.
@@ -382,6 +395,7 @@ mod tests {
             coupling: Coupling::Gumbel,
             relaxation: None,
             slack: 0.0,
+            early: None,
             tree: 0,
         }
     }
@@ -492,10 +506,16 @@ mod tests {
     fn relaxed(knobs: Knobs, seed: u64) -> (Outcome, usize) {
         let mut toy = Toy::new(5, 7, 6, knobs.acceptance(), seed);
         let outcome = toy.decode(&mut Guarded(Wave::new(toy.grid(), toy.heads(), knobs)));
-        let mut toy = Toy::new(5, 7, 6, knobs.acceptance(), seed);
+        let gave_way = giving_way(&outcome, knobs.acceptance(), seed);
+        (outcome, gave_way)
+    }
+
+    /// How many tokens of a finished picture are replaced when all are verified at once.
+    fn giving_way(outcome: &Outcome, acceptance: Acceptance, seed: u64) -> usize {
+        let mut toy = Toy::new(5, 7, 6, acceptance, seed);
         let mut check = Check { tokens: outcome.tokens.clone(), grid: toy.grid(), gave_way: None };
         toy.decode(&mut check);
-        (outcome, check.gave_way.expect("it was verified"))
+        check.gave_way.expect("it was verified")
     }
 
     #[test]
@@ -520,6 +540,22 @@ mod tests {
         }
         assert!(tree_passes * 20 < plain_passes * 19, "{tree_passes} passes instead of {plain_passes}");
         assert!(capped > 0 && reached > 0, "{capped} tokens give way after a cap, {reached} behind a reach");
+    }
+
+    #[test]
+    fn with_less_slack_early_more_tokens_are_the_best_ones() {
+        let shape = Knobs { slack: 1.0, ..knobs(0.5, 0.1, 9.0, None) };
+        let worse = |early| {
+            let shape = Knobs { early, ..shape };
+            let each = (0..40).map(|seed| {
+                let (outcome, gave_way) = relaxed(shape, seed);
+                assert_eq!(gave_way, 0, "seed {seed}: all are within the slack of those at the front");
+                giving_way(&outcome, Acceptance::Coupled, seed)
+            });
+            each.sum::<usize>()
+        };
+        assert_eq!(worse(None), worse(Some(1.0)));
+        assert!(worse(Some(0.0)) < worse(None), "{} instead of {}", worse(Some(0.0)), worse(None));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use crate::backend::{Copy, Draw, Image, NONE, PageTable, Put, RowPlace, Rule, Slot, Step};
 use crate::decode::layout::{Row, Rows, layout};
 use crate::decode::tree::{Choice, Family};
-use crate::decode::{Acceptance, Draft, Round, Source};
+use crate::decode::{Acceptance, Ask, Draft, Round, Source};
 use crate::grid::Grid;
 use crate::nn::spatial_heads::Offset;
 
@@ -80,7 +80,7 @@ impl Planner {
         for image in 0..self.subjects.len() {
             self.subjects[image].kept = 0;
             if drawn {
-                let (rule, row) = (self.rule(image, 0, false), self.kept_row(image));
+                let (rule, row) = (self.rule(image, &Ask::draw(0)), self.kept_row(image));
                 step.verdicts.push(self.draw(image, 0, rule, [Some(row), None]));
             }
         }
@@ -110,7 +110,7 @@ impl Planner {
         }
         for ((image, drafts), rows) in images.iter().zip(rows) {
             for (draft, rows) in drafts.iter().zip(rows) {
-                let rule = self.rule(*image, draft.position, false);
+                let rule = self.rule(*image, &Ask::draw(draft.position));
                 step.drafts.push(self.draw(*image, draft.position, rule, rows));
             }
         }
@@ -167,7 +167,7 @@ impl Planner {
                     self.kept_row(image)
                 }
             };
-            let rule = self.rule(image, ask.position, ask.verify);
+            let rule = self.rule(image, ask);
             let follows = ask.follows && rule.0 == Rule::AutoCorrect;
             step.verdicts.push(Draw { follows, ..self.draw(image, ask.position, rule, [Some(predicted), None]) });
         }
@@ -193,10 +193,12 @@ impl Planner {
     }
 
     /// Rule and round of the next draw at a position.
-    fn rule(&mut self, image: usize, position: usize, verify: bool) -> (Rule, u32) {
-        let rounds = &mut self.subjects[image].rounds[position];
-        match (self.acceptance, verify) {
-            (Acceptance::Clinging { slack }, true) => (Rule::Cling { slack }, 0),
+    fn rule(&mut self, image: usize, ask: &Ask) -> (Rule, u32) {
+        let rounds = &mut self.subjects[image].rounds[ask.position];
+        match (self.acceptance, ask.verify) {
+            (Acceptance::Clinging { slack, early }, true) => {
+                (Rule::Cling { slack: if ask.early { early } else { slack } }, 0)
+            }
             (Acceptance::Coupled | Acceptance::Clinging { .. }, _) => (Rule::Coupled, 0),
             (Acceptance::Judged(_), false) => {
                 *rounds = 0;

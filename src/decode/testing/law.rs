@@ -49,6 +49,7 @@ fn coupled_wave(rounds: Option<u32>, coupling: Coupling) -> impl Fn(&Toy) -> Box
         coupling,
         relaxation: None,
         slack: 0.0,
+        early: None,
         tree: 0,
     };
     move |toy| Box::new(Wave::new(toy.grid(), toy.heads(), knobs))
