@@ -218,6 +218,7 @@ pub const DECODERS: [Description; 15] = [
             "wavefront:lag=0.8:slope=0.1:rounds=7:slack=0.5",
             "wavefront:lag=1.15:slope=0.1:rounds=11:slack=0.5",
             "wavefront:lag=0.8:slope=0.05:window=8:rounds=all:reach=2:slack=0.75",
+            "wavefront:lag=0.6:slope=0.02:window=8:rounds=all:slack=1.35:early=0.5",
             "wavefront:slack=0.5",
         ],
     },
@@ -495,7 +496,7 @@ mod tests {
         }
         for text in [
             "wavefront:lag=2:rounds=5:reach=2:draft=left:coupling=maximal:pool=9:mass=0.2",
-            "wavefront:rounds=all:reach=all:slack=0.7:tree=32",
+            "wavefront:rounds=all:reach=all:slack=0.7:early=0.2:tree=32",
             "wavefront:reach=all",
             "wavefront:slack=0.35",
             "exact:window=4:tree=64",
