@@ -218,7 +218,7 @@ pub const DECODERS: [Description; 15] = [
             "wavefront:lag=0.8:slope=0.1:rounds=7:slack=0.5",
             "wavefront:lag=1.15:slope=0.1:rounds=11:slack=0.5",
             "wavefront:lag=0.8:slope=0.05:window=8:rounds=all:reach=2:slack=0.75",
-            "wavefront:lag=0.6:slope=0.02:window=8:rounds=all:slack=1.35:early=0.5",
+            "wavefront:lag=0.6:slope=0.02:window=8:rounds=all:slack=1.45:early=0.6",
             "wavefront:slack=0.5",
         ],
     },
