@@ -3,7 +3,7 @@
 //! With the noise of its position fixed, a token is the one with the largest log p + noise ([`Rule::Coupled`]). A
 //! distribution that was made in a context which has since changed still says which tokens are near the top, and that
 //! as a law: the softmax of these sums. Most passes end at a token that was the runner-up. So the few best of every
-//! position at the front ([`Forecast`]) make a tree of continuations, most probable first, which is fed beside the
+//! position at the front ([`Forecast`], [`Outlook`]) make a tree of continuations, most probable first, which is fed beside the
 //! block. The way through it that the drawn tokens take runs on where the block was wrong.
 //!
 //! Nothing is final by it: the tokens on the way are put into the canvas as guesses, and the next pass, which feeds them
@@ -159,7 +159,8 @@ impl Foresight {
             self.follow(&way, known, &forecasts);
         }
         self.trunk = known.max(reached);
-        self.outlook.turn(self.trunk);
+        // The tree may have been wrong about the rest of the trunk.
+        self.outlook.turn(known);
     }
 
     /// Takes in what was foreseen; by slot, what each node foresaw.
@@ -330,7 +331,12 @@ mod tests {
         foresight.grow(&asks(), &mut Round::default());
         let chosen: Vec<Chosen> = (0..9).flat_map(|_| forecast([20, 2, 3], [1.0, 0.0, 0.0])).collect();
         learn(&mut foresight, 1, Some(11), &chosen);
+        let foreseen = |foresight: &Foresight| foresight.outlook.of(foresight.trunk + 1, foresight.before(None));
         assert_eq!(foresight.puts(3), [(2, 20)]);
         assert_eq!(foresight.trunk, 2);
+        assert_eq!(foreseen(&foresight)[0].token, 20);
+        // What was foreseen of the positions that were put and not fed is still there.
+        foresight.puts(2);
+        assert_eq!((foresight.trunk, foreseen(&foresight)[0].token), (1, 20));
     }
 }

@@ -109,7 +109,7 @@ impl Lanes {
         }
         let lane = &mut self.lanes[row];
         if self.shape.adaptive && lane.window.next == first {
-            round.asks.push(Ask { position: first, verify: lane.probing, follows: false, early: false });
+            round.asks.push(Ask { verify: lane.probing, ..Ask::draw(first) });
         } else {
             let lists = Lists { guesser: &mut self.guesser, puts: &mut round.puts, asks: &mut round.asks };
             round.block.extend(lane.window.pass(self.shape.window, limit, true, lists));

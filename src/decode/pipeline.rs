@@ -48,8 +48,8 @@ pub struct Knobs {
     /// Nats by which another token must be better before the one that is there gives way, under [`Coupling::Gumbel`]. A
     /// correction of a nearly equal token costs those behind it more than it is worth.
     pub slack: f32,
-    /// The slack of tokens that are at least a row and a half behind the first open one, where contexts still change; `None` for the same.
-    /// With less there, most tokens arrive at the front with some of their slack to spare.
+    /// The slack of tokens that are at least a row and a half behind the first open one, where contexts still change;
+    /// `None` for the same. With less there, most tokens arrive at the front with some of their slack to spare.
     pub early: Option<f32>,
     /// Nodes of a tree of second guesses at the front ([`Foresight`]), 0 for none. For [`Coupling::Gumbel`].
     pub tree: usize,
@@ -118,8 +118,8 @@ impl super::knobs::Knobs for Knobs {
         if self.tree > 0 && !self.foresees() {
             return Err("a tree of second guesses needs coupling=gumbel".into());
         }
-        if self.early.is_some_and(|early| early > self.slack) {
-            return Err("early: must be at most slack".into());
+        if let Some(early) = self.early.filter(|&early| early > self.slack) {
+            return Err(format!("early={early}: must be at most slack"));
         }
         match self.slack > 0.0 && self.coupling != Coupling::Gumbel {
             true => Err("slack needs coupling=gumbel; maximal has the knobs of its tests".into()),

@@ -108,7 +108,7 @@ impl Window {
         let judged = self.guessed.max(fed.end);
         to.asks.extend((fed.start..=fed.end).map(|position| {
             let verify = position < judged;
-            Ask { position, verify, follows: chain && verify && position > fed.start, early: false }
+            Ask { verify, follows: chain && verify && position > fed.start, ..Ask::draw(position) }
         }));
         self.guessed = self.guessed.max(fed.end + 1);
         fed
