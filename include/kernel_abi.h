@@ -122,7 +122,8 @@ typedef struct WeftDraw {
   uint32_t first;             // place of the first sibling; of rules that choose, of their first in the list of what was chosen
   uint32_t count;             // children or siblings
   uint32_t round;             // of the random numbers
-  float slack;                // nats that the token that is there has more in a coupled draw
+  float slack;                // nats by which the best must be better than the token that is there, in a coupled draw
+  float penalty;              // nats less of that for each nat by which the best is more probable
   uint32_t conditional[2];    // the second is WEFT_NONE unless the mean of two distributions is drawn from
   uint32_t unconditional[2];  // WEFT_NONE without guidance
 } WeftDraw;

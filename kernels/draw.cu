@@ -5,17 +5,21 @@
 // resolved by the block that is done last. The noise differs from the CPU's as philox.cuh says.
 #include "verify.cuh"
 
-// argmax(weight + noise) over the quads from `begin` to `end`; `token` has `slack` more.
+// argmax(weight + noise) over the quads from `begin` to `end`.
 __device__ __forceinline__ Best coupled(const Distribution &law, const Numbers &numbers, uint32_t begin, uint32_t end,
-                                        uint32_t token, float slack, Shared &shared) {
+                                        Shared &shared) {
   Best best = {-INFINITY, 0};
-  for (uint32_t quad = begin + threadIdx.x; quad < end; quad += blockDim.x) {
-    Floats<4> weights = law.weights(quad);
-#pragma unroll
-    for (int j = 0; j < 4; ++j) weights.v[j] += quad * 4 + j == token ? slack : 0.0f;
-    offer_quad(best, quad, weights, numbers.block(quad));
-  }
+  for (uint32_t quad = begin + threadIdx.x; quad < end; quad += blockDim.x)
+    offer_quad(best, quad, law.weights(quad), numbers.block(quad));
   return block_best(best, shared);
+}
+
+// Whether the token that is there stays, by Rule::Cling, though `best` is the coupled draw's.
+__device__ __forceinline__ bool clings(const Distribution &law, const Numbers &noise, const WeftDraw &draw,
+                                       uint32_t token, const Best &best) {
+  const float weight = law.weight(token);
+  const float more_probable = law.weight(best.token) - weight, better = best.score - (weight + gumbel_of(noise, token));
+  return better < draw.slack - draw.penalty * fmaxf(more_probable, 0.0f);
 }
 
 // The rules that keep p. A draft is argmax(log p + noise); a token that fails is replaced by argmax(log max(0, p - q) +
@@ -55,7 +59,7 @@ __device__ __forceinline__ WeftJudged judged(const Distribution &law, const Weft
   if (correct) corrected = block_best(corrected, shared);
   if (redraw) fresh = block_best(fresh, shared);
   // Should rounding have left nothing of the residual.
-  if (correct && corrected.score == -INFINITY) corrected = coupled(law, numbers, 0, law.vocabulary.quads(), 0, 0.0f, shared);
+  if (correct && corrected.score == -INFINITY) corrected = coupled(law, numbers, 0, law.vocabulary.quads(), shared);
   return {verdict == Verdict::Keep, verdict == Verdict::Redraw ? fresh.token : corrected.token, fresh.token};
 }
 
@@ -115,11 +119,13 @@ extern "C" __global__ void __launch_bounds__(512, 1)
     const uint32_t share = (law.vocabulary.quads() + blocks - 1) / blocks;
     const uint32_t begin = blockIdx.x * share, end = min(begin + share, law.vocabulary.quads());
     const Numbers noise = numbers_of(draw, image, PURPOSE_TOKEN, 0);
-    Best best = coupled(law, noise, begin, end, tokens[place], draw.slack, shared);
+    Best best = coupled(law, noise, begin, end, shared);
     if (shared_by_blocks &&
         !merge_blocks(best, partial + (size_t)place * gridDim.x, arrived + 1 + place, shared))
       return;
     after = best.token;
+    const uint32_t token = tokens[place];
+    if (threadIdx.x == 0 && draw.slack > 0.0f && clings(law, noise, draw, token, best)) after = token;
   } else {
     const bool correct = draw.rule == WEFT_RULE_AUTO_CORRECT;
     const float uniform = unit(numbers_of(draw, image, PURPOSE_ACCEPT, draw.round).block(0).x);

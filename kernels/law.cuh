@@ -254,6 +254,13 @@ __device__ __forceinline__ Numbers numbers_of(const WeftDraw &draw, const WeftIm
   return {{image.seed_low, image.seed_high}, draw.position, image.stream, purpose | round << 8};
 }
 
+// The Gumbel noise of one token.
+__device__ __forceinline__ float gumbel_of(const Numbers &numbers, uint32_t token) {
+  const uint4 words = numbers.block(token / QUAD);
+  const uint32_t low = token & 1 ? words.y : words.x, high = token & 1 ? words.w : words.z;
+  return gumbel(token & 2 ? high : low);
+}
+
 // Offers weight + noise of a quad's tokens.
 __device__ __forceinline__ void offer_quad(Best &best, uint32_t quad, const Floats<4> &weights, const uint4 &words) {
   best.offer(weights.v[0] + gumbel(words.x), quad * QUAD);

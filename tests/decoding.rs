@@ -137,11 +137,11 @@ fn gumbel_coupling_returns_the_tokens_of_ar() {
     let (_, without) = tokens(&generator, Method::EXACT, sampling, 3);
     assert!(fewer * 20 < without * 19, "{fewer} passes, {without} without the tree");
     // Without slack what a relaxed wavefront settles is exact too.
-    let relaxed = "wavefront:lag=1:slope=0.04:window=3:rounds=all:tree=32".parse().unwrap();
+    let relaxed = "wavefront:lag=1:slope=0.04:window=3:slack=0:tree=32".parse().unwrap();
     assert_eq!(tokens(&generator, relaxed, sampling, 3), (plain.clone(), fewer));
     // What is asked early has its own slack.
     let early = |early: &str| {
-        let name = format!("wavefront:lag=0.6:slope=0.02:window=8:rounds=all:slack=1:early={early}");
+        let name = format!("wavefront:slack=1:early={early}");
         tokens(&generator, name.parse().unwrap(), sampling, 1).0
     };
     assert_ne!(early("0"), early("1"));

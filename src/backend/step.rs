@@ -231,11 +231,14 @@ pub struct Source {
 pub enum Rule {
     /// Coupled randomness: argmax(log p + Gumbel noise of the position), whatever the token is now.
     Coupled,
-    /// The same, relaxed: the token that is there has `slack` more, so that it stays until another is better by more than
-    /// that. One that p excludes does not stay. Of equal sums the lower token's counts.
+    /// The same, relaxed: the token that is there stays while the best one's sum is less than `slack` larger. Where the best one
+    /// is also the more probable, each nat of that takes `penalty` of the slack away: noise that is only lucky may stand, a token
+    /// that the model finds out of place may not. One that p excludes does not stay.
     Cling {
-        /// Nats, not negative; added to log p before the noise is.
+        /// Nats, not negative.
         slack: f32,
+        /// Nats of slack for each nat, not negative.
+        penalty: f32,
     },
     /// argmax(log p + noise of its own), and p is kept as the law that the token was drawn from. For
     /// [`Rule::AutoCorrect`] to judge later.

@@ -9,13 +9,15 @@ pub enum Acceptance {
     /// Coupled randomness: a token is argmax(log p + Gumbel noise of its position), so drafting and verifying agree
     /// whenever their distributions do, and a pass over tokens that no longer change has found plain AR's sample.
     Coupled,
-    /// The same, relaxed: a token stays until another's sum is larger by more than `slack` nats
+    /// The same, relaxed: a token stays while the best one's sum is less than `slack` nats larger
     /// ([`Rule::Cling`](crate::backend::Rule::Cling)). Corrections that hardly matter then make no others.
     Clinging {
         /// Nats.
         slack: f32,
         /// The slack of what is asked early ([`Ask::early`](super::Ask::early)), at most the other.
         early: f32,
+        /// Nats of slack that each nat takes by which the best is more probable.
+        penalty: f32,
     },
     /// A token is kept if it passes a test of p against q, the law that it was drawn from, and replaced otherwise; see
     /// [`Rule::AutoCorrect`](crate::backend::Rule::AutoCorrect). With [`Test::Token`] its law is then p.

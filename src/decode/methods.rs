@@ -263,16 +263,17 @@ impl Method {
     });
     /// The shape that the exploration in `docs/wavefront.md` chose.
     pub const WAVEFRONT: Self = Self::Wavefront(pipeline::Knobs {
-        lag: 1.5,
-        slope: 0.2,
-        window: f64::INFINITY,
-        rounds: Some(8),
+        lag: 0.8,
+        slope: 0.05,
+        window: 6.0,
+        rounds: None,
         reach: None,
         drafter: DRAFTER,
         coupling: Coupling::Gumbel,
         relaxation: Some(Relaxation::NONE),
-        slack: 0.0,
-        early: None,
+        slack: 3.0,
+        early: Some(1.0),
+        penalty: 0.6,
         tree: 0,
     });
     /// A window of about three rows: wider ones save few passes and feed many more rows.
@@ -287,6 +288,7 @@ impl Method {
         relaxation: None,
         slack: 0.0,
         early: None,
+        penalty: 0.0,
         tree: 0,
     });
 
@@ -495,8 +497,8 @@ mod tests {
             }
         }
         for text in [
-            "wavefront:lag=2:rounds=5:reach=2:draft=left:coupling=maximal:pool=9:mass=0.2",
-            "wavefront:rounds=all:reach=all:slack=0.7:early=0.2:tree=32",
+            "wavefront:lag=2:rounds=5:reach=2:draft=left:slack=0:coupling=maximal:pool=9:mass=0.2",
+            "wavefront:rounds=all:reach=all:slack=0.7:early=0.2:penalty=0.4:tree=32",
             "wavefront:reach=all",
             "wavefront:slack=0.35",
             "exact:window=4:tree=64",
@@ -531,10 +533,10 @@ mod tests {
             ("exact:coupling=maximal:tree=8", "needs coupling=gumbel"),
             ("wavefront:slack=-1", "slack=-1: must be"),
             ("wavefront:slack=0.5:coupling=maximal", "slack needs coupling=gumbel"),
-            ("wavefront:slack=0.5:early=0.6", "early=0.6: must be at most slack"),
+            ("wavefront:penalty=-1", "penalty=-1: must be"),
             ("exact:early=0", "exact has no knob \"early\""),
             ("exact:slack=0.5", "exact has no knob \"slack\""),
-            ("wavefront:coupling=maximal:tree=8", "needs coupling=gumbel"),
+            ("wavefront:slack=0:coupling=maximal:tree=8", "needs coupling=gumbel"),
             ("exact:reach=2", "exact has no knob \"reach\""),
             ("ar:lag=1", "ar has no knob \"lag\""),
             ("wavefront:lag=-1", "lag=-1: must be"),

@@ -162,8 +162,10 @@ impl Toy {
     fn draw(&mut self, ask: Ask, log_weights: &[f32]) -> Drawn {
         let Ask { position, verify, follows, .. } = ask;
         let (rule, round, test) = match (self.acceptance, verify) {
-            (Acceptance::Clinging { early, .. }, true) if ask.early => (Rule::Cling { slack: early }, 0, Test::Token),
-            (Acceptance::Clinging { slack, .. }, true) => (Rule::Cling { slack }, 0, Test::Token),
+            (Acceptance::Clinging { slack, early, penalty }, true) => {
+                let slack = if ask.early { early } else { slack };
+                (Rule::Cling { slack, penalty }, 0, Test::Token)
+            }
             (Acceptance::Coupled | Acceptance::Clinging { .. }, _) => (Rule::Coupled, 0, Test::Token),
             (Acceptance::Judged(test), false) => (Rule::Draft, 0, test),
             (Acceptance::Judged(test), true) => (Rule::AutoCorrect, self.rounds[position], test),

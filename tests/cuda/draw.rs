@@ -194,7 +194,7 @@ fn tokens_cling_as_on_the_cpu() {
         // Near enough that the token of the first is often nearly the best of the second.
         let second: Vec<f32> = first.iter().zip(noise).map(|(first, noise)| first + apart * noise).collect();
         let all = |rule| (0..draws).map(|i| case.draw(i, i, rule, 0)).collect::<Vec<_>>();
-        let (coupled, clinging) = (all(Rule::Coupled), all(Rule::Cling { slack: 1.5 }));
+        let (coupled, clinging) = (all(Rule::Coupled), all(Rule::Cling { slack: 1.5, penalty: 0.5 }));
         let (mut device, mut host) = (Easel::new(&*cuda, &case, draws, draws), Easel::new(&cpu, &case, draws, draws));
         device.draw(&*cuda, Phase::Verdicts, &first, &coupled);
         host.draw(&cpu, Phase::Verdicts, &first, &coupled);

@@ -74,7 +74,7 @@ fn relaxed_decoders_make_images_in_as_many_passes() {
     let (ours, theirs) = (ours.outcome.stats, theirs.outcome.stats);
     assert!(ours.nfe.abs_diff(theirs.nfe) <= 4, "{} passes, {} on the processor", ours.nfe, theirs.nfe);
     assert!((ours.acceptance() - theirs.acceptance()).abs() < 0.1);
-    as_many_passes("wavefront:lag=1:window=2:rounds=all:reach=2:slack=0.75:early=0.3:tree=16", COUNT);
+    as_many_passes("wavefront:lag=1:window=2:reach=2:slack=0.75:early=0.3:tree=16", COUNT);
 }
 
 /// Chains, puts, groups and rows beside the cache.

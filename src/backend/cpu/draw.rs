@@ -136,7 +136,11 @@ impl Canvas {
         self.kept = false;
         let after = match draw.rule {
             Rule::Coupled => self.coupled(index, draw, image.stream, log_weights),
-            Rule::Cling { slack } => self.clinging(index, slack, draw, image.stream, log_weights),
+            Rule::Cling { slack, penalty } => {
+                let best = self.coupled(index, draw, image.stream, log_weights);
+                let stays = self.clings(index, best, slack, penalty, log_weights);
+                if stays { before } else { best }
+            }
             Rule::Draft => {
                 let mut q = vec![0.0; log_weights.len()].into_boxed_slice();
                 softmax(log_weights, &mut q);
@@ -174,14 +178,13 @@ impl Canvas {
         gumbel_max(log_weights, self.noise(index, draw, stream, log_weights.len()))
     }
 
-    fn clinging(&mut self, index: usize, slack: f32, draw: &Draw, stream: Stream, log_weights: &[f32]) -> u32 {
-        let mut weights = std::mem::take(&mut self.scratch[0]);
-        weights.clear();
-        weights.extend_from_slice(log_weights);
-        weights[self.tokens[index] as usize] += slack;
-        let token = self.coupled(index, draw, stream, &weights);
-        self.scratch[0] = weights;
-        token
+    /// Does the token that is there stay, by [`Rule::Cling`], now that its coupled draw gave `best`?
+    fn clings(&self, index: usize, best: u32, slack: f32, penalty: f32, log_weights: &[f32]) -> bool {
+        let noise = self.noise[index].as_ref().map_or(&[][..], |(_, noise)| noise);
+        let (best, held) = (best as usize, self.tokens[index] as usize);
+        let more_probable = log_weights[best] - log_weights[held];
+        let better = log_weights[best] + noise[best] - (log_weights[held] + noise[held]);
+        better < slack - penalty * more_probable.max(0.0)
     }
 
     /// The noise of a position's coupled draws.
@@ -433,28 +436,35 @@ mod tests {
     }
 
     #[test]
-    fn a_token_clings_while_no_other_is_better_by_more_than_the_slack() {
-        let (p, slack) = ([0.4, 0.3, 0.0, 0.3], 0.5);
-        let (mut stayed, mut left) = (0, 0);
+    fn a_token_clings_while_no_other_is_better_by_the_slack_less_its_penalty() {
+        let (p, slack, penalty) = ([0.6, 0.1, 0.0, 0.3], 0.75, 0.5);
+        let (mut stayed, mut left, mut improbable) = (0, 0, 0);
         for seed in 0..400 {
             let mut noise = [0.0; 4];
             image(seed, Test::Token).stream.gumbel(Purpose::Token, 0, 5, &mut noise);
-            let sums: Vec<f32> = logs(&p).iter().zip(noise).map(|(weight, noise)| weight + noise).collect();
-            let best = gumbel_max(&logs(&p), &noise);
+            let weights = logs(&p);
+            let best = gumbel_max(&weights, &noise);
+            let less = |values: &[f32], token| values[best as usize] - values[token as usize];
             for token in 0..4 {
-                let mut canvas = Canvas::new(1, 8, 4);
-                canvas.put(5, token);
-                let drawn = apply(&mut canvas, at(5, Rule::Cling { slack }, 3), seed, &p);
-                let stays = sums[best as usize] - sums[token as usize] <= slack;
-                assert_eq!(drawn, Drawn { before: token, after: if stays { token } else { best } });
-                assert_eq!(canvas.at(5), drawn.after);
+                let draw = |slack, penalty| {
+                    let mut canvas = Canvas::new(1, 8, 4);
+                    canvas.put(5, token);
+                    let drawn = apply(&mut canvas, at(5, Rule::Cling { slack, penalty }, 3), seed, &p);
+                    assert_eq!((drawn.before, drawn.after), (token, canvas.at(5)));
+                    drawn.after
+                };
+                let or_best = |stays| if stays { token } else { best };
+                let better = less(&weights, token) + less(&noise, token);
+                assert_eq!(draw(slack, 0.0), or_best(better < slack));
+                let stays = better < slack - penalty * less(&weights, token).max(0.0);
+                assert_eq!(draw(slack, penalty), or_best(stays));
+                assert_eq!(draw(0.0, penalty), best, "without slack it is a coupled draw");
                 stayed += u32::from(stays && token != best);
                 left += u32::from(!stays);
-                let drawn = apply(&mut canvas, at(5, Rule::Cling { slack: 0.0 }, 3), seed, &p);
-                assert_eq!(drawn.after, best, "without slack it is a coupled draw");
+                improbable += u32::from(better < slack && !stays);
             }
         }
-        assert!(stayed > 100 && left > 400, "{stayed} stayed, {left} left");
+        assert!(stayed > 100 && left > 400 && improbable > 20, "{stayed} stayed, {left} left, {improbable} by penalty");
     }
 
     #[test]

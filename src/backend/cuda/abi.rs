@@ -179,12 +179,13 @@ pub struct WeftDraw {
     pub count: u32,
     pub round: u32,
     pub slack: f32,
+    pub penalty: f32,
     pub conditional: [u32; 2usize],
     pub unconditional: [u32; 2usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of WeftDraw"][::core::mem::size_of::<WeftDraw>() - 48usize];
+    ["Size of WeftDraw"][::core::mem::size_of::<WeftDraw>() - 52usize];
     ["Alignment of WeftDraw"][::core::mem::align_of::<WeftDraw>() - 4usize];
     ["Offset of field: WeftDraw::image"][::core::mem::offset_of!(WeftDraw, image) - 0usize];
     ["Offset of field: WeftDraw::position"][::core::mem::offset_of!(WeftDraw, position) - 4usize];
@@ -194,8 +195,9 @@ const _: () = {
     ["Offset of field: WeftDraw::count"][::core::mem::offset_of!(WeftDraw, count) - 20usize];
     ["Offset of field: WeftDraw::round"][::core::mem::offset_of!(WeftDraw, round) - 24usize];
     ["Offset of field: WeftDraw::slack"][::core::mem::offset_of!(WeftDraw, slack) - 28usize];
-    ["Offset of field: WeftDraw::conditional"][::core::mem::offset_of!(WeftDraw, conditional) - 32usize];
-    ["Offset of field: WeftDraw::unconditional"][::core::mem::offset_of!(WeftDraw, unconditional) - 40usize];
+    ["Offset of field: WeftDraw::penalty"][::core::mem::offset_of!(WeftDraw, penalty) - 32usize];
+    ["Offset of field: WeftDraw::conditional"][::core::mem::offset_of!(WeftDraw, conditional) - 36usize];
+    ["Offset of field: WeftDraw::unconditional"][::core::mem::offset_of!(WeftDraw, unconditional) - 44usize];
 };
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone, PartialEq, bytemuck :: Pod, bytemuck :: Zeroable)]

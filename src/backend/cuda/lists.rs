@@ -171,7 +171,9 @@ impl<'a> Lists<'a> {
                 self.reaches(Bound::Places, draw.position);
                 match draw.rule {
                     Rule::Coupled => {}
-                    Rule::Cling { slack } => assert!(slack >= 0.0, "a slack of {slack}"),
+                    Rule::Cling { slack, penalty } => {
+                        assert!(slack >= 0.0 && penalty >= 0.0, "a slack of {slack}, a penalty of {penalty}");
+                    }
                     Rule::Draft | Rule::AutoCorrect => self.reaches(Bound::Laws, 0),
                     Rule::Children { count } => {
                         self.reaches(Bound::Laws, 0);
@@ -475,8 +477,9 @@ fn draws(draws: &[Draw], mut before: u32) -> Vec<WeftDraw> {
             Rule::Siblings { first, count, drawn: false } => (WEFT_RULE_CHOSEN, first, count),
         };
         before += draw.rule.chooses() as u32;
-        let slack = if let Rule::Cling { slack } = draw.rule { slack } else { 0.0 };
-        WeftDraw { image, position, rule, links, first, count, round, slack, conditional, unconditional }
+        let (slack, penalty) =
+            if let Rule::Cling { slack, penalty } = draw.rule { (slack, penalty) } else { (0.0, 0.0) };
+        WeftDraw { image, position, rule, links, first, count, round, slack, penalty, conditional, unconditional }
     };
     draws.iter().zip(followed).map(draw).collect()
 }

@@ -196,8 +196,9 @@ impl Planner {
     fn rule(&mut self, image: usize, ask: &Ask) -> (Rule, u32) {
         let rounds = &mut self.subjects[image].rounds[ask.position];
         match (self.acceptance, ask.verify) {
-            (Acceptance::Clinging { slack, early }, true) => {
-                (Rule::Cling { slack: if ask.early { early } else { slack } }, 0)
+            (Acceptance::Clinging { slack, early, penalty }, true) => {
+                let slack = if ask.early { early } else { slack };
+                (Rule::Cling { slack, penalty }, 0)
             }
             (Acceptance::Coupled | Acceptance::Clinging { .. }, _) => (Rule::Coupled, 0),
             (Acceptance::Judged(_), false) => {

@@ -50,6 +50,7 @@ fn coupled_wave(rounds: Option<u32>, coupling: Coupling) -> impl Fn(&Toy) -> Box
         relaxation: None,
         slack: 0.0,
         early: None,
+        penalty: 0.0,
         tree: 0,
     };
     move |toy| Box::new(Wave::new(toy.grid(), toy.heads(), knobs))
