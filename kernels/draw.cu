@@ -124,8 +124,10 @@ extern "C" __global__ void __launch_bounds__(512, 1)
         !merge_blocks(best, partial + (size_t)place * gridDim.x, arrived + 1 + place, shared))
       return;
     after = best.token;
-    const uint32_t token = tokens[place];
-    if (threadIdx.x == 0 && draw.slack > 0.0f && clings(law, noise, draw, token, best)) after = token;
+    if (threadIdx.x == 0 && draw.slack > 0.0f) {
+      const uint32_t token = tokens[place];
+      if (clings(law, noise, draw, token, best)) after = token;
+    }
   } else {
     const bool correct = draw.rule == WEFT_RULE_AUTO_CORRECT;
     const float uniform = unit(numbers_of(draw, image, PURPOSE_ACCEPT, draw.round).block(0).x);
