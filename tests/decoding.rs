@@ -139,12 +139,13 @@ fn gumbel_coupling_returns_the_tokens_of_ar() {
     // Without slack what a relaxed wavefront settles is exact too.
     let relaxed = "wavefront:lag=1:slope=0.04:window=3:slack=0:tree=32".parse().unwrap();
     assert_eq!(tokens(&generator, relaxed, sampling, 3), (plain.clone(), fewer));
-    // What is asked early has its own slack.
-    let early = |early: &str| {
-        let name = format!("wavefront:slack=1:early={early}");
-        tokens(&generator, name.parse().unwrap(), sampling, 1).0
+    // What is asked early has its own slack, and what is improbable has less.
+    let slack = |knobs: &str| {
+        let method = format!("wavefront:slack=1:{knobs}").parse().unwrap();
+        tokens(&generator, method, sampling, 1).0
     };
-    assert_ne!(early("0"), early("1"));
+    assert_ne!(slack("early=0"), slack("early=1"));
+    assert_ne!(slack("penalty=0.6"), slack("penalty=0"));
     // As many rows and questions as there can be: all positions, and the largest tree.
     let (most, _) = tokens(&generator, "exact:lag=0:slope=0:window=inf:tree=128".parse().unwrap(), sampling, 3);
     assert_eq!(most, plain);

@@ -41,7 +41,7 @@ pub struct Foresight {
     grid: Grid,
     /// Nodes at most.
     budget: usize,
-    /// Nats by which a token may be worse than another and stay ([`Rule::Cling`](crate::backend::Rule::Cling)).
+    /// The most nats by which a token may be worse than another and stay ([`Rule::Cling`](crate::backend::Rule::Cling)).
     slack: f32,
     outlook: Outlook,
     /// What the positions hold, as far as a round was about them.

@@ -42,7 +42,7 @@ pub enum Method {
     Lantern(Lantern<dynamic_tree::Knobs>),
     /// LANTERN++: the static tree, relaxed.
     LanternPlus(Lantern<static_tree::Knobs>),
-    /// The slanted wavefront, relaxed: a cap on rounds, or slack.
+    /// The slanted wavefront, relaxed: by slack, or by a cap on rounds.
     Wavefront(pipeline::Knobs),
     /// The slanted wavefront without them: the model's own law, and plain AR's tokens, bit for bit.
     Exact(pipeline::Knobs),
@@ -214,12 +214,14 @@ pub const DECODERS: [Description; 15] = [
         source: "weft: rows in flight, coupled noise",
         method: Method::WAVEFRONT,
         sweep: &[
-            "wavefront:lag=1:slope=0:rounds=2",
-            "wavefront:lag=0.8:slope=0.1:rounds=7:slack=0.5",
-            "wavefront:lag=1.15:slope=0.1:rounds=11:slack=0.5",
-            "wavefront:lag=0.8:slope=0.05:window=8:rounds=all:reach=2:slack=0.75",
-            "wavefront:lag=0.6:slope=0.02:window=8:rounds=all:slack=1.45:early=0.6",
-            "wavefront:slack=0.5",
+            "wavefront:lag=0.6:slope=0.02:window=8:slack=9:early=3:penalty=1",
+            "wavefront:slack=4.5:early=1.5:penalty=0.8",
+            "wavefront:window=4",
+            "wavefront:slack=1:early=0.4:tree=64",
+            "wavefront:lag=0.6:slope=0.02:window=8:slack=1.45:early=0.6:penalty=0",
+            "wavefront:slope=0.1:window=inf:rounds=7:slack=0.5:penalty=0",
+            "wavefront:lag=1.15:slope=0.1:window=inf:rounds=11:slack=0.5:penalty=0",
+            "wavefront:lag=1.5:slope=0.2:window=inf:rounds=8:slack=0",
         ],
     },
     Description {
@@ -261,7 +263,7 @@ impl Method {
         steps: 50,
         noise: true,
     });
-    /// The shape that the exploration in `docs/wavefront.md` chose.
+    /// What the exploration in `docs/wavefront.md` chose: `ar`'s quality in the fewest passes.
     pub const WAVEFRONT: Self = Self::Wavefront(pipeline::Knobs {
         lag: 0.8,
         slope: 0.05,

@@ -197,6 +197,7 @@ fn relaxed_decoders_diverge() {
         let test = Judged(Test::Threshold { neighbours: 0, least });
         distance(test, &move |toy: &Toy| -> Box<dyn Schedule> { Box::new(mulo::MuLo::new(toy.scene(), knobs)) })
     };
+    let clinging = |slack, penalty| Acceptance::Clinging { slack, early: 1.0, penalty };
     let measured = [
         ("ar", distance(Coupled, &|toy| Box::new(Ar::new(toy.grid())))),
         ("gsd:g=2", distance(gsd(2), &jacobi(3, Guess::Random, true))),
@@ -216,7 +217,10 @@ fn relaxed_decoders_diverge() {
         ("lantern:k=3:delta=0.4", distance(pooled(3, PoolBound::Mass(0.4)), &dynamic_tree(6, 3, 2))),
         ("lantern++:k=1:lambda=2", distance(pooled(1, PoolBound::Ratio(2.0)), &static_tree(Plan::Tuned, 9))),
         ("lantern++:k=3:lambda=5", distance(pooled(3, PoolBound::Ratio(5.0)), &static_tree(Plan::Tuned, 9))),
-        ("wavefront:lag=1:slope=0.5:rounds=1", distance(Coupled, &wave(Some(1)))),
+        ("wavefront:rounds=1:slack=0", distance(Coupled, &wave(Some(1)))),
+        ("wavefront:slack=1:penalty=0", distance(clinging(1.0, 0.0), &wave(None))),
+        ("wavefront:slack=1", distance(clinging(1.0, 0.6), &wave(None))),
+        ("wavefront", distance(clinging(3.0, 0.6), &wave(None))),
     ];
     // The table of docs/decoders.md.
     for (name, distance) in measured {
