@@ -7,7 +7,7 @@ use weft::decode::methods::Method;
 use weft::engine::Generator;
 use weft::models::embedded;
 use weft::rng::{Purpose, Stream};
-use weft::sampling::Sampling;
+use weft::sampling::{Sampling, gumbel_max};
 
 #[test]
 fn exact_returns_the_tokens_of_ar_at_any_temperature() {
@@ -70,11 +70,31 @@ fn relaxed_decoders_make_images_in_as_many_passes() {
     let _turn = turn();
     let sampling = cpu().default_sampling();
     assert_eq!(generate(gpu(), Method::SSD, sampling).outcome.stats.nfe, 80);
-    let (ours, theirs) = (generate(gpu(), Method::WAVEFRONT, sampling), generate(cpu(), Method::WAVEFRONT, sampling));
-    let (ours, theirs) = (ours.outcome.stats, theirs.outcome.stats);
-    assert!(ours.nfe.abs_diff(theirs.nfe) <= 4, "{} passes, {} on the processor", ours.nfe, theirs.nfe);
-    assert!((ours.acceptance() - theirs.acceptance()).abs() < 0.1);
     as_many_passes("wavefront:lag=1:window=2:reach=2:slack=0.75:early=0.3:tree=16", COUNT);
+}
+
+/// What the processor finds in the context of a finished picture, which two devices need not have in common: every token is
+/// within its slack of the best one.
+#[test]
+fn a_wavefront_ends_where_all_tokens_stay() {
+    let _turn = turn();
+    let Method::Wavefront(knobs) = Method::WAVEFRONT else { unreachable!("it is one") };
+    let sampling = cpu().default_sampling();
+    let outcome = generate(gpu(), Method::WAVEFRONT, sampling).outcome;
+    assert!(outcome.stats.nfe < 60, "{} passes", outcome.stats.nfe);
+    let vocab = cpu().model.config.image_vocab_size;
+    let weights = forced(cpu(), sampling, &outcome.tokens);
+    let (mut noise, mut stayed) = (vec![0.0; vocab], 0);
+    for (position, (weights, &token)) in weights.chunks(vocab).zip(&outcome.tokens).enumerate() {
+        Stream { seed: SEED, image: 0 }.gumbel(Purpose::Token, 0, position, &mut noise);
+        let (best, token) = (gumbel_max(weights, &noise) as usize, token as usize);
+        let more_probable = weights[best] - weights[token];
+        let better = more_probable + noise[best] - noise[token];
+        let slack = knobs.slack - knobs.penalty * more_probable.max(0.0);
+        assert!(better <= slack + 2.0 * BOUND, "at {position} {best} is better than {token} by {better}, slack {slack}");
+        stayed += u32::from(best != token);
+    }
+    assert!(stayed > 20, "{stayed} tokens stayed that are not the best");
 }
 
 /// Chains, puts, groups and rows beside the cache.
