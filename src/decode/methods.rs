@@ -218,10 +218,6 @@ pub const DECODERS: [Description; 15] = [
             "wavefront:slack=4.5:early=1.5:penalty=0.8",
             "wavefront:window=4",
             "wavefront:slack=1:early=0.4:tree=64",
-            "wavefront:lag=0.6:slope=0.02:window=8:slack=1.45:early=0.6:penalty=0",
-            "wavefront:slope=0.1:window=inf:rounds=7:slack=0.5:penalty=0",
-            "wavefront:lag=1.15:slope=0.1:window=inf:rounds=11:slack=0.5:penalty=0",
-            "wavefront:lag=1.5:slope=0.2:window=inf:rounds=8:slack=0",
         ],
     },
     Description {

@@ -91,7 +91,10 @@ fn a_wavefront_ends_where_all_tokens_stay() {
         let more_probable = weights[best] - weights[token];
         let better = more_probable + noise[best] - noise[token];
         let slack = knobs.slack - knobs.penalty * more_probable.max(0.0);
-        assert!(better <= slack + 2.0 * BOUND, "at {position} {best} is better than {token} by {better}, slack {slack}");
+        assert!(
+            better <= slack + 2.0 * BOUND,
+            "at {position} {best} is better than {token} by {better}, slack {slack}"
+        );
         stayed += u32::from(best != token);
     }
     assert!(stayed > 20, "{stayed} tokens stayed that are not the best");
