@@ -560,7 +560,7 @@ mod tests {
             each.sum::<usize>()
         };
         let (all, late, penalised) = (worse(None, 0.0), worse(Some(0.0), 0.0), worse(None, 0.5));
-        assert_eq!(all, worse(Some(1.0), 0.0));
+        assert_eq!([Some(1.0), Some(3.0)].map(|early| worse(early, 0.0)), [all; 2], "at most the other");
         assert!(late < all && penalised < all, "{late} and {penalised} instead of {all}");
     }
 
