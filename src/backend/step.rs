@@ -232,7 +232,7 @@ pub enum Rule {
     /// Coupled randomness: argmax(log p + Gumbel noise of the position), whatever the token is now.
     Coupled,
     /// The same, relaxed: the token that is there stays while the best one's sum is less than `slack` larger. Where the best one
-    /// is also the more probable, each nat of that takes `penalty` of the slack away: noise that is only lucky may stand, a token
+    /// is also the more probable, each nat of that takes `penalty` of the slack away: a token that only has less luck may stay, one
     /// that the model finds out of place may not. One that p excludes does not stay.
     Cling {
         /// Nats, not negative.
