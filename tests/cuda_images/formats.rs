@@ -19,7 +19,7 @@ fn in_formats(formats: Formats) -> (Generator<CudaBackend>, Generator<CpuBackend
 
 /// Few passes, in which all that a wavefront does is done.
 fn quick() -> Method {
-    "wavefront:lag=0.8:slope=0.1:rounds=3".parse().unwrap()
+    "wavefront:lag=0.8:slope=0.1:window=inf:rounds=3:slack=0".parse().unwrap()
 }
 
 /// Makes an image on the device, and asserts that its log-weights are within a bound of the processor's with the same
