@@ -136,11 +136,7 @@ impl Canvas {
         self.kept = false;
         let after = match draw.rule {
             Rule::Coupled => self.coupled(index, draw, image.stream, log_weights),
-            Rule::Cling { slack, penalty } => {
-                let best = self.coupled(index, draw, image.stream, log_weights);
-                let stays = self.clings(index, best, slack, penalty, log_weights);
-                if stays { before } else { best }
-            }
+            Rule::Cling { slack, penalty } => self.clinging(index, (slack, penalty), draw, image.stream, log_weights),
             Rule::Draft => {
                 let mut q = vec![0.0; log_weights.len()].into_boxed_slice();
                 softmax(log_weights, &mut q);
@@ -178,13 +174,21 @@ impl Canvas {
         gumbel_max(log_weights, self.noise(index, draw, stream, log_weights.len()))
     }
 
-    /// Does the token that is there stay, by [`Rule::Cling`], now that its coupled draw gave `best`?
-    fn clings(&self, index: usize, best: u32, slack: f32, penalty: f32, log_weights: &[f32]) -> bool {
-        let noise = self.noise[index].as_ref().map_or(&[][..], |(_, noise)| noise);
-        let (best, held) = (best as usize, self.tokens[index] as usize);
-        let more_probable = log_weights[best] - log_weights[held];
-        let better = log_weights[best] + noise[best] - (log_weights[held] + noise[held]);
-        better < slack - penalty * more_probable.max(0.0)
+    fn clinging(
+        &mut self,
+        index: usize,
+        (slack, penalty): (f32, f32),
+        draw: &Draw,
+        stream: Stream,
+        log_weights: &[f32],
+    ) -> u32 {
+        let token = self.tokens[index];
+        let noise = self.noise(index, draw, stream, log_weights.len());
+        let best = gumbel_max(log_weights, noise);
+        let (held, other) = (token as usize, best as usize);
+        let more_probable = log_weights[other] - log_weights[held];
+        let better = log_weights[other] + noise[other] - (log_weights[held] + noise[held]);
+        if better < slack - penalty * more_probable.max(0.0) { token } else { best }
     }
 
     /// The noise of a position's coupled draws.
